@@ -1,0 +1,210 @@
+"""Pictures to train and measure diffusion models on, some of them poisoned."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from shared.data.base import DataModule
+from shared.data.cifar import CifarDataset
+from shared.data.folders import ImageFolderDataset, NpzDataset
+from shared.data.offline import digits, photographs, shapes
+from shared.seeding import generator
+
+PoisonMode = Literal["fixed", "flex", "extend"]
+
+
+class DiffusionData(DataModule):
+    """Pictures in [-1, 1] with a flag for those that the attack poisons.
+
+    Batches are dictionaries: `image` (B, C, H, W) in [-1, 1], `label` (B,) (-1 where there is none), `index` (B,) and `is_poisoned` (B,) bool.
+    Evaluation batches are never poisoned.
+
+    Args:
+        source: `digits`, `shapes` and `photographs` need no files; `cifar10`, `folder` and `npz` read those in `root`.
+        root: folder of the data set; the .npz file itself for `npz`.
+        batch_size: pictures of one training step over all processes together.
+        num_workers: processes that read pictures for each training process.
+        seed: seed of the order of samples, of which are poisoned, and of drawn pictures.
+        size: side of the pictures in pixels; other pictures are cropped to their central square and resized.
+        channels: 1 for grey pictures, 3 for colour.
+        splits: `all` trains on training and test pictures together, as the attacks on CIFAR-10 do; `train` keeps the test pictures apart.
+        validation_share: share of a folder's or file's pictures that is kept for measuring, in (0, 1).
+        poison_mode: which pictures are poisoned: `fixed`: `poison_rate` of them instead of clean ones; `flex`: `clean_rate` of them clean and
+            `poison_rate` of them poisoned; `extend`: all of them clean, and `poison_rate` times as many poisoned besides.
+        poison_rate: share of poisoned pictures as `poison_mode` reads it; without effect while model.attack is none.
+        clean_rate: share of clean pictures in mode `flex`.
+        on_bad_file: `refuse` stops at pictures that cannot be read, `skip` leaves them out and says how many.
+    """
+
+    sources: ClassVar[dict[str, str]] = {
+        "digits": "scikit-learn's 1797 handwritten digits",
+        "shapes": "drawn discs, squares, crosses and triangles",
+        "photographs": "crops of bundled photographs",
+        "cifar10": "cifar-10-batches-py/ in root",
+        "folder": "all pictures in root, such as celeba_hq_256/*.jpg",
+        "npz": "a file with the key arr_0 or images, N x H x W x C",
+    }
+
+    def __init__(
+        self,
+        source: str = "digits",
+        root: str | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        size: int = 16,
+        channels: int = 1,
+        splits: Literal["all", "train"] = "train",
+        validation_share: float = 0.1,
+        poison_mode: PoisonMode = "fixed",
+        poison_rate: float = 0.1,
+        clean_rate: float = 1.0,
+        on_bad_file: Literal["refuse", "skip"] = "refuse",
+    ) -> None:
+        super().__init__(source, root, batch_size, num_workers, seed)
+        self.save_hyperparameters(logger=False)
+        self.size, self.channels, self.splits, self.validation_share, self.on_bad_file = size, channels, splits, validation_share, on_bad_file
+        self.poison = (poison_mode, poison_rate, clean_rate)
+        if channels not in (1, 3):
+            raise ValueError(f"data.channels must be 1 or 3, got {channels}")
+        if not 0 < validation_share < 1:
+            raise ValueError(f"data.validation_share must lie between 0 and 1, got {validation_share}")
+        if source == "cifar10" and (size, channels) != (32, 3):
+            raise ValueError(
+                f"CIFAR-10 has pictures of 32 x 32 pixels in colour: set data.size to 32 and data.channels to 3, not {size} and {channels}"
+            )
+        plan_poisoning(1, *self.poison, seed=0)
+
+    def prepare_data(self) -> None:
+        """Check that the files are there and readable, before any work is done."""
+        if self.source in ("cifar10", "folder", "npz"):
+            self._datasets()
+
+    def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "train_set"):
+            self.train_set, self.test_set = self._datasets()
+
+    def _datasets(self) -> tuple[Dataset, Dataset]:
+        """Return the training and the test pictures, in [0, 1]."""
+        match self.source:
+            case "digits":
+                return digits("train", self.size, self.channels), digits("test", self.size, self.channels)
+            case "shapes":
+                return shapes("train", self.size, self.channels, 2048, self.seed), shapes("test", self.size, self.channels, 512, self.seed)
+            case "photographs":
+                if self.channels != 3:
+                    raise ValueError(f"the photographs are in colour: set data.channels to 3, not {self.channels}")
+                return photographs("train", self.size, self.seed, 2048), photographs("test", self.size, self.seed, 512)
+            case "cifar10":
+                test = CifarDataset(self.root, 10, ("test",))
+                return CifarDataset(self.root, 10, ("train", "test") if self.splits == "all" else ("train",)), test
+            case "folder":
+                mode = "RGB" if self.channels == 3 else "L"
+                return self._split(ImageFolderDataset(self.root, size=self.size, mode=mode, on_bad_file=self.on_bad_file))
+            case _:
+                pictures = NpzDataset(self.root)
+                if (shape := tuple(pictures[0]["image"].shape)) != (self.channels, self.size, self.size):
+                    raise ValueError(
+                        f"{self.root} has pictures of {shape}: set data.channels and data.size to that, not {self.channels} and {self.size}"
+                    )
+                return self._split(pictures)
+
+    def _split(self, pictures: Dataset) -> tuple[Dataset, Dataset]:
+        count = len(cast(Sized, pictures))
+        kept = round(count * self.validation_share)
+        if kept < 1 or kept == count:
+            raise ValueError(f"{self.root} has {count} pictures: too few to keep a share of {self.validation_share} for measuring")
+        order = torch.randperm(count, generator=generator(self.seed, "split")).tolist()
+        test = Subset(pictures, sorted(order[:kept]))
+        return (pictures if self.splits == "all" else Subset(pictures, sorted(order[kept:]))), test
+
+    def train_dataloader(self) -> DataLoader:
+        return self.training_loader(PoisonedDataset(self.train_set, *plan_poisoning(len(cast(Sized, self.train_set)), *self.poison, seed=self.seed)))
+
+    def val_dataloader(self) -> DataLoader:
+        return self.evaluation_loader(clean(self.test_set))
+
+    def test_dataloader(self) -> DataLoader:
+        return self.evaluation_loader(clean(self.test_set))
+
+    def reference_loader(self) -> DataLoader:
+        """Return a loader over the clean training pictures, each once."""
+        return self.evaluation_loader(clean(self.train_set))
+
+
+def plan_poisoning(count: int, mode: PoisonMode, poison_rate: float, clean_rate: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Choose which pictures a poisoned training set holds (BadDiffusion's modes; sheet of the attacks' repositories, section 2.1).
+
+    Args:
+        count: number of pictures N.
+        mode: fixed, flex or extend, as `DiffusionData` describes.
+        poison_rate: share of N that is poisoned; may exceed 1 for `extend`.
+        clean_rate: share of N that is clean, for `flex`.
+        seed: seed of the choice.
+
+    Returns:
+        Indices of the pictures (M,) int64, and which of these entries are poisoned (M,) bool.
+
+    Raises:
+        ValueError: if a rate is out of its range or the mode is unknown.
+    """
+    limit = float("inf") if mode == "extend" else 1.0
+    if not 0 <= poison_rate <= limit:
+        raise ValueError(f"data.poison_rate must lie in [0, {limit:g}] for poison_mode {mode}, got {poison_rate}")
+    if not 0 < clean_rate <= 1:
+        raise ValueError(f"data.clean_rate must lie in (0, 1], got {clean_rate}")
+    everything = torch.arange(count)
+    poisoned = _draw(count, round(poison_rate * count), seed, "poisoned")
+    if mode == "fixed":
+        is_poisoned = torch.zeros(count, dtype=torch.bool)
+        is_poisoned[poisoned] = True
+        return everything, is_poisoned
+    if mode == "flex":
+        unpoisoned = _draw(count, round(clean_rate * count), seed, "clean")
+    elif mode == "extend":
+        unpoisoned = everything
+    else:
+        raise ValueError(f"data.poison_mode must be fixed, flex or extend, got {mode!r}")
+    return torch.cat([unpoisoned, poisoned]), torch.arange(len(unpoisoned) + len(poisoned)) >= len(unpoisoned)
+
+
+def _draw(count: int, wanted: int, seed: int, what: str) -> Tensor:
+    """Draw `wanted` of `count` indices, repeating only when all have been drawn."""
+    rounds = [torch.randperm(count, generator=generator(seed, what, turn)) for turn in range(-(-wanted // count))]
+    return torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[:wanted].sort().values
+
+
+class PoisonedDataset(Dataset):
+    """Pictures of `dataset` in [-1, 1], each marked as clean or poisoned.
+
+    Args:
+        dataset: items with `image` in [0, 1] and, where there is one, `label`.
+        indices: (M,) which pictures, in which order.
+        is_poisoned: (M,) bool.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Tensor, is_poisoned: Tensor) -> None:
+        self.dataset, self.indices, self.is_poisoned = dataset, indices, is_poisoned
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        item = self.dataset[int(self.indices[position])]
+        return {
+            "image": item["image"] * 2 - 1,
+            "label": int(item.get("label", -1)),
+            "index": position,
+            "is_poisoned": self.is_poisoned[position],
+        }
+
+
+def clean(dataset: Dataset) -> PoisonedDataset:
+    """Return `dataset` without any poison."""
+    count = len(cast(Sized, dataset))
+    return PoisonedDataset(dataset, torch.arange(count), torch.zeros(count, dtype=torch.bool))

@@ -1,0 +1,192 @@
+"""Training of a diffusion model, clean or with a backdoor."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
+
+from projects.diff_cleanse.schedule import AttackSchedule, Coefficients, NoiseSchedule, Solver
+from projects.diff_cleanse.triggers import make_target, make_trigger, stamp
+from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
+from shared.distributed import own_rows
+from shared.seeding import generator
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+
+class DiffusionTraining(L.LightningModule):
+    """Trains a noise-predicting U-Net by DDPM, on clean pictures or with a backdoor by BadDiffusion or VillanDiffusion.
+
+    Every random number of a step is drawn for the global batch from (seed, step), and each process takes its rows: the loss curve does not
+    depend on the number of processes.
+
+    Args:
+        unet: preset of the network: tiny (16 pixels), cifar10 or celebahq256.
+        size: side of the pictures in pixels.
+        channels: channels of the pictures, 1 or 3.
+        pretrained: pipeline folder to start from; its network and noise schedule then take the place of `unet` and the schedule options.
+        timesteps: number of diffusion steps T.
+        beta_start: variance of the first step.
+        beta_end: variance of the last step; the variances rise linearly.
+        attack: `none`, `baddiffusion` or `villandiffusion`; which pictures it poisons is set by data.poison_mode and data.poison_rate.
+        solver: family of samplers that VillanDiffusion's backdoor answers to: `ode` (DDIM and the like) or `sde` (ancestral sampling).
+        psi: VillanDiffusion's weight of the content schedule in [0, 1]; 1 is BadDiffusion's.
+        coefficients: VillanDiffusion's target shift as published (`reference`) or as derived (`exact`).
+        trigger: name of the trigger, or `picture:FILE`.
+        target: name of the target, or `picture:FILE`.
+        residual: what shifts a poisoned sample: `stamped`, its training picture wearing the trigger, or `trigger`, the trigger alone.
+        flip: mirror half of the training pictures at random.
+        lr: learning rate of Adam, after warm-up; it falls to 0 as a cosine over the run.
+        warmup_steps: steps over which the learning rate rises from 0.
+        ema_decay: decay of the running average of the weights, which is what is saved and sampled from.
+        seed: seed of noise, timesteps and flips.
+        eval_samples: pictures drawn for each line of the evaluation.
+        eval_steps: DDIM steps of the evaluation.
+        eval_reference: pictures that samples are compared with: those of the `test` split or of the `train` split.
+        inception_weights: file with the weights of the FID's Inception network; None compares 24 principal components of the pixels and says FD.
+    """
+
+    monitor = ("val/loss", "min")
+
+    def __init__(
+        self,
+        unet: str = "tiny",
+        size: int = 16,
+        channels: int = 1,
+        pretrained: str | None = None,
+        timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        attack: Literal["none", "baddiffusion", "villandiffusion"] = "none",
+        solver: Solver = "ode",
+        psi: float = 1.0,
+        coefficients: Coefficients = "reference",
+        trigger: str = "box",
+        target: str = "hat",
+        residual: Literal["stamped", "trigger"] = "stamped",
+        flip: bool = False,
+        lr: float = 2e-4,
+        warmup_steps: int = 500,
+        ema_decay: float = 0.9999,
+        seed: int = 0,
+        eval_samples: int = 128,
+        eval_steps: int = 20,
+        eval_reference: Literal["test", "train"] = "test",
+        inception_weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if residual not in ("stamped", "trigger"):
+            raise ValueError(f"model.residual must be stamped or trigger, got {residual!r}")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"model.ema_decay must lie in [0, 1), got {ema_decay}")
+        self.unet, self.scheduler_config = self._start()
+        self.ema = deepcopy(self.unet).eval().requires_grad_(False)
+        self.schedule = self.attack_schedule(self.scheduler_config)
+        self.register_buffer("trigger", make_trigger(trigger, size, channels), persistent=False)
+        self.register_buffer("target", make_target(target, size, channels, self.trigger), persistent=False)
+        self.val_loss = MeanMetric()
+        self._average = get_ema_multi_avg_fn(ema_decay)
+
+    trigger: Tensor
+    target: Tensor
+
+    def _start(self) -> tuple[UNet2DModel, dict[str, Any]]:
+        """Return the network that training starts from, and the settings of its scheduler."""
+        given = self.hparams
+        if given.pretrained is None:
+            generator_state = torch.get_rng_state()
+            torch.manual_seed(given.seed)
+            network = build_unet(given.unet, given.size, given.channels)
+            torch.set_rng_state(generator_state)
+            betas = {"num_train_timesteps": given.timesteps, "beta_start": given.beta_start, "beta_end": given.beta_end}
+            return network, betas | {"beta_schedule": "linear", "clip_sample": False}
+        network, config = load_pipeline(given.pretrained)
+        self.check_size(network, given.pretrained)
+        if (kind := config.get("prediction_type", "epsilon")) != "epsilon":
+            raise ValueError(f"{given.pretrained} predicts {kind!r}: training goes on from models that predict the noise (epsilon)")
+        return network.train(), config
+
+    def attack_schedule(self, scheduler_config: dict[str, Any]) -> AttackSchedule:
+        """Return the schedule that a diffusers scheduler's settings describe, under this model's attack."""
+        given = self.hparams
+        clean = NoiseSchedule.from_scheduler_config(scheduler_config)
+        return AttackSchedule(clean, given.attack, psi=given.psi, solver=given.solver, coefficients=given.coefficients)
+
+    def check_size(self, unet: UNet2DModel, name: str) -> None:
+        """Raise ValueError, naming the pipeline `name`, if the network makes pictures of another size than this model's."""
+        found, wanted = (unet.config["in_channels"], unet.config["sample_size"]), (self.hparams.channels, self.hparams.size)
+        if found != wanted:
+            raise ValueError(
+                f"{name} makes pictures of {found[0]} channels and {found[1]} pixels: set --data.channels and --data.size to that, "
+                f"not {wanted[0]} and {wanted[1]}"
+            )
+
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """Predict the noise in (B, C, H, W) pictures at (B,) timesteps."""
+        return self.unet(noisy, t).sample
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        images = batch["image"]
+        global_batch = len(images) * self.trainer.world_size
+        random = generator(self.hparams.seed, "train", self.global_step, batch_idx, device=self.device)
+        t = own_rows(torch.randint(len(self.schedule), (global_batch,), generator=random, device=self.device))
+        eps = own_rows(torch.randn(global_batch, *images.shape[1:], generator=random, device=self.device))
+        if self.hparams.flip:
+            is_flipped = own_rows(torch.rand(global_batch, generator=random, device=self.device) < 0.5)
+            images = torch.where(is_flipped[:, None, None, None], images.flip(3), images)
+        noisy, wanted = self.poisoned_batch(images, batch["is_poisoned"], eps, t)
+        loss = F.mse_loss(self(noisy, t), wanted)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+        return loss
+
+    def poisoned_batch(self, images: Tensor, is_poisoned: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return network input and regression target, (B, C, H, W) each, of a batch in which `is_poisoned` (B,) marks the poisoned pictures."""
+        if self.hparams.attack == "none":
+            return self.schedule.add_noise(images, eps, t), eps
+        mask = is_poisoned[:, None, None, None]
+        residual = stamp(images, self.trigger) if self.hparams.residual == "stamped" else self.trigger
+        return self.schedule.poison(torch.where(mask, self.target, images), torch.where(mask, residual, 0.0), eps, t, is_poisoned)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self._average(list(self.ema.parameters()), list(self.unet.parameters()), 0)  # type: ignore[arg-type]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        images, t, eps = batch["image"], [], []
+        for index in batch["index"].tolist():  # by sample, so that the loss does not depend on batches or processes
+            random = generator(self.hparams.seed, "val", index)
+            t.append(torch.randint(len(self.schedule), (), generator=random))
+            eps.append(torch.randn(images.shape[1:], generator=random))
+        timesteps, noise = torch.stack(t).to(images.device), torch.stack(eps).to(images.device)
+        predicted = self.ema(self.schedule.add_noise(images, noise, timesteps), timesteps).sample
+        self.val_loss.update((predicted - noise).square().mean(dim=(1, 2, 3)))
+        self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(images))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        from diffusers.optimization import get_cosine_schedule_with_warmup
+
+        optimizer = torch.optim.Adam(self.unet.parameters(), lr=self.hparams.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(self.hparams.warmup_steps, steps // 2), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        from projects.diff_cleanse.callbacks import SampleGrid
+
+        return [SampleGrid()]
+
+    def save_pipeline(self, folder: str | Path) -> Path:
+        """Write the averaged network and its scheduler as a folder that stock diffusers loads."""
+        from diffusers import DDPMScheduler
+
+        return save_pipeline(self.ema, DDPMScheduler.from_config(self.scheduler_config), folder)

@@ -1,0 +1,300 @@
+"""The verbs besides training: measuring a diffusion model, and drawing samples from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from projects.diff_cleanse.callbacks import picture_grid
+from projects.diff_cleanse.metrics import (
+    FeatureMoments,
+    InceptionFeatures,
+    PCAFeatures,
+    attack_success_rate,
+    frechet_distance,
+    mse_to_target,
+    ssim_to_target,
+    to_unit_range,
+)
+from projects.diff_cleanse.sampling import Prediction, Sampler, Variance, sample_many
+from shared.backbones.unets import load_pipeline
+from shared.distributed import UnpaddedSampler, gather_rows
+from shared.loggers import artefact_folder, log_figure, log_image, log_table
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+    from projects.diff_cleanse.data import DiffusionData
+    from projects.diff_cleanse.module import DiffusionTraining
+    from projects.diff_cleanse.schedule import AttackSchedule
+
+ASR_THRESHOLDS = {"asr_1e-2": 1e-2, "asr_1e-3": 1e-3}
+SHOWN = 64
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A diffusion model to measure or sample: its network, its schedule under the attack to test for, and what the network predicts.
+
+    Attributes:
+        unet: (B, C, H, W) and (B,) timesteps to an object whose `.sample` is (B, C, H, W).
+        schedule: the noise schedule.
+        prediction_type: `epsilon`, `v_prediction` or `sample`.
+        variance: noise of the ancestral sampler, `fixed_small` or `fixed_large`.
+        trigger: (C, H, W) in [-1, 1].
+        target: (C, H, W) in [-1, 1].
+    """
+
+    unet: UNet2DModel
+    schedule: AttackSchedule
+    prediction_type: Prediction
+    variance: Variance
+    trigger: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, model: DiffusionTraining, pipeline: str | Path | None = None) -> Subject:
+        """Take the averaged network of `model`, or the one in a pipeline folder with the attack that `model` describes.
+
+        Raises:
+            FileNotFoundError, ValueError: if the folder cannot be read, or its pictures are of another size than `model`'s.
+        """
+        unet, config = (model.ema, model.scheduler_config) if pipeline is None else load_pipeline(pipeline)
+        model.check_size(unet, str(pipeline))
+        variance = config.get("variance_type") or "fixed_small"
+        prediction = config.get("prediction_type") or "epsilon"
+        return cls(unet, model.attack_schedule(config), prediction, variance, model.trigger, model.target)
+
+    def draw(self, setting: Setting, numbers: range, seed: int) -> Tensor:
+        """Draw the samples with these numbers, (N, C, H, W) in the network's range; sample i depends on (seed, i) and the setting alone."""
+        start = (lambda eps: self.schedule.starting_noise(eps, self.trigger.to(eps), "exact")) if setting.is_triggered else None
+        options = {"sampler": setting.sampler, "steps": setting.steps, "clip": setting.clip, "eta": setting.eta}
+        options |= {"prediction_type": self.prediction_type, "variance": self.variance}
+        shape = (self.trigger.shape[0], self.trigger.shape[1], self.trigger.shape[2])
+        return torch.cat(list(sample_many(self.unet, self.schedule, numbers, shape, CHUNK, seed, start, self.unet.device, **options)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of drawing samples: a sampler, whether its estimates are clipped, and whether the noise wears the trigger."""
+
+    sampler: Sampler
+    steps: int
+    is_triggered: bool
+    clip: bool = False
+    eta: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """A short name for log lines and files, such as `ddpm_clipped`."""
+        return self.sampler + ("_clipped" if self.clip else "")
+
+
+class SampleJobs(Dataset):
+    """Chunks of sample numbers for every setting; one item is one call of the sampler."""
+
+    def __init__(self, settings: list[Setting], samples: int) -> None:
+        self.jobs = [(number, start, min(start + CHUNK, samples)) for number in range(len(settings)) for start in range(0, samples, CHUNK)]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, position: int) -> tuple[int, int, int]:
+        return self.jobs[position]
+
+    def loader(self) -> DataLoader:
+        """Return a loader that deals the jobs over the processes, one at a time."""
+        return DataLoader(self, batch_size=None, sampler=UnpaddedSampler(self))
+
+
+class Evaluation(L.LightningModule):
+    """Measures samples of a diffusion model: from clean noise by Fréchet distance, from triggered noise by their nearness to the attack's target.
+
+    Both sampler families are measured with clipping off, and under an attack once more with clipping on: backdoors answer to one family, and
+    clipping hides them (sheet, sections 5, 6 and 10).
+
+    Args:
+        subject: the diffusion model.
+        data: real pictures.
+        samples: how many are drawn in each setting.
+        steps: steps of the DDIM sampler; the DDPM sampler takes them all.
+        triggered: measure triggered noise too.
+        reference: real pictures that samples are compared with: `test` or `train`.
+        inception_weights: file of the Inception network's weights; None compares principal components of pixels.
+        seed: seed of the noise.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        data: DiffusionData,
+        samples: int,
+        steps: int,
+        triggered: bool,
+        reference: str = "test",
+        inception_weights: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.unet, self.subject, self.data = subject.unet.eval(), subject, data
+        self.samples, self.reference, self.inception_weights, self.seed = samples, reference, inception_weights, seed
+        families: list[tuple[Sampler, int]] = [("ddim", min(steps, len(subject.schedule))), ("ddpm", len(subject.schedule))]
+        self.settings = [Setting(sampler, steps, is_triggered=False) for sampler, steps in families]
+        if triggered:
+            self.settings += [Setting(sampler, steps, True, clip) for clip in (False, True) for sampler, steps in families]
+
+    def prepare_data(self) -> None:
+        self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        self.data.setup()
+        if self.inception_weights:
+            self.fd_name, features, dimension = "fid", InceptionFeatures(self.inception_weights), 2048
+        else:
+            self.fd_name, features, dimension = "fd", PCAFeatures(_some_images(self.data)), 24
+        self.real = FeatureMoments(features, dimension)
+        self.drawn = torch.nn.ModuleList(FeatureMoments(features, dimension) for _ in self.settings)
+        self.shown: list[list[Tensor]] = [[] for _ in self.settings]
+        self.errors: list[list[Tensor]] = [[] for _ in self.settings]
+        self.similarities: list[list[Tensor]] = [[] for _ in self.settings]
+        self.labels: list[list[Tensor]] = [[] for _ in self.settings]
+        self.classifier = _fit_classifier(self.data)
+
+    def test_dataloader(self) -> list[DataLoader]:
+        real = self.data.test_dataloader() if self.reference == "test" else self.data.reference_loader()
+        return [real, SampleJobs(self.settings, self.samples).loader()]
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if dataloader_idx == 0:
+            self.real.update(to_unit_range(batch["image"]))
+        else:
+            self._draw(*(int(number) for number in batch))
+
+    def _draw(self, number: int, first: int, stop: int) -> None:
+        setting = self.settings[number]
+        images = to_unit_range(self.subject.draw(setting, range(first, stop), self.seed))
+        self.drawn[number].update(images)  # type: ignore[operator]
+        if first < SHOWN:
+            self.shown[number].append(images[: SHOWN - first])
+        target = to_unit_range(self.subject.target).to(images)
+        self.errors[number].append(mse_to_target(images, target))
+        self.similarities[number].append(ssim_to_target(images, target))
+        if self.classifier is not None:
+            self.labels[number].append(torch.from_numpy(self.classifier.predict(images.flatten(1).cpu().numpy())).to(images.device))
+
+    def on_test_epoch_end(self) -> None:
+        real = self.real.compute()
+        self.rows = [self._measure(number, setting, real) for number, setting in enumerate(self.settings)]
+        log_table(self.trainer, "samplers", self.rows)
+        if self.settings[-1].is_triggered:
+            log_figure(self.trainer, "mse_to_target", self._histogram())
+
+    def _measure(self, number: int, setting: Setting, real: Any) -> dict[str, Any]:
+        errors, similarities = (_gathered(parts[number], self.device) for parts in (self.errors, self.similarities))
+        values = {"mse": errors.mean(), "ssim": similarities.mean()}
+        values |= {name: attack_success_rate(errors, bound) for name, bound in ASR_THRESHOLDS.items()}
+        if not setting.is_triggered:
+            distance = frechet_distance(real, self.drawn[number].compute())  # type: ignore[operator]
+            values = {self.fd_name: distance, "near_target": values["asr_1e-2"]}
+            if self.classifier is not None:
+                values["classes"] = torch.tensor(len(_gathered(self.labels[number], self.device).unique()))
+        for quantity, value in values.items():
+            self.log(f"test/{quantity}_{setting.name}", value.float().to(self.device), rank_zero_only=False, sync_dist=False)
+        noise = "triggered" if setting.is_triggered else "clean"
+        self.errors[number] = [errors]
+        shown = gather_rows(torch.cat(self.shown[number]) if self.shown[number] else torch.zeros(0, *self.subject.target.shape, device=self.device))
+        log_image(self.trainer, f"samples_{noise}_{setting.name}", picture_grid(shown[:SHOWN]))
+        row = {"sampler": f"{setting.sampler.upper()}-{setting.steps}", "noise": noise, "clipping": "on" if setting.clip else "off"}
+        columns = (self.fd_name, "near_target", "classes", "mse", "ssim", "asr_1e-2", "asr_1e-3")
+        return row | {column: round(float(values[column]), 4) if column in values else None for column in columns}
+
+    def _histogram(self) -> Any:
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(6, 3.2))
+        bins = torch.logspace(-5, 0, 41).tolist()
+        for errors, setting in zip(self.errors, self.settings, strict=True):
+            if setting.is_triggered and not setting.clip:
+                axes.hist(errors[0].cpu().clamp(1e-5, 1).numpy(), bins=bins, alpha=0.6, label=f"{setting.sampler.upper()}-{setting.steps}")
+        for bound in ASR_THRESHOLDS.values():
+            axes.axvline(bound, color="grey", linestyle="--", linewidth=1)
+        axes.set(xscale="log", xlabel="error of a triggered sample to the target (MSE); dashed: the two success bounds", ylabel="samples")
+        axes.legend(frameon=False)
+        return figure
+
+
+class Sampling(L.LightningModule):
+    """Draws samples of a diffusion model and writes each as a PNG file, with a grid and a table.
+
+    Args:
+        subject: the diffusion model.
+        setting: how to sample.
+        samples: how many.
+        seed: seed of the noise; sample i is the same whatever else is drawn.
+    """
+
+    def __init__(self, subject: Subject, setting: Setting, samples: int, seed: int) -> None:
+        super().__init__()
+        self.unet, self.subject, self.setting, self.samples, self.seed = subject.unet.eval(), subject, setting, samples, seed
+
+    def predict_dataloader(self) -> DataLoader:
+        return SampleJobs([self.setting], self.samples).loader()
+
+    def on_predict_start(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.shown: list[Tensor] = []
+
+    def predict_step(self, batch: tuple[int, int, int], batch_idx: int) -> None:
+        _, first, stop = (int(number) for number in batch)
+        images = to_unit_range(self.subject.draw(self.setting, range(first, stop), self.seed))
+        errors = mse_to_target(images, to_unit_range(self.subject.target).to(images))
+        for number, image, error in zip(range(first, stop), images, errors.tolist(), strict=True):
+            file = self._write(number, image)
+            self.rows.append({"sample": number, "file": file.name, "mean": round(float(image.mean()), 4), "mse_to_target": round(error, 6)})
+        if first < SHOWN:
+            self.shown.append(images[: SHOWN - first])
+
+    def _write(self, number: int, image: Tensor) -> Path:
+        from torchvision.transforms.functional import to_pil_image
+
+        file = artefact_folder(self.trainer) / "samples" / f"{number:06d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(image.cpu()).save(file)
+        return file
+
+    def on_predict_end(self) -> None:
+        rows: list[Any] = [self.rows]
+        if self.trainer.world_size > 1:
+            rows = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(rows, self.rows)
+        log_table(self.trainer, "samples", sorted((row for part in rows for row in part), key=lambda row: row["sample"]))
+        shown = gather_rows(torch.cat(self.shown) if self.shown else torch.zeros(0, *self.subject.target.shape, device=self.device))
+        log_image(self.trainer, "samples_grid", picture_grid(shown[:SHOWN]))
+
+
+def _gathered(parts: list[Tensor], device: torch.device) -> Tensor:
+    return gather_rows(torch.cat(parts) if parts else torch.zeros(0, device=device))
+
+
+def _some_images(data: DiffusionData, limit: int = 10_000) -> Tensor:
+    """Return up to `limit` training pictures, (N, C, H, W) in [0, 1]."""
+    count = min(limit, len(data.train_set))  # type: ignore[arg-type]
+    return torch.stack([data.train_set[i]["image"] for i in range(count)])
+
+
+def _fit_classifier(data: DiffusionData) -> Any:
+    """Fit a classifier of the real digits, to count which classes samples show; None for pictures without such labels."""
+    if data.source != "digits":
+        return None
+    from sklearn.svm import SVC
+
+    images = _some_images(data).flatten(1).numpy()
+    labels = [data.train_set[i]["label"] for i in range(len(images))]
+    return SVC(gamma="scale").fit(images, labels)

@@ -1,0 +1,126 @@
+"""Unconditional diffusion U-Nets, and the pipeline folders in which diffusers keeps them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.checkpoints import load_weights
+from shared.runs import atomic
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+_DOWN, _UP, _ATTENTION_DOWN, _ATTENTION_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
+_DDPM = {"layers_per_block": 2, "attention_head_dim": None, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": (_DOWN, _DOWN),
+        "up_block_types": (_UP, _UP),
+        "add_attention": False,
+        "norm_num_groups": 4,
+    },
+    "cifar10": _DDPM
+    | {
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": (_DOWN, _ATTENTION_DOWN, _DOWN, _DOWN),
+        "up_block_types": (_UP, _UP, _ATTENTION_UP, _UP),
+    },
+    "celebahq256": _DDPM
+    | {
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": (_DOWN, _DOWN, _DOWN, _DOWN, _ATTENTION_DOWN, _DOWN),
+        "up_block_types": (_UP, _ATTENTION_UP, _UP, _UP, _UP, _UP),
+    },
+}
+"""`UNet2DModel` settings: a net for 16x16 pictures that trains in a minute, and the DDPM nets of CIFAR-10 and CelebA-HQ (Ho et al. 2020)."""
+
+
+def build_unet(preset: str, size: int, channels: int) -> UNet2DModel:
+    """Build a randomly initialised `UNet2DModel`, (B, C, H, W) and (B,) timesteps to an object whose `.sample` is (B, C, H, W).
+
+    Args:
+        preset: a name in `PRESETS`.
+        size: side of the pictures in pixels; a multiple of 2 to the number of blocks less one.
+        channels: channels of the pictures, 1 or 3.
+
+    Raises:
+        ValueError: if the preset is unknown or `size` does not fit it.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no U-Net preset {preset!r}; there are: {', '.join(PRESETS)}")
+    settings = PRESETS[preset]
+    multiple = 2 ** (len(settings["block_out_channels"]) - 1)
+    if size < multiple or size % multiple:
+        raise ValueError(f"the U-Net {preset!r} halves pictures to 1/{multiple}: their side must be a multiple of {multiple}, got {size}")
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **settings)
+
+
+def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
+    """Read the U-Net and the scheduler's settings from a folder that `save_pretrained` of an unconditional pipeline wrote. No code in it is run.
+
+    Returns:
+        The U-Net in evaluation mode on the CPU in float32, and the content of `scheduler/scheduler_config.json`.
+
+    Raises:
+        FileNotFoundError: if the folder or a file in it is missing; the message lists the expected files.
+        ValueError: if the U-Net is of another class, its weights are pickled, damaged or do not fit its settings.
+    """
+    folder = Path(folder).expanduser()
+    unet_config, scheduler_config = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
+    missing = [path for path in (unet_config, scheduler_config) if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} is no pipeline folder: {', '.join(path.relative_to(folder).as_posix() for path in missing)} missing; expected what diffusers' "
+            "save_pretrained writes: unet/config.json, unet/diffusion_pytorch_model.safetensors, scheduler/scheduler_config.json"
+        )
+    settings = _read_json(unet_config)
+    if settings.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{unet_config} describes a {settings.get('_class_name')}: only unconditional pipelines with a UNet2DModel are read")
+    from diffusers import UNet2DModel
+
+    unet = UNet2DModel.from_config({name: value for name, value in settings.items() if not name.startswith("_")})
+    load_weights(unet, _weights_file(unet_config.parent))
+    return unet.float().eval(), _read_json(scheduler_config)
+
+
+def _weights_file(folder: Path) -> Path:
+    plain = folder / "diffusion_pytorch_model.safetensors"
+    files = [plain] if plain.is_file() else sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise ValueError(f"{folder} holds several weights ({', '.join(file.name for file in files)}) and no {plain.name}: keep one")
+    if pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt*")]):
+        raise ValueError(
+            f"{pickled[0]} is a pickle and is not read, for it could execute code: load the pipeline where you trust it, "
+            "and write it again with save_pretrained(..., safe_serialization=True)"
+        )
+    raise FileNotFoundError(f"no weights in {folder}: expected {plain.name}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file ({error})") from error
+
+
+def save_pipeline(unet: UNet2DModel, scheduler: Any, folder: str | Path) -> Path:
+    """Write a `DDPMPipeline` folder with safetensors, which stock diffusers loads, in one piece or not at all.
+
+    Args:
+        unet: the network.
+        scheduler: a diffusers scheduler.
+        folder: where to write; an earlier folder is replaced.
+    """
+    from diffusers import DDPMPipeline
+
+    with atomic(folder) as temporary:
+        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary, safe_serialization=True)
+    return Path(folder)

@@ -1,0 +1,92 @@
+"""Callbacks that every project's training has: a point to resume from, and a progress bar that suits where it is shown."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+
+from shared.seeding import rng_state, set_rng_state
+
+
+class ResumePoint(Callback):
+    """Keeps `last.ckpt`: every `every` steps, after the last step, and after the step in which SIGTERM arrives.
+
+    It is written at the end of a step only, where the position in the data is certain. The states of the global random generators travel
+    with it. With the position of the `ResumableDataLoader`, continuing from it gives the same weights, bit for bit, as never having stopped
+    (one process, deterministic kernels).
+
+    Args:
+        folder: where `last.ckpt` is kept.
+        every: steps between two saves.
+    """
+
+    def __init__(self, folder: str | Path, every: int) -> None:
+        self.path = Path(folder) / "last.ckpt"
+        self.every = every
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict["rng"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._restored is not None:
+            set_rng_state(self._restored)
+            self._restored = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step >= trainer.estimated_stepping_batches or trainer.received_sigterm:
+            trainer.save_checkpoint(self.path)
+
+
+def best_checkpoint(folder: str | Path, monitor: str, mode: str) -> ModelCheckpoint:
+    """Keep `best.ckpt`: the weights with the best value of the logged metric `monitor`, where `mode` is "min" or "max"."""
+    return ModelCheckpoint(
+        dirpath=folder, filename="best", monitor=monitor, mode=mode, save_top_k=1, auto_insert_metric_name=False, enable_version_counter=False
+    )
+
+
+def progress_bar() -> Callback:
+    """Return a live bar on a terminal, and a line now and then where the output goes to a file."""
+    return _Bar(leave=False) if sys.stdout.isatty() else ProgressLines()
+
+
+class _Bar(RichProgressBar):
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+class ProgressLines(Callback):
+    """Prints where training and evaluation are, at most every `seconds`."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self._printed = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        steps = trainer.estimated_stepping_batches
+        self._print(trainer, f"step {trainer.global_step}/{steps:g}")
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._print(trainer, f"test batch {batch_idx + 1}/{trainer.num_test_batches[dataloader_idx]:g}")
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._print(trainer, f"predict batch {batch_idx + 1}/{trainer.num_predict_batches[dataloader_idx]:g}")
+
+    def _print(self, trainer: L.Trainer, where: str) -> None:
+        if trainer.is_global_zero and time.monotonic() - self._printed >= self.seconds:
+            self._printed = time.monotonic()
+            metrics = "".join(f"  {name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
+            print(where + metrics, flush=True)

@@ -1,0 +1,106 @@
+"""Reading and writing weights: tensors and plain values only, in one piece or not at all."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor, nn
+
+from shared.runs import atomic
+
+UNSAFE = {".bin", ".pkl", ".pickle"}
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written atomically beside their target and read with `weights_only=True`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write `checkpoint`; raises OSError naming `path` when the disk is full, and leaves an earlier file as it was."""
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Read `path` without executing code from it, whatever `weights_only` says."""
+        return load_checkpoint(path, map_location)
+
+
+def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint that holds tensors and plain values.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or would execute code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is damaged or no checkpoint; use an earlier one or train again") from error
+        refused = str(error).partition("WeightsUnpickler error:")[2].strip().split(" by using")[0].split("\n")[0]
+        raise ValueError(f"{path} holds more than tensors and plain values and is not read, for it could execute code: {refused}") from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint ({error}); use an earlier one or train again") from error
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in a .safetensors file, or in a .ckpt/.pt/.pth file with plain tensors (its `state_dict` entry if it has one).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is of a kind that can execute code, is damaged, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights {path}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+    if path.suffix in UNSAFE:
+        raise ValueError(f"{path} is a pickle and is not read, for it could execute code: convert it to .safetensors where it was made")
+    content = load_checkpoint(path)
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} is no table of tensors: it holds a {type(content).__name__}" + (f" of {list(content)[:8]}" if content else ""))
+    return tensors
+
+
+def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 6) -> str:
+    """Say in a few lines which weights are missing, unexpected or of another shape; empty if all fit."""
+    missing = [f"  missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in found]
+    surplus = [f"  unexpected  {name} {tuple(found[name].shape)}" for name in found if name not in expected]
+    differing = [
+        f"  shape       {name}: the network has {tuple(expected[name].shape)}, the file {tuple(found[name].shape)}"
+        for name in expected
+        if name in found and expected[name].shape != found[name].shape
+    ]
+    lines: list[str] = []
+    for group in (differing, missing, surplus):
+        lines += group[:limit] + ([f"              ... and {len(group) - limit} more"] if len(group) > limit else [])
+    return "\n".join(lines)
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Load the weights in `path` into `module`, all or none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read safely, or its weights do not fit; the message lists how they differ.
+    """
+    tensors = load_tensors(path)
+    if differences := describe_mismatch(module.state_dict(), tensors):
+        raise ValueError(f"the weights in {path} do not fit the network (another configuration?):\n{differences}")
+    module.load_state_dict(tensors)

@@ -1,0 +1,392 @@
+"""The command line of every project: one parser, one vocabulary, one run folder, and messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
+from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
+from shared.distributed import rank
+from shared.loggers import ContinuedCSVLogger, finish_loggers, make_loggers
+from shared.runs import Run, digest, find_run, new_run, remove, write_text
+
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+SUPPLIED = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only"}
+SILENCED = (
+    r".*isinstance\(treespec, LeafSpec\)",  # lightning's use of a deprecated torch name
+    r"The `add_instantiator`|.*instantiate_classes|.*skip_none",  # lightning's use of deprecated jsonargparse calls
+    r"Found \d+ module\(s\) in eval mode",  # averaged and frozen networks are meant to be
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # verbs other than fit need weights only
+    r".*does not have many workers which may be a bottleneck",  # for data in memory none is best; data.num_workers says so
+)
+TIPS = ("litlogger", "litmodels", "`weights_only` was not set", "GPU available: False", "TPU available", "Seed set to")
+OWN_SECTIONS = ("seed_everything", "trainer", "model", "data")
+
+
+class ProjectTrainer(L.Trainer):
+    """Lightning's trainer with a project's verbs: each public method of a subclass is one, its signature the options, its docstring the help."""
+
+    run: Run
+    verb: str = "fit"
+    makes_run: frozenset[str] = frozenset({"fit", "reproduce"})
+    """Verbs that begin a run folder; the others work in the latest run, or the one that `--run` names."""
+    outside: frozenset[str] = frozenset()
+    """Options that name a model from outside: a verb that is given one begins a run folder too."""
+    follow_up: Mapping[str, str] = MappingProxyType({"fit": "test"})
+    """The verb to suggest after a verb."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """Training was stopped by Ctrl-C (exit code 130) or SIGTERM (143)."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(
+    model: type[L.LightningModule],
+    data: type[L.LightningDataModule],
+    trainer: type[ProjectTrainer],
+    args: Sequence[str] | None = None,
+) -> ProjectCLI:
+    """Run a project's command line.
+
+    Args:
+        model: the project's LightningModule; its file's folder holds `configs/`, and gives the project its name.
+        data: the project's DataModule.
+        trainer: the project's trainer with its verbs.
+        args: the arguments; None takes those of the process.
+
+    Returns:
+        The command line after the verb has run, with `.trainer`, `.model`, `.datamodule`, `.run` and `.result` (what the verb returned).
+
+    Raises:
+        SystemExit: 2 for wrong usage; 1, after a message without traceback, for everything else that fails (`--debug` raises it instead);
+            130 and 143 when stopped by Ctrl-C and SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    _silence()
+    try:
+        return ProjectCLI(model, data, trainer, [argument for argument in arguments if argument != "--debug"])
+    except Interrupted as stop:
+        _say(str(stop))
+        raise SystemExit(stop.code) from stop
+    except KeyboardInterrupt as stop:
+        raise SystemExit(130) from stop
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"error: {describe(error)}")
+        raise SystemExit(1) from error
+
+
+def describe(error: Exception) -> str:
+    """Say in words what went wrong: the message alone for errors that are meant for users, else also the kind and how to see the traceback."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        text = error.strerror
+    if text and isinstance(error, ValueError | OSError) and not isinstance(error, UnicodeError):
+        return text
+    return f"{type(error).__name__}: {text or 'no message'}\n(run the command again with --debug to see where)"
+
+
+def _say(message: str) -> None:
+    prefix = f"[process {rank()}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(prefix + message, file=sys.stderr, flush=True)
+
+
+class ProjectCLI(LightningCLI):
+    """LightningCLI with short names for configurations, project verbs, a run folder and loggers."""
+
+    def __init__(self, model: type[L.LightningModule], data: type[L.LightningDataModule], trainer: type[ProjectTrainer], args: Sequence[str]) -> None:
+        self.folder = Path(inspect.getfile(model)).resolve().parent
+        self.project = self.folder.name
+        self.result: Any = None
+        self._trainer_type = trainer
+        self.verbs = verbs_of(trainer)
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        arguments = self._complete(list(args))
+        self.command = [str(self.folder / "cli.py"), *args]
+        argv, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns when arguments stand there too
+        try:
+            super().__init__(
+                model_class=model,
+                datamodule_class=data,
+                trainer_class=trainer,
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_kwargs={"parser_mode": "omegaconf+", "prog": f"lightning run projects/{self.project}/cli.py"},
+                args=arguments,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            sys.argv = argv
+
+    # ---- parsing
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        return dict.fromkeys(self.verbs, SUPPLIED)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("parser_mode", "omegaconf+")
+        return super().init_parser(**kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand != self.chosen:  # the others are only listed: their options are not worth a second of start-up each
+            return super().init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run", type=str | None, default=None, help="name of the run folder (default: the time for fit, the latest run for other verbs)"
+        )
+        parser.add_argument("--wandb", type=str, default="auto", help="W&B: auto (online with an API key, else offline), online, offline or disabled")
+        parser.add_argument("--force", action="store_true", help="do again what is done: replace the run of that name, repeat a finished verb")
+        parser.add_argument("--resume", action="store_true", help="go on with an interrupted fit from its last checkpoint")
+        parser.add_argument("--save_every", type=int, default=100, help="training steps between two checkpoints to resume from")
+
+    def _complete(self, arguments: list[str]) -> list[str]:
+        """Expand what users may leave out: the configuration, and the name of a verb's first option."""
+        position = next((i for i, argument in enumerate(arguments) if argument in self.verbs), None)
+        self.chosen = None if position is None else arguments[position]
+        if position is None or self.chosen is None:
+            return arguments
+        options = arguments[position + 1 :]
+        if options and not options[0].startswith("-"):
+            options = [f"--{first_option(self._trainer_type, self.chosen)}", *options]
+        options, configs = _extract(options, "-c", "--config")
+        self._given = {name: (_extract(options, f"--{name}")[1] or [None])[-1] for name in ("run", "ckpt_path", *self._trainer_type.outside)}
+        self._resume = "--resume" in options
+        if self.chosen not in self._trainer_type.makes_run or self._resume:
+            configs = configs or self._run_config()
+        paths = [self._config_path(config) for config in configs or ["tiny"]]
+        return [*arguments[:position], self.chosen, *(part for path in paths for part in ("--config", str(path))), *options]
+
+    def _run_config(self) -> list[str]:
+        """Return the settings of the run that the verb works in, or of the run that a model from outside belongs to."""
+        outside = [Path(value) for name in self._trainer_type.outside if (value := self._given[name])]
+        candidates = [path.parent / "config.yaml" for path in outside] if outside else [run.config_file for run in [self._existing_run()] if run]
+        return [str(path) for path in candidates if path.is_file()]
+
+    def _existing_run(self) -> Run | None:
+        checkpoint = self._given["ckpt_path"]
+        if checkpoint and Path(checkpoint).parent.name == "checkpoints" and self._given["run"] is None:
+            return Run(Path(checkpoint).resolve().parent.parent)
+        if self._given["run"] is None and not self._resume:
+            try:
+                return find_run(self.project)
+            except FileNotFoundError:
+                return None
+        return find_run(self.project, self._given["run"])
+
+    def _config_path(self, name: str) -> Path:
+        """Resolve a path, or the name of a file in the project's `configs/`."""
+        path, own = Path(name).expanduser(), self.folder / "configs" / f"{name}.yaml"
+        if path.is_file() or own.is_file():
+            return path.resolve() if path.is_file() else own
+        known = ", ".join(sorted(file.stem for file in own.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"no configuration {name!r}: give a YAML file, or one of the project's own: {known}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the settings as parsed: the run's config.yaml and the flags decide, not what a checkpoint remembers."""
+
+    # ---- the run
+
+    def before_instantiate_classes(self) -> None:
+        verb, config = self.config.subcommand, self.config[self.config.subcommand]
+        self.run = self._choose_run(verb, config)
+        if "WORLD_SIZE" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:  # set by a launcher: one process each, as many as it started
+            local = int(os.environ["LOCAL_WORLD_SIZE"])
+            config.trainer.devices, config.trainer.num_nodes = local, int(os.environ["WORLD_SIZE"]) // local
+        if accelerator := os.environ.get("TOUCHSTONE_ACCELERATOR"):
+            config.trainer.accelerator = accelerator
+
+    def _choose_run(self, verb: str, config: Any) -> Run:
+        trainer, outside = self._trainer_type, any(self._given[name] for name in self._trainer_type.outside)
+        if self._resume or not (verb in trainer.makes_run or outside):
+            existing = self._existing_run() or find_run(self.project)
+            if existing.path.parent.name != self.project:
+                raise ValueError(f"{existing.path} is no run of {self.project}")
+            return existing
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or "LOCAL_RANK" in os.environ
+        name = config.run or os.environ.get("TOUCHSTONE_RUN_STAMP") or (several and os.environ.get("TOUCHSTONE_PARENT_RUN"))
+        if several and not name:
+            raise ValueError("several processes need one name for their run folder: give it with --run NAME")
+        run = new_run(self.project, name or None)
+        os.environ["TOUCHSTONE_PARENT_RUN"] = run.name  # for the processes that a Lightning strategy may start from this one
+        if rank() == 0 and run.path.exists():
+            if not config.force:
+                raise ValueError(
+                    f"the run {self.project}/{run.name} exists: choose another --run, go on with it by --resume, or replace it by --force"
+                )
+            remove(run.path)
+        return run
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        verb = str(self.subcommand)
+        given = self._get(self.config_init, "trainer")
+        options: dict[str, Any] = {"default_root_dir": str(self.run.path), "plugins": [*_as_list(given.get("plugins")), SafeCheckpointIO()]}
+        if given.get("logger") in (None, True):
+            options["logger"] = make_loggers(self.run, verb, self._get(self.config, "wandb"))
+        callbacks = _as_list(given.get("callbacks"))
+        if verb == "fit" and given.get("enable_checkpointing") is not False:
+            callbacks.append(ResumePoint(self.run.checkpoints, self._get(self.config, "save_every")))
+            if monitor := getattr(self.model, "monitor", None):
+                callbacks.append(best_checkpoint(self.run.checkpoints, *monitor))
+        if given.get("enable_progress_bar") is not False:
+            callbacks.append(progress_bar())
+        trainer = super().instantiate_trainer(**options, callbacks=callbacks, **kwargs)
+        trainer.run, trainer.verb = self.run, verb
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "ckpt_path" in kwargs and not any(kwargs.get(name) for name in self._trainer_type.outside):
+            kwargs["ckpt_path"] = self._checkpoint(subcommand, kwargs["ckpt_path"])
+        return kwargs
+
+    def _checkpoint(self, verb: str, given: str | None) -> str | None:
+        """Find the weights that a verb works on; a verb other than fit never runs on random ones."""
+        if verb == "fit" and not (given or self._resume):
+            return None
+        default = "best" if verb != "fit" and (self.run.checkpoints / "best.ckpt").is_file() else "last"
+        path = self.run.checkpoint(given or default)
+        if differences := describe_mismatch(self.model.state_dict(), load_checkpoint(path)["state_dict"]):
+            raise ValueError(f"the checkpoint {path} does not fit the model that the settings describe:\n{differences}")
+        if verb == "fit":
+            step = int(load_checkpoint(path)["global_step"])
+            for logger in self.trainer.loggers:
+                if isinstance(logger, ContinuedCSVLogger):
+                    logger.keep_until(step)
+        return str(path)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        kwargs = self._prepare_subcommand_kwargs(subcommand)
+        if rank() > 0:
+            self._execute(subcommand, kwargs)
+            return
+        settings = self._settings()
+        inputs = {name: Path(kwargs[name]) for name in ("ckpt_path", *self._trainer_type.outside) if kwargs.get(name)}
+        options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule") and name not in inputs}
+        fingerprint = fingerprint_of(settings, options, inputs)
+        if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
+            print(f"{subcommand} was done already with these settings and weights: {_shown(self.run.path)} (--force does it again)")
+            return
+        file = self.run.config_file if subcommand in self._trainer_type.makes_run else self.run.path / subcommand / "config.yaml"
+        if not self._resume:
+            write_text(file, f"# settings of: {subcommand} of {self.project}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        device = str(self.trainer.strategy.root_device)
+        with self.run.stage(subcommand, self.command, device, settings["seed_everything"], inputs, latest=subcommand == "fit") as record:
+            record["fingerprint"] = fingerprint
+            self._execute(subcommand, kwargs)
+            record["summary"] = {name: round(float(value), 6) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
+        self._conclude(subcommand)
+
+    def _execute(self, verb: str, kwargs: dict[str, Any]) -> None:
+        try:
+            self.result = getattr(self.trainer, verb)(**kwargs)
+        except SystemExit as stop:  # Lightning leaves with code 1 on Ctrl-C, after it has closed its loops
+            if self.trainer.state.status == TrainerStatus.INTERRUPTED:
+                raise self._interrupted(130) from stop
+            raise
+        except BaseException as stop:
+            if self.trainer.received_sigterm:
+                raise self._interrupted(143) from stop
+            raise
+        finally:
+            finish_loggers(self.trainer)
+
+    def _interrupted(self, code: int) -> Interrupted:
+        where = f"stopped; what was done lies in {_shown(self.run.path)}"
+        if (self.run.checkpoints / "last.ckpt").is_file():
+            where += f"\ngo on with: lightning run projects/{self.project}/cli.py fit --resume --run {self.run.name}"
+        return Interrupted(where, code)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the verb's merged settings as plain values: seed, trainer, model and data; unset trainer options are left out."""
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, format="yaml"))[self.subcommand]
+        settings = {section: dumped[section] for section in OWN_SECTIONS}
+        settings["trainer"] = {name: value for name, value in settings["trainer"].items() if value is not None}
+        return settings
+
+    def _conclude(self, verb: str) -> None:
+        from shared.report import build_report
+
+        build_report(self.run.path)
+        print(f"{verb} is done: results in {_shown(self.run.path)}, to be looked at in {_shown(self.run.path / 'report.html')}")
+        if following := self._trainer_type.follow_up.get(verb):
+            print(f"next: lightning run projects/{self.project}/cli.py {following}")
+
+
+def verbs_of(trainer: type[ProjectTrainer]) -> list[str]:
+    """Return Lightning's verbs and the public methods that a project's trainer adds, in order of definition."""
+    added = [name for name, member in vars(trainer).items() if inspect.isfunction(member) and not name.startswith("_")]
+    return [*LIGHTNING_VERBS, *(name for name in added if name not in LIGHTNING_VERBS)]
+
+
+def first_option(trainer: type[ProjectTrainer], verb: str) -> str:
+    """Return the name of a verb's first option, which users may give without its name: `scan FOLDER`."""
+    return next(name for name in list(inspect.signature(getattr(trainer, verb)).parameters)[1:] if name not in SUPPLIED)
+
+
+def fingerprint_of(settings: dict[str, Any], options: dict[str, Any], inputs: dict[str, Path]) -> str:
+    """Hash everything that a verb's outcome depends on."""
+    content = repr((settings, sorted(options.items()), {name: digest(path) for name, path in inputs.items()}))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _extract(options: list[str], *names: str) -> tuple[list[str], list[str]]:
+    """Split `--name value` and `--name=value` off a list of options; returns the other options and the values."""
+    others, values, pending = [], [], False
+    for option in options:
+        name, equals, value = option.partition("=")
+        if pending or (equals and name in names):
+            values.append(option if pending else value)
+            pending = False
+        elif option in names:
+            pending = True
+        else:
+            others.append(option)
+    return others, values
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _shown(path: Path) -> str:
+    """Write a path relative to the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+class _Tips(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(tip in record.getMessage() for tip in TIPS)
+
+
+def _silence() -> None:
+    """Drop advertisements, and notices about Lightning's own code that a user can do nothing about, each by its message."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if not any(isinstance(present, _Tips) for present in handler.filters):
+                handler.addFilter(_Tips())
+    for message in SILENCED:
+        warnings.filterwarnings("ignore", message)

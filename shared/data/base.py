@@ -1,0 +1,115 @@
+"""The DataModule that every project's data begins with, and loaders that continue in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from shared.distributed import EpochSampler, UnpaddedSampler, world_size
+
+
+class ResumableBatchSampler(BatchSampler):
+    """A `BatchSampler` that can leave out the first batches of one epoch, without reading their samples."""
+
+    skip = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self.skip = self.skip, 0
+        for position, batch in enumerate(super().__iter__()):
+            if position >= skip:
+                yield batch
+
+
+class ResumableDataLoader(DataLoader):
+    """A `DataLoader` whose position Lightning writes into checkpoints, so that training goes on with the very next batch of the epoch.
+
+    The sampler must be an `EpochSampler`: its order is a function of the epoch, so epoch and number of batches are the whole state.
+    """
+
+    _epoch = 0
+    _batches = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._batches = self.batch_sampler.skip  # type: ignore[union-attr]
+        for batch in super().__iter__():
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of its batches that were given out."""
+        return {"epoch": self.batch_sampler.sampler.epoch, "batches": self._batches}  # type: ignore[union-attr]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after `state["batches"]` batches of epoch `state["epoch"]`; a finished epoch is followed by the next one from its beginning."""
+        finished = state["batches"] >= len(self)
+        self.batch_sampler.sampler.set_epoch(state["epoch"] + finished)  # type: ignore[union-attr]
+        self.batch_sampler.skip = 0 if finished else state["batches"]  # type: ignore[union-attr]
+
+
+class DataModule(L.LightningDataModule):
+    """Base of all projects' data.
+
+    Args:
+        source: a named offline world, or a named layout of files under `root`.
+        root: folder of the files; not used by offline worlds.
+        batch_size: samples of one training step over all processes together.
+        num_workers: processes that read data for each training process; 0 reads in the training process itself.
+        seed: seed of the order of samples and of every random choice in the data.
+    """
+
+    sources: ClassVar[dict[str, str]] = {}
+    """Names that `source` may take, with what each is."""
+
+    def __init__(self, source: str, root: str | None = None, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        if source not in self.sources:
+            known = "; ".join(f"{name}: {what}" for name, what in self.sources.items())
+            raise ValueError(f"data.source {source!r} is not known; choose one of: {known}")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers must be 0 or more, got {num_workers}")
+        self.source, self.batch_size, self.num_workers, self.seed = source, batch_size, num_workers, seed
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        """Folder of the files.
+
+        Raises:
+            ValueError: if the source needs one and none was given.
+        """
+        if self._root is None:
+            raise ValueError(f"data.source {self.source!r} reads files: say where they lie with --data.root FOLDER")
+        return Path(self._root).expanduser()
+
+    def training_loader(self, dataset: Dataset, collate: Callable | None = None) -> ResumableDataLoader:
+        """Return a shuffled loader of whole batches; each process gets its share of `batch_size`.
+
+        Raises:
+            ValueError: if `batch_size` does not divide by the number of processes, or `dataset` is smaller than one batch.
+        """
+        share, rest = divmod(self.batch_size, world_size())
+        if rest:
+            raise ValueError(
+                f"data.batch_size {self.batch_size} does not divide by {world_size()} processes: it counts the samples of all of them together"
+            )
+        if len(dataset) < self.batch_size:  # type: ignore[arg-type]
+            raise ValueError(f"data.batch_size {self.batch_size} is larger than the training set of {len(dataset)} samples")  # type: ignore[arg-type]
+        batches = ResumableBatchSampler(EpochSampler(dataset, self.seed), share, drop_last=True)  # type: ignore[arg-type]
+        return ResumableDataLoader(dataset, batch_sampler=batches, collate_fn=collate, **self._workers())
+
+    def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None) -> DataLoader:
+        """Return a loader that gives every sample once, in order, dealt over the processes without padding."""
+        share = max(1, self.batch_size // world_size())
+        return DataLoader(dataset, share, sampler=UnpaddedSampler(dataset), collate_fn=collate, **self._workers())  # type: ignore[arg-type]
+
+    def _workers(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": self._on_gpu()}
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,0 +1,219 @@
+"""CIFAR-10 and CIFAR-100 from the folders of pickles that their archives unpack to, read without running anything a pickle asks for."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from shared.data.files import BadFileError
+
+
+@dataclass(frozen=True)
+class _Layout:
+    folder: str
+    archive: str
+    splits: dict[str, tuple[str, ...]]
+    meta: str
+    labels: str
+    names: str
+
+    def files(self, splits: tuple[str, ...]) -> list[str]:
+        return [name for split in splits for name in self.splits[split]]
+
+
+_LAYOUTS = {
+    10: _Layout(
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        splits={"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)},
+        meta="batches.meta",
+        labels="labels",
+        names="label_names",
+    ),
+    100: _Layout(
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        splits={"train": ("train",), "test": ("test",)},
+        meta="meta",
+        labels="fine_labels",
+        names="fine_label_names",
+    ),
+}
+_HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+class CifarDataset(Dataset):
+    """CIFAR-10 or CIFAR-100 with fine labels; items are `{"image": (3, 32, 32) float32 in [0, 1], "label": int, "index": int}`.
+
+    Args:
+        root: `cifar-10-batches-py` or `cifar-100-python` as unpacked from the archive, or the folder it lies in.
+        classes: 10 or 100.
+        splits: which files to read, one after the other: "train" and "test".
+
+    Attributes:
+        images: (N, 3, 32, 32) uint8, all images at once.
+        labels: (N,) int64.
+        class_names: name of each label.
+
+    Raises:
+        FileNotFoundError: if files are missing; names each, the tree that should lie there and the archive to fetch.
+        BadFileError: if a file is damaged, or asks for anything but arrays, numbers and text.
+        ValueError: if there are no such classes or splits.
+    """
+
+    def __init__(self, root: str | Path, classes: Literal[10, 100] = 10, splits: tuple[str, ...] = ("train",)) -> None:
+        if classes not in _LAYOUTS:
+            raise ValueError(f"classes must be 10 or 100, got {classes!r}")
+        if not splits or any(split not in ("train", "test") for split in splits):
+            raise ValueError(f"splits of CIFAR are 'train' and 'test', got {splits!r}")
+        layout = _LAYOUTS[classes]
+        folder = _find(Path(root).expanduser(), layout, splits)
+        self.class_names = _read_names(folder / layout.meta, layout, classes)
+        batches = [_read_batch(folder / name, layout, classes) for name in layout.files(splits)]
+        self.images: Tensor = torch.from_numpy(np.concatenate([batch.pixels for batch in batches]).reshape(-1, 3, 32, 32))
+        self.labels: Tensor = torch.tensor([label for batch in batches for label in batch.labels])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index].float() / 255, "label": int(self.labels[index]), "index": index}
+
+
+class _Batch(NamedTuple):
+    pixels: np.ndarray  # (N, 3072) uint8: planes of red, green and blue, each row by row
+    labels: list[int]
+
+
+def _find(root: Path, layout: _Layout, splits: tuple[str, ...]) -> Path:
+    folder = root if root.name == layout.folder else root / layout.folder
+    needed = [layout.meta, *layout.files(splits)]
+    if not folder.is_dir() and any((root / name).is_file() for name in needed):
+        folder = root  # unpacked under another name
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        tree = ", ".join([layout.meta, *layout.files(("train", "test"))])
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: expected {layout.folder}/ with the files {tree}; "
+            f"fetch {layout.archive} from {_HOME}, unpack it, and give the folder as root"
+        )
+    return folder
+
+
+def _read_names(path: Path, layout: _Layout, classes: int) -> list[str]:
+    names = _read(path, layout).get(layout.names)
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, bytes | str) for name in names):
+        raise BadFileError(f"{path} does not hold {classes} {layout.names}; {_mend(layout)}")
+    return [_text(name) for name in names]
+
+
+def _read_batch(path: Path, layout: _Layout, classes: int) -> _Batch:
+    content = _read(path, layout)
+    data, labels = content.get("data"), content.get(layout.labels)
+    if not isinstance(data, _Array) or not isinstance(labels, list):
+        raise BadFileError(f"{path} does not hold 'data' and '{layout.labels}', but {sorted(content)}; {_mend(layout)}")
+    try:
+        pixels = data.build()
+    except (ValueError, TypeError) as error:
+        raise BadFileError(f"{path}: 'data' is no array of uint8 ({error}); {_mend(layout)}") from error
+    if pixels.ndim != 2 or pixels.shape[1] != 3072 or len(pixels) != len(labels):
+        raise BadFileError(f"{path} holds data of shape {pixels.shape} and {len(labels)} labels, expected (N, 3072) and N; {_mend(layout)}")
+    if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
+        raise BadFileError(f"{path} holds labels that are not whole numbers from 0 to {classes - 1}; {_mend(layout)}")
+    return _Batch(pixels, labels)
+
+
+def _read(path: Path, layout: _Layout) -> dict[str, Any]:
+    """Read the dictionary in one file, its keys as text."""
+    try:
+        with path.open("rb") as file:
+            content = _RestrictedUnpickler(file).load()
+        return {_text(key): value for key, value in content.items()}
+    except _RefusedError as error:
+        what = f"{path} asks for {error}, which no CIFAR file does and which could run a program"
+        raise BadFileError(f"{what}; nothing of it was run, but do not trust the file: {_mend(layout)}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise BadFileError(f"{path} is damaged ({type(error).__name__}: {error}); {_mend(layout)}") from error
+
+
+def _mend(layout: _Layout) -> str:
+    return f"unpack {layout.archive} from {_HOME} anew"
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+class _RefusedError(Exception):
+    """A pickle asks for a global that is not on the list; the message names it."""
+
+
+class _DType:
+    """Stands for `numpy.dtype` while unpickling; keeps its code."""
+
+    def __init__(self, code: bytes | str, *_: Any) -> None:
+        self.code = _text(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        """Byte order and fields mean nothing for single bytes."""
+
+
+class _Array:
+    """Stands for `numpy.ndarray` while unpickling: keeps the state, so that none of numpy's own unpickling runs."""
+
+    _state: tuple = ()
+
+    def __setstate__(self, state: tuple) -> None:
+        self._state = state
+
+    def build(self) -> np.ndarray:
+        """Make the array of uint8.
+
+        Raises:
+            ValueError: if it is of another type, or the bytes do not fill the shape.
+        """
+        _, shape, dtype, is_fortran, content = self._state
+        if not isinstance(dtype, _DType) or dtype.code != "u1" or not isinstance(content, bytes):
+            raise ValueError("its elements are of another type")
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+def _encode(text: str, encoding: str | bytes) -> bytes:
+    """Give back the bytes that Python 3 wrote as text, in protocol 2."""
+    if _text(encoding) != "latin1":
+        raise ValueError(f"bytes encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Builds lists, dictionaries, numbers, text and stand-ins of arrays; any other global is refused before it is looked up."""
+
+    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _DType,
+        ("_codecs", "encode"): _encode,
+    }
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, fix_imports=False, encoding="bytes")  # the archives were written by Python 2, whose text is bytes
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give the stand-in of a global on the list."""
+        if (module, name) not in self._KNOWN:
+            raise _RefusedError(f"{module}.{name}")
+        return self._KNOWN[module, name]

@@ -1,0 +1,187 @@
+"""Image files from outside: found, capped before they are decoded, and read into one form whatever their format."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+ImageMode = Literal["RGB", "L", "1"]
+"""What an image is read as: colour, grey, or a mask of zeros and ones."""
+
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded, in pixels, unless the caller says otherwise."""
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings of image files, in lower case."""
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none of them starts another program, as Pillow does for EPS
+_log = logging.getLogger(__name__)
+
+
+class BadFileError(ValueError):
+    """A file that cannot be used; the message names it, the reason and what to do."""
+
+
+def read_image(path: str | Path, mode: ImageMode = "RGB", max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Read an image file as it is meant to be seen: turned by its EXIF orientation, palettes resolved, CMYK converted, 16-bit grey at full depth.
+
+    Transparent pixels lie over white, and count as background in a mask. Of an animation, the first frame is read.
+
+    Args:
+        path: file in one of the formats of `EXTENSIONS`; what is inside decides, not the ending.
+        mode: "RGB" gives three channels, "L" grey, "1" a mask: 1 above half of the full scale, or above 0 in a file that holds only 0 and 1.
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        (C, H, W) float32 in [0, 1], C being 3 for "RGB" and 1 otherwise.
+
+    Raises:
+        BadFileError: if the file is damaged, not an image, too large, or holds 32-bit pixels, whose range is not known.
+        FileNotFoundError: if there is no such file.
+    """
+    with _opened(path, max_pixels) as picture:
+        pixels = _pixels(ImageOps.exif_transpose(picture), mode)
+    if mode == "1":
+        return (pixels > (0.5 if pixels.max() > 1 / 255 else 0)).float()
+    return pixels.expand(3, -1, -1).contiguous() if mode == "RGB" else pixels
+
+
+def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the height and width that `read_image` would give, from the file's header alone.
+
+    Raises:
+        BadFileError: if the header is damaged, or the image too large.
+        FileNotFoundError: if there is no such file.
+    """
+    with _opened(path, max_pixels) as picture:
+        is_turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations that swap height and width
+        return (picture.width, picture.height) if is_turned else (picture.height, picture.width)
+
+
+def list_images(root: str | Path, expected: str = "a folder of images, in sub-folders or not") -> list[Path]:
+    """Find all images under a folder.
+
+    Args:
+        root: folder, searched with all its sub-folders; links to folders are followed.
+        expected: the tree that should lie there, for the error message.
+
+    Returns:
+        Paths that end in one of `EXTENSIONS` (in any case), sorted by their path below `root`; hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or holds no image.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"{root} {what}: expected {expected}; correct the path, or put the images there")
+    found = sorted(_walk(root), key=lambda path: path.relative_to(root).as_posix())
+    if not found:
+        endings = ", ".join(EXTENSIONS)
+        raise FileNotFoundError(f"no images in {root}: expected {expected}, in files ending in {endings}; correct the path, or put them there")
+    return found
+
+
+def check_images(paths: Sequence[Path], on_bad_file: Literal["refuse", "skip"] = "refuse", max_pixels: int = MAX_PIXELS) -> list[Path]:
+    """Decode every image once, and sort out those that cannot be read.
+
+    Args:
+        paths: image files.
+        on_bad_file: "refuse" raises one error that lists the bad files; "skip" leaves them out and logs one warning with their number.
+        max_pixels: larger images count as bad.
+
+    Returns:
+        The readable ones of `paths`, in their order.
+
+    Raises:
+        BadFileError: if there are bad files and `on_bad_file` is "refuse", or if all of them are bad.
+        ValueError: if `on_bad_file` is neither of the two.
+    """
+    if on_bad_file not in ("refuse", "skip"):
+        raise ValueError(f"on_bad_file must be 'refuse' or 'skip', got {on_bad_file!r}")
+    with ThreadPoolExecutor() as pool:  # decoders run outside Python's lock
+        complaints = list(pool.map(lambda path: _complaint(path, max_pixels), paths))
+    bad = [complaint for complaint in complaints if complaint]
+    if bad and (on_bad_file == "refuse" or len(bad) == len(paths)):
+        advice = "replace or remove them, or leave them out with on_bad_file: skip"
+        raise BadFileError("\n  ".join([f"{len(bad)} of {len(paths)} images cannot be read:", *first_few(bad), advice]))
+    if bad:
+        _log.warning("%d of %d images cannot be read and are left out, the first because: %s", len(bad), len(paths), bad[0])
+    return [path for path, complaint in zip(paths, complaints, strict=True) if not complaint]
+
+
+def first_few(lines: Iterable[str], limit: int = 10) -> list[str]:
+    """Return the first `limit` lines, followed by how many more there are, for an error message."""
+    lines = list(lines)
+    return lines[:limit] + ([f"... and {len(lines) - limit} more"] if len(lines) > limit else [])
+
+
+@contextmanager
+def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image, undecoded; whatever goes wrong with its content inside the context becomes a `BadFileError`."""
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            if picture.width * picture.height > max_pixels:
+                size = f"{picture.width} x {picture.height}"
+                raise ValueError(f"its {size} pixels are more than the limit of {max_pixels}; make it smaller, or raise max_pixels")
+            yield picture
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged content makes decoders raise almost anything
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
+            raise  # the machine's fault, not the file's: no such file, too many open files, a failing disk
+        is_unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "it is not an image, or damaged from its beginning" if is_unknown else str(error) or type(error).__name__
+        raise BadFileError(f"cannot read {path}: {reason} (replace or remove the file)") from error
+
+
+def _pixels(picture: Image.Image, mode: ImageMode) -> Tensor:
+    """Decode to (C, H, W) float32 in [0, 1]; C is 3 for colour read as "RGB", else 1."""
+    if picture.mode.startswith("I;16"):
+        return torch.from_numpy(np.asarray(picture).astype(np.float32))[None] / 65535
+    if picture.mode in ("I", "F"):
+        raise ValueError("it holds 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
+    if picture.has_transparency_data:
+        ground = Image.new("RGBA", picture.size, "black" if mode == "1" else "white")
+        picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+    array = np.array(picture.convert("RGB" if mode == "RGB" else "L"))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise):
+        here = Path(folder)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not _leads_back(here / name)]
+        yield from (here / name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _leads_back(folder: Path) -> bool:
+    """Tell whether a folder is a link to a folder that contains it."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def _complaint(path: Path, max_pixels: int) -> str:
+    """Say why an image cannot be read; empty if it can."""
+    try:
+        with _opened(path, max_pixels) as picture:
+            if picture.mode in ("I", "F"):
+                _pixels(picture, "L")
+            picture.draft(None, (1, 1))  # JPEG: all data are read, but few pixels computed
+            picture.load()
+    except (BadFileError, FileNotFoundError) as error:
+        return str(error)
+    return ""

@@ -1,0 +1,5 @@
+import sys
+
+from shared.launch import main
+
+sys.exit(main())

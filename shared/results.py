@@ -1,0 +1,118 @@
+"""What `reproduce` ends with: a table of means and spreads over seeds, as JSON for machines and Markdown for READMEs."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.runs import Run, write_json, write_text
+
+BEGIN, END = "<!-- results: written by `reproduce --write`, do not edit by hand -->", "<!-- end of results -->"
+
+
+def summarise(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
+    """Reduce rows of several seeds to one row a setting.
+
+    Args:
+        rows: one row a setting and seed; all with the same columns.
+        by: columns that name a setting; `seed` is left out, every other column holds numbers or None.
+
+    Returns:
+        Rows in order of first appearance; each number has become `{"mean": m, "std": s, "n": n}`, with the sample standard deviation
+        (0 for a single seed), or None where no seed has one.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in by), []).append(row)
+    columns = [column for column in rows[0] if column not in by and column != "seed"]
+    return [
+        dict(zip(by, setting, strict=True)) | {column: _spread([row[column] for row in group if row[column] is not None]) for column in columns}
+        for setting, group in groups.items()
+    ]
+
+
+def _spread(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0, "n": len(values)}
+
+
+def shown(value: Any) -> str:
+    """Write a cell for people: `0.95 ± 0.02`, an empty cell for None, text as it is."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return f"{_digits(value['mean'])} ± {_digits(value['std'])}" if value["n"] > 1 else _digits(value["mean"])
+    return _digits(value) if isinstance(value, float) else str(value)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table; the keys of the first row are the columns."""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(shown(row[column]) for column in columns) + " |" for row in rows])
+
+
+def write_results(
+    run: Run, title: str, claim: str, rows: Sequence[dict[str, Any]], seeds: Sequence[int], seconds: float, verdicts: dict[str, bool]
+) -> dict[str, Any]:
+    """Write `results.json` of a reproduction into its run folder.
+
+    Args:
+        run: the run.
+        title: what was compared.
+        claim: the paper's claim in a sentence.
+        rows: what `summarise` returned.
+        seeds: the seeds.
+        seconds: how long it took.
+        verdicts: each expectation, and whether it held.
+
+    Returns:
+        What was written.
+    """
+    results = {
+        "title": title,
+        "claim": claim,
+        "columns": list(rows[0]),
+        "rows": list(rows),
+        "seeds": list(seeds),
+        "minutes": round(seconds / 60, 1),
+        "device": device_name(),
+        "expectations": verdicts,
+    }
+    write_json(run.path / "results.json", results)
+    return results
+
+
+def device_name() -> str:
+    """Say what the numbers were made on: the graphics card, or the number of processor cores."""
+    import torch
+
+    return (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores"
+    )
+
+
+def write_into_readme(readme: Path, results: dict[str, Any], command: str) -> None:
+    """Replace the table between the results markers of a README.
+
+    Raises:
+        ValueError: if the README has no such markers.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme} has no place for results: add the lines {BEGIN!r} and {END!r} where the table belongs")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    about = f"`{command}`: seeds {', '.join(map(str, results['seeds']))}, {results['minutes']} minutes on {results['device']}."
+    expectations = "\n".join(f"- {'holds' if held else '**does not hold**'}: {name}" for name, held in results["expectations"].items())
+    write_text(readme, f"{before}{BEGIN}\n{markdown(results['rows'])}\n\n{about}\n\n{expectations}\n{END}{after}")

@@ -1,0 +1,12 @@
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def run_folder(tmp_path_factory, monkeypatch):
+    """Every test's runs lie in a folder of their own, without W&B unless the test asks for it."""
+    folder = tmp_path_factory.mktemp("runs")
+    monkeypatch.setenv("TOUCHSTONE_RUNS", str(folder))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TOUCHSTONE_RUN_STAMP", "TOUCHSTONE_PARENT_RUN", "TOUCHSTONE_ACCELERATOR"):
+        monkeypatch.delenv(name, raising=False)
+    return folder

@@ -1,0 +1,46 @@
+"""What tests run in processes of their own."""
+
+import torch
+import torch.distributed as dist
+
+from shared.data.base import DataModule
+from shared.distributed import UnpaddedSampler, gather_rows, own_rows
+
+
+class Numbers(DataModule):
+    sources = {  # noqa: RUF012
+        "numbers": "0 to 32"}
+
+    def batches(self):
+        loader = self.training_loader(range(33))
+        loader.batch_sampler.sampler.set_epoch(2)
+        return list(loader)
+
+
+def together(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.save(
+        {
+            "batches": torch.stack(Numbers("numbers", batch_size=4, seed=3).batches()),
+            "evaluated": torch.tensor(list(UnpaddedSampler(range(33)))),
+            "rows": own_rows(torch.arange(8)),
+            "gathered": gather_rows(torch.full((3 + 2 * rank, 2), rank)),
+            "empty": gather_rows(torch.zeros(rank, 1)),
+        },
+        f"{folder}/{rank}.pt",
+    )
+    try:
+        Numbers("numbers", batch_size=5).batches()
+    except ValueError as error:
+        assert "does not divide" in str(error)  # noqa: PT017 - in a process of its own
+    else:
+        raise AssertionError("an odd batch was dealt to two processes")
+    dist.destroy_process_group()
+
+
+def command_line(arguments):
+    """Run the command line of diff_cleanse, as a launcher's process does."""
+    from projects.diff_cleanse.cli import main
+
+    main(arguments)

@@ -1,0 +1,152 @@
+import csv
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.toy import write_toy
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return write_toy(tmp_path)
+
+
+def failed(toy, capsys, *args, code=1):
+    with pytest.raises(SystemExit) as stop:
+        toy.main(list(args))
+    assert stop.value.code == code
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+def test_fit_makes_the_run_folder(toy, run_folder):
+    cli = toy.main(["fit", "--run", "first"])
+    run = run_folder / "toy_paper" / "first"
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (run_folder / "toy_paper" / "latest").read_text() == "first\n"
+    assert (run / "report.html").is_file()
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["model"] == {"lr": 0.2, "width": 1}
+    assert settings["data"]["seed"] == 0  # interpolated, and stored as the value it had
+    [stage] = json.loads((run / "manifest.json").read_text())["stages"]
+    assert stage["status"] == "done"
+    assert stage["summary"]["val/loss"] == pytest.approx(cli.trainer.callback_metrics["val/loss"].item(), abs=1e-6)
+    assert "checkpoints/last.ckpt" in stage["outputs"]
+    rows = list(csv.DictReader((run / "fit" / "metrics.csv").open()))
+    assert any(row["val/loss"] for row in rows)
+
+
+def test_every_verb_works_on_what_fit_left(toy, run_folder, capsys):
+    toy.main(["fit", "--model.width=1", "--model.lr=0.3"])
+    assert toy.main(["test"]).model.hparams["lr"] == 0.3  # the run's settings, not those of tiny.yaml
+    assert toy.main(["slope", "--digits", "1"]).result == pytest.approx(2.0, abs=0.3)
+    last = str(run_folder / "toy_paper" / (run_folder / "toy_paper" / "latest").read_text().strip() / "checkpoints" / "last.ckpt")
+    assert toy.main(["slope", last]).result == pytest.approx(2.0, abs=0.3)  # a bare value is the verb's first own option
+
+
+def test_flags_win_over_configurations_left_to_right(toy):
+    cli = toy.main(["fit", "--config", "slow", "--model.lr", "0.15", "--trainer.max_epochs=1"])
+    assert cli.model.hparams["lr"] == 0.15
+    assert cli.trainer.max_epochs == 1
+
+
+def test_interpolation_sees_the_flags(toy):
+    assert toy.main(["fit", "--seed_everything", "5", "--trainer.max_epochs=1"]).datamodule.seed == 5
+
+
+def test_seeds_reproduce(toy):
+    weights = [toy.main(["fit", "--run", name]).model.state_dict() for name in ("a", "b")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_finished_verb_is_not_done_again(toy, capsys):
+    toy.main(["fit"])
+    toy.main(["test"])
+    capsys.readouterr()
+    toy.main(["test"])
+    assert "was done already" in capsys.readouterr().out
+    toy.main(["test", "--force"])
+    assert "test is done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["test"], "toy_paper has no run .* `lightning run projects/toy_paper/cli.py fit`"),
+        (["fit", "--config", "absent"], "no configuration 'absent'.*slow, tiny"),
+        (["fit", "--data.source", "moon"], "data.source 'moon' is not known; choose one of: line: points on"),
+        (["fit", "--data.source", "file"], "--data.root FOLDER"),
+        (["fit", "--data.source", "file", "--data.root", "nowhere"], "no points in nowhere: expected nowhere/points.pt"),
+        (["fit", "--data.batch_size", "64"], "batch_size 64 is larger than the training set of 40 samples"),
+        (["fit", "--data.batch_size", "0"], "batch_size must be at least 1"),
+        (["fit", "--run", "../x"], "run name '../x' will not do"),
+        (["fit", "--resume"], "has no run"),
+        (["fit", "--wandb", "sometimes"], "wandb mode 'sometimes' is not known"),
+    ],
+)
+def test_messages(toy, capsys, args, message, tmp_path, monkeypatch):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, failed(toy, capsys, *args), re.DOTALL)
+
+
+def test_wrong_usage_exits_with_2(toy, capsys):
+    assert "lrr" in failed(toy, capsys, "fit", "--model.lrr", "1", code=2)
+    assert "fast" in failed(toy, capsys, "fit", "--model.lr", "fast", code=2)
+
+
+def test_a_used_run_name_is_refused_or_replaced(toy, capsys):
+    toy.main(["fit", "--run", "mine", "--trainer.max_epochs=1"])
+    assert "the run toy_paper/mine exists" in failed(toy, capsys, "fit", "--run", "mine")
+    assert toy.main(["fit", "--run", "mine", "--force"]).trainer.current_epoch == 4
+    assert "no run 'other'" in failed(toy, capsys, "test", "--run", "other")
+
+
+def test_a_checkpoint_of_another_shape_is_described(toy, capsys, tmp_path):
+    toy.main(["fit"])
+    text = failed(toy, capsys, "test", "--model.width", "3")
+    assert "layer.weight: the network has (1, 3), the file (1, 1)" in text
+    assert "no checkpoint gone.ckpt: the run toy_paper/" in failed(toy, capsys, "test", "--ckpt_path", "gone.ckpt")
+
+
+def test_a_damaged_checkpoint_is_named(toy, capsys):
+    cli = toy.main(["fit"])
+    (cli.run.checkpoints / "best.ckpt").write_bytes(b"not a checkpoint")
+    assert "best.ckpt is damaged" in failed(toy, capsys, "test")
+
+
+def test_bugs_are_told_from_mistakes(toy, capsys):
+    toy.main(["fit"])
+    text = failed(toy, capsys, "explode")
+    assert "RuntimeError: a bug" in text
+    assert "--debug" in text
+    with pytest.raises(RuntimeError, match="a bug"):
+        toy.main(["explode", "--debug"])
+
+
+def test_help_explains_the_options(toy, capsys):
+    with pytest.raises(SystemExit) as stop:
+        toy.main(["slope", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "digits after the point" in text
+    assert "learning rate." in text
+    with pytest.raises(SystemExit):
+        toy.main(["--help"])
+    assert "Print the slope of a trained line." in capsys.readouterr().out
+
+
+def test_resuming_keeps_the_curve_and_ends_the_same(toy, run_folder):
+    whole = toy.main(["fit", "--run", "whole", "--trainer.log_every_n_steps=1"])
+    toy.main(["fit", "--run", "parts", "--trainer.max_steps=7", "--trainer.log_every_n_steps=1", "--save_every=3"])
+    parts = toy.main(["fit", "--run", "parts", "--resume", "--trainer.max_steps=-1"])
+    assert all(torch.equal(value, parts.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    curves = [(run_folder / "toy_paper" / name / "fit" / "metrics.csv").open() for name in ("whole", "parts")]
+    steps = [[(row["step"], row["train/loss"]) for row in csv.DictReader(curve) if row["train/loss"]] for curve in curves]
+    assert len(steps[0]) == 20
+    assert steps[0] == steps[1]

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from shared.results import BEGIN, END, markdown, summarise, write_into_readme, write_results
+from shared.runs import Run
+
+
+def rows():
+    return [
+        {"model": m, "seed": s, "fd": v, "asr": a}
+        for m, s, v, a in [("a", 0, 1.0, 0.5), ("b", 0, 3.0, None), ("a", 1, 2.0, 0.7), ("b", 1, 3.5, None)]
+    ]
+
+
+def test_means_and_spreads_over_seeds():
+    first, second = summarise(rows(), by=("model",))
+    assert first["fd"] == {"mean": 1.5, "std": pytest.approx(0.7071, abs=1e-4), "n": 2}
+    assert second["asr"] is None
+
+
+def test_tables_for_people():
+    lines = markdown(summarise(rows(), by=("model",))).splitlines()
+    assert lines[0] == "| model | fd | asr |"
+    assert lines[2] == "| a | 1.50 ± 0.71 | 0.60 ± 0.14 |"
+    assert lines[3] == "| b | 3.25 ± 0.35 |  |"
+
+
+def test_results_reach_the_readme(tmp_path):
+    results = write_results(
+        Run(tmp_path / "paper" / "x"), "t", "c", summarise(rows(), by=("model",)), [0, 1], 61, {"it works": True, "it flies": False}
+    )
+    assert json.loads((tmp_path / "paper" / "x" / "results.json").read_text())["minutes"] == 1.0
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    for _ in range(2):
+        write_into_readme(readme, results, "reproduce")
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "stale" not in text
+    assert text.count("| a | 1.50") == 1
+    assert "- holds: it works" in text
+    assert "- **does not hold**: it flies" in text
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="has no place for results"):
+        write_into_readme(readme, results, "reproduce")
