@@ -119,6 +119,7 @@ class ProjectCLI(LightningCLI):
         self.folder = Path(inspect.getfile(model)).resolve().parent
         self.project = self.folder.name
         self.result: Any = None
+        self._is_new = False
         self._trainer_type = trainer
         self.verbs = verbs_of(trainer)
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -172,6 +173,7 @@ class ProjectCLI(LightningCLI):
         options = arguments[position + 1 :]
         if options and not options[0].startswith("-"):
             options = [f"--{first_option(self._trainer_type, self.chosen)}", *options]
+        options = _spell_out(options, switches_of(self._trainer_type, self.chosen))
         options, configs = _extract(options, "-c", "--config")
         self._given = {name: (_extract(options, f"--{name}")[1] or [None])[-1] for name in ("run", "ckpt_path", *self._trainer_type.outside)}
         self._resume = "--resume" in options
@@ -232,6 +234,7 @@ class ProjectCLI(LightningCLI):
             raise ValueError("several processes need one name for their run folder: give it with --run NAME")
         run = new_run(self.project, name or None)
         os.environ["TOUCHSTONE_PARENT_RUN"] = run.name  # for the processes that a Lightning strategy may start from this one
+        self._is_new = True
         if rank() == 0 and run.path.exists():
             if not config.force:
                 raise ValueError(
@@ -293,11 +296,18 @@ class ProjectCLI(LightningCLI):
         file = self.run.config_file if subcommand in self._trainer_type.makes_run else self.run.path / subcommand / "config.yaml"
         if not self._resume:
             write_text(file, f"# settings of: {subcommand} of {self.project}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        device = str(self.trainer.strategy.root_device)
-        with self.run.stage(subcommand, self.command, device, settings["seed_everything"], inputs, latest=subcommand == "fit") as record:
-            record["fingerprint"] = fingerprint
-            self._execute(subcommand, kwargs)
-            record["summary"] = {name: round(float(value), 6) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
+        pointer = self.run.path.parent / "latest"
+        latest = pointer.read_text(encoding="utf-8") if pointer.is_file() else None
+        device, seed = str(self.trainer.strategy.root_device), settings["seed_everything"]
+        try:
+            with self.run.stage(subcommand, self.command, device, seed, inputs, latest=subcommand == "fit") as record:
+                record["fingerprint"] = fingerprint
+                self._execute(subcommand, kwargs)
+                record["summary"] = {name: round(float(value), 6) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
+        except Exception:
+            if self._is_new:
+                self.run.discard_if_empty(latest)
+            raise
         self._conclude(subcommand)
 
     def _execute(self, verb: str, kwargs: dict[str, Any]) -> None:
@@ -347,6 +357,12 @@ def first_option(trainer: type[ProjectTrainer], verb: str) -> str:
     return next(name for name in list(inspect.signature(getattr(trainer, verb)).parameters)[1:] if name not in SUPPLIED)
 
 
+def switches_of(trainer: type[ProjectTrainer], verb: str) -> set[str]:
+    """Return the options of a verb that are switches: `--quick` means `--quick=true`."""
+    hints = inspect.signature(getattr(trainer, verb)).parameters.values()
+    return {f"--{parameter.name}" for parameter in hints if parameter.annotation in (bool, "bool")}
+
+
 def fingerprint_of(settings: dict[str, Any], options: dict[str, Any], inputs: dict[str, Path]) -> str:
     """Hash everything that a verb's outcome depends on."""
     content = repr((settings, sorted(options.items()), {name: digest(path) for name, path in inputs.items()}))
@@ -366,6 +382,11 @@ def _extract(options: list[str], *names: str) -> tuple[list[str], list[str]]:
         else:
             others.append(option)
     return others, values
+
+
+def _spell_out(options: list[str], switches: set[str]) -> list[str]:
+    following = [*options[1:], "--"][: len(options)]
+    return [f"{option}=true" if option in switches and after.startswith("-") else option for option, after in zip(options, following, strict=True)]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -57,7 +57,12 @@ class EpochSampler(DistributedSampler):
         dataset: anything with a length.
         seed: seed of the permutations.
         shuffle: False deals the samples in order.
+
+    Attributes:
+        skip: samples of this process to leave out at the beginning of the next pass, to go on in the middle of an epoch.
     """
+
+    skip = 0
 
     def __init__(self, dataset: Sized, seed: int, shuffle: bool = True) -> None:
         super().__init__(dataset, world_size(), rank() if world_size() > 1 else 0, shuffle=shuffle, seed=seed, drop_last=True)  # type: ignore[arg-type]
@@ -65,7 +70,9 @@ class EpochSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         count = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(count, generator=generator(self.seed, "order", self.epoch)) if self.shuffle else torch.arange(count)
-        return iter(order[: self.total_size][self.rank : self.total_size : self.num_replicas].tolist())
+        own = order[: self.total_size][self.rank :: self.num_replicas].tolist()
+        skip, self.skip = self.skip, 0
+        return iter(own[skip:])
 
 
 class UnpaddedSampler(DistributedSampler):

@@ -179,6 +179,18 @@ class Run:
             raise FileNotFoundError(f"no checkpoint {path}: the run {self.project}/{self.name} has {there}; give --ckpt_path best, last or a file")
         return path
 
+    def discard_if_empty(self, latest: str | None) -> None:
+        """Remove the folder if nothing but its description is in it, and let `latest` point to the run named `latest` again."""
+        kept = [path for path in self.path.rglob("*") if path.is_file() and path.name not in ("config.yaml", "hparams.yaml", "manifest.json")]
+        if kept:
+            return
+        remove(self.path)
+        pointer = self.path.parent / "latest"
+        if latest is not None:
+            write_text(pointer, latest)
+        elif pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == self.name:
+            pointer.unlink()
+
     def is_done(self, verb: str, fingerprint: str) -> bool:
         """Say whether `verb` ran to its end on the same settings and inputs, and what it made is still there."""
         same = [s for s in self.manifest()["stages"] if (s["verb"], s["status"], s.get("fingerprint")) == (verb, "done", fingerprint)]

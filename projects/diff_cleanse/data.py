@@ -110,7 +110,7 @@ class DiffusionData(DataModule):
                 pictures = NpzDataset(self.root)
                 if (shape := tuple(pictures[0]["image"].shape)) != (self.channels, self.size, self.size):
                     raise ValueError(
-                        f"{self.root} has pictures of {shape}: set data.channels and data.size to that, not {self.channels} and {self.size}"
+                        f"{self.root} has pictures of shape {shape}: set data.channels and data.size to that, not {self.channels} and {self.size}"
                     )
                 return self._split(pictures)
 

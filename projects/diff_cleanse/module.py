@@ -17,10 +17,25 @@ from projects.diff_cleanse.schedule import AttackSchedule, Coefficients, NoiseSc
 from projects.diff_cleanse.triggers import make_target, make_trigger, stamp
 from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
 from shared.distributed import own_rows
+from shared.runs import find_run
 from shared.seeding import generator
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
+
+
+def find_pipeline(name: str | Path) -> Path:
+    """Return the pipeline folder that `name` means: a folder, or the one of this project's run of that name (`latest` is the newest).
+
+    Raises:
+        FileNotFoundError: if it is neither.
+    """
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    try:
+        return find_run("diff_cleanse", str(name)).path / "pipeline"
+    except (FileNotFoundError, ValueError) as error:
+        raise FileNotFoundError(f"no pipeline folder '{name}': give one that save_pretrained wrote, or a run's name") from error
 
 
 class DiffusionTraining(L.LightningModule):
@@ -33,7 +48,7 @@ class DiffusionTraining(L.LightningModule):
         unet: preset of the network: tiny (16 pixels), cifar10 or celebahq256.
         size: side of the pictures in pixels.
         channels: channels of the pictures, 1 or 3.
-        pretrained: pipeline folder to start from; its network and noise schedule then take the place of `unet` and the schedule options.
+        pretrained: pipeline folder, or name of a run (`latest`), to start from; its network and noise schedule then replace those described here.
         timesteps: number of diffusion steps T.
         beta_start: variance of the first step.
         beta_end: variance of the last step; the variances rise linearly.
@@ -110,7 +125,7 @@ class DiffusionTraining(L.LightningModule):
             torch.set_rng_state(generator_state)
             betas = {"num_train_timesteps": given.timesteps, "beta_start": given.beta_start, "beta_end": given.beta_end}
             return network, betas | {"beta_schedule": "linear", "clip_sample": False}
-        network, config = load_pipeline(given.pretrained)
+        network, config = load_pipeline(find_pipeline(given.pretrained))
         self.check_size(network, given.pretrained)
         if (kind := config.get("prediction_type", "epsilon")) != "epsilon":
             raise ValueError(f"{given.pretrained} predicts {kind!r}: training goes on from models that predict the noise (epsilon)")

@@ -22,6 +22,7 @@ from projects.diff_cleanse.metrics import (
     ssim_to_target,
     to_unit_range,
 )
+from projects.diff_cleanse.module import find_pipeline
 from projects.diff_cleanse.sampling import Prediction, Sampler, Variance, sample_many
 from shared.backbones.unets import load_pipeline
 from shared.distributed import UnpaddedSampler, gather_rows
@@ -66,7 +67,7 @@ class Subject:
         Raises:
             FileNotFoundError, ValueError: if the folder cannot be read, or its pictures are of another size than `model`'s.
         """
-        unet, config = (model.ema, model.scheduler_config) if pipeline is None else load_pipeline(pipeline)
+        unet, config = (model.ema, model.scheduler_config) if pipeline is None else load_pipeline(find_pipeline(pipeline))
         model.check_size(unet, str(pipeline))
         variance = config.get("variance_type") or "fixed_small"
         prediction = config.get("prediction_type") or "epsilon"
@@ -204,7 +205,7 @@ class Evaluation(L.LightningModule):
             distance = frechet_distance(real, self.drawn[number].compute())  # type: ignore[operator]
             values = {self.fd_name: distance, "near_target": values["asr_1e-2"]}
             if self.classifier is not None:
-                values["classes"] = torch.tensor(len(_gathered(self.labels[number], self.device).unique()))
+                values["classes"] = torch.tensor(len(_gathered(self.labels[number], self.device, torch.int64).unique()))
         for quantity, value in values.items():
             self.log(f"test/{quantity}_{setting.name}", value.float().to(self.device), rank_zero_only=False, sync_dist=False)
         noise = "triggered" if setting.is_triggered else "clean"
@@ -279,8 +280,8 @@ class Sampling(L.LightningModule):
         log_image(self.trainer, "samples_grid", picture_grid(shown[:SHOWN]))
 
 
-def _gathered(parts: list[Tensor], device: torch.device) -> Tensor:
-    return gather_rows(torch.cat(parts) if parts else torch.zeros(0, device=device))
+def _gathered(parts: list[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    return gather_rows(torch.cat(parts).to(dtype) if parts else torch.zeros(0, device=device, dtype=dtype))
 
 
 def _some_images(data: DiffusionData, limit: int = 10_000) -> Tensor:

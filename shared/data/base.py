@@ -7,21 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from shared.distributed import EpochSampler, UnpaddedSampler, world_size
-
-
-class ResumableBatchSampler(BatchSampler):
-    """A `BatchSampler` that can leave out the first batches of one epoch, without reading their samples."""
-
-    skip = 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        skip, self.skip = self.skip, 0
-        for position, batch in enumerate(super().__iter__()):
-            if position >= skip:
-                yield batch
 
 
 class ResumableDataLoader(DataLoader):
@@ -30,24 +18,24 @@ class ResumableDataLoader(DataLoader):
     The sampler must be an `EpochSampler`: its order is a function of the epoch, so epoch and number of batches are the whole state.
     """
 
-    _epoch = 0
+    sampler: EpochSampler
     _batches = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._batches = self.batch_sampler.skip  # type: ignore[union-attr]
+        self._batches = self.sampler.skip // (self.batch_size or 1)
         for batch in super().__iter__():
             self._batches += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the number of its batches that were given out."""
-        return {"epoch": self.batch_sampler.sampler.epoch, "batches": self._batches}  # type: ignore[union-attr]
+        return {"epoch": self.sampler.epoch, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after `state["batches"]` batches of epoch `state["epoch"]`; a finished epoch is followed by the next one from its beginning."""
         finished = state["batches"] >= len(self)
-        self.batch_sampler.sampler.set_epoch(state["epoch"] + finished)  # type: ignore[union-attr]
-        self.batch_sampler.skip = 0 if finished else state["batches"]  # type: ignore[union-attr]
+        self.sampler.set_epoch(state["epoch"] + finished)
+        self.sampler.skip = 0 if finished else state["batches"] * (self.batch_size or 1)
 
 
 class DataModule(L.LightningDataModule):
@@ -100,8 +88,8 @@ class DataModule(L.LightningDataModule):
             )
         if len(dataset) < self.batch_size:  # type: ignore[arg-type]
             raise ValueError(f"data.batch_size {self.batch_size} is larger than the training set of {len(dataset)} samples")  # type: ignore[arg-type]
-        batches = ResumableBatchSampler(EpochSampler(dataset, self.seed), share, drop_last=True)  # type: ignore[arg-type]
-        return ResumableDataLoader(dataset, batch_sampler=batches, collate_fn=collate, **self._workers())
+        sampler = EpochSampler(dataset, self.seed)  # type: ignore[arg-type]
+        return ResumableDataLoader(dataset, share, sampler=sampler, drop_last=True, collate_fn=collate, **self._workers())
 
     def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None) -> DataLoader:
         """Return a loader that gives every sample once, in order, dealt over the processes without padding."""

@@ -9,11 +9,12 @@ from shared.distributed import UnpaddedSampler, gather_rows, own_rows
 
 class Numbers(DataModule):
     sources = {  # noqa: RUF012
-        "numbers": "0 to 32"}
+        "numbers": "0 to 32"
+    }
 
     def batches(self):
         loader = self.training_loader(range(33))
-        loader.batch_sampler.sampler.set_epoch(2)
+        loader.sampler.set_epoch(2)
         return list(loader)
 
 

@@ -88,11 +88,12 @@ def test_a_finished_verb_is_not_done_again(toy, capsys):
         (["fit", "--wandb", "sometimes"], "wandb mode 'sometimes' is not known"),
     ],
 )
-def test_messages(toy, capsys, args, message, tmp_path, monkeypatch):
+def test_messages(toy, capsys, args, message, tmp_path, monkeypatch, run_folder):
     import re
 
     monkeypatch.chdir(tmp_path)
     assert re.search(message, failed(toy, capsys, *args), re.DOTALL)
+    assert not [path for path in run_folder.rglob("*") if path.is_file()]
 
 
 def test_wrong_usage_exits_with_2(toy, capsys):
@@ -118,6 +119,13 @@ def test_a_damaged_checkpoint_is_named(toy, capsys):
     cli = toy.main(["fit"])
     (cli.run.checkpoints / "best.ckpt").write_bytes(b"not a checkpoint")
     assert "best.ckpt is damaged" in failed(toy, capsys, "test")
+
+
+def test_a_run_that_fails_at_once_leaves_no_trace(toy, capsys, run_folder):
+    first = toy.main(["fit"]).run.name
+    failed(toy, capsys, "fit", "--data.batch_size", "64")
+    assert (run_folder / "toy_paper" / "latest").read_text().strip() == first
+    assert sorted(path.name for path in (run_folder / "toy_paper").iterdir()) == sorted([first, "latest"])
 
 
 def test_bugs_are_told_from_mistakes(toy, capsys):

@@ -31,10 +31,10 @@ def test_a_loader_goes_on_with_the_next_batch():
         return Numbers("numbers", batch_size=4, seed=1).training_loader(range(33))
 
     whole = loader()
-    whole.batch_sampler.sampler.set_epoch(5)
+    whole.sampler.set_epoch(5)
     expected = [batch.tolist() for batch in whole]
     stopped = loader()
-    stopped.batch_sampler.sampler.set_epoch(5)
+    stopped.sampler.set_epoch(5)
     iterator = iter(stopped)
     first = [next(iterator).tolist() for _ in range(3)]
     resumed = loader()
@@ -48,7 +48,7 @@ def test_a_finished_epoch_is_followed_by_the_next():
     list(loader)
     resumed = Numbers("numbers", batch_size=4).training_loader(range(33))
     resumed.load_state_dict(loader.state_dict())
-    assert resumed.batch_sampler.sampler.epoch == 1
+    assert resumed.sampler.epoch == 1
     assert len(list(resumed)) == 8
 
 
@@ -67,5 +67,5 @@ def test_two_processes_share_the_batches_of_one(tmp_path):
 def test_data_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         Numbers(**({"source": "numbers"} | options))
-    with pytest.raises(ValueError, match="--data.root FOLDER"):
+    with pytest.raises(ValueError, match=r"--data.root FOLDER"):
         _ = Numbers("numbers").root
