@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,18 +21,11 @@ from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
 from shared.distributed import rank
 from shared.loggers import ContinuedCSVLogger, finish_loggers, make_loggers
+from shared.messages import describe, say, silence
 from shared.runs import Run, digest, find_run, new_run, remove, write_text
 
 LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 SUPPLIED = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only"}
-SILENCED = (
-    r".*isinstance\(treespec, LeafSpec\)",  # lightning's use of a deprecated torch name
-    r"The `add_instantiator`|.*instantiate_classes|.*skip_none",  # lightning's use of deprecated jsonargparse calls
-    r"Found \d+ module\(s\) in eval mode",  # averaged and frozen networks are meant to be
-    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # verbs other than fit need weights only
-    r".*does not have many workers which may be a bottleneck",  # for data in memory none is best; data.num_workers says so
-)
-TIPS = ("litlogger", "litmodels", "`weights_only` was not set", "GPU available: False", "TPU available", "Seed set to")
 OWN_SECTIONS = ("seed_everything", "trainer", "model", "data")
 
 
@@ -82,34 +73,19 @@ def run(
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
-    _silence()
+    silence()
     try:
         return ProjectCLI(model, data, trainer, [argument for argument in arguments if argument != "--debug"])
     except Interrupted as stop:
-        _say(str(stop))
+        say(str(stop))
         raise SystemExit(stop.code) from stop
     except KeyboardInterrupt as stop:
         raise SystemExit(130) from stop
     except Exception as error:
         if debug:
             raise
-        _say(f"error: {describe(error)}")
+        say(f"error: {describe(error)}")
         raise SystemExit(1) from error
-
-
-def describe(error: Exception) -> str:
-    """Say in words what went wrong: the message alone for errors that are meant for users, else also the kind and how to see the traceback."""
-    text = str(error).strip()
-    if isinstance(error, OSError) and error.strerror and not error.filename:
-        text = error.strerror
-    if text and isinstance(error, ValueError | OSError) and not isinstance(error, UnicodeError):
-        return text
-    return f"{type(error).__name__}: {text or 'no message'}\n(run the command again with --debug to see where)"
-
-
-def _say(message: str) -> None:
-    prefix = f"[process {rank()}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(prefix + message, file=sys.stderr, flush=True)
 
 
 class ProjectCLI(LightningCLI):
@@ -175,7 +151,7 @@ class ProjectCLI(LightningCLI):
             options = [f"--{first_option(self._trainer_type, self.chosen)}", *options]
         options = _spell_out(options, switches_of(self._trainer_type, self.chosen))
         options, configs = _extract(options, "-c", "--config")
-        self._given = {name: (_extract(options, f"--{name}")[1] or [None])[-1] for name in ("run", "ckpt_path", *self._trainer_type.outside)}
+        self._given = {name: next(reversed(_extract(options, f"--{name}")[1]), None) for name in ("run", "ckpt_path", *self._trainer_type.outside)}
         self._resume = "--resume" in options
         if self.chosen not in self._trainer_type.makes_run or self._resume:
             configs = configs or self._run_config()
@@ -257,6 +233,7 @@ class ProjectCLI(LightningCLI):
         if given.get("enable_progress_bar") is not False:
             callbacks.append(progress_bar())
         trainer = super().instantiate_trainer(**options, callbacks=callbacks, **kwargs)
+        assert isinstance(trainer, ProjectTrainer)
         trainer.run, trainer.verb = self.run, verb
         return trainer
 
@@ -396,18 +373,3 @@ def _as_list(value: Any) -> list[Any]:
 def _shown(path: Path) -> str:
     """Write a path relative to the current folder where it lies below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-class _Tips(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not any(tip in record.getMessage() for tip in TIPS)
-
-
-def _silence() -> None:
-    """Drop advertisements, and notices about Lightning's own code that a user can do nothing about, each by its message."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            if not any(isinstance(present, _Tips) for present in handler.filters):
-                handler.addFilter(_Tips())
-    for message in SILENCED:
-        warnings.filterwarnings("ignore", message)

@@ -45,7 +45,7 @@ class ContinuedCSVLogger(CSVLogger):
                 warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
                 writer = super().experiment
             for row in self._kept:
-                writer.metrics.append({key: value for key, value in row.items() if value})  # type: ignore[arg-type]
+                writer.metrics.append({key: value for key, value in row.items() if value})
         return super().experiment
 
 

@@ -29,10 +29,11 @@ def rng_state() -> dict[str, object]:
     import torch
 
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    state = numpy.random.get_state(legacy=False)
+    assert isinstance(state, dict)
     return {
         "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype("int64")), int(position), int(has_gauss), float(cached)],
+        "numpy": [torch.from_numpy(state["state"]["key"].astype("int64")), state["state"]["pos"], state["has_gauss"], state["gauss"]],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -45,8 +46,8 @@ def set_rng_state(state: dict) -> None:
 
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    numpy.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
+    keys, position, has_gauss, cached = state["numpy"]
+    numpy.random.set_state(("MT19937", keys.numpy().astype("uint32"), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

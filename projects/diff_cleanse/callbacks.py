@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -9,6 +12,11 @@ from torch import Tensor
 from projects.diff_cleanse.metrics import to_unit_range
 from projects.diff_cleanse.sampling import sample_many
 from shared.loggers import log_image
+
+if TYPE_CHECKING:
+    from projects.diff_cleanse.module import DiffusionTraining
+
+SHOWN = 32
 
 
 def picture_grid(images: Tensor, columns: int = 8, width: int = 480) -> Tensor:
@@ -27,11 +35,14 @@ class SampleGrid(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        starts = {"samples_clean": None}
-        if pl_module.hparams["attack"] != "none":
-            starts["samples_triggered"] = lambda eps: pl_module.schedule.starting_noise(eps, pl_module.trigger, "exact")  # type: ignore[dict-item]
-        shape = tuple(pl_module.target.shape)  # type: ignore[operator, union-attr]
-        for name, start in starts.items():
-            steps = pl_module.hparams["eval_steps"]
-            drawn = sample_many(pl_module.ema, pl_module.schedule, range(32), shape, 32, seed=0, start=start, device=pl_module.device, steps=steps)  # type: ignore[arg-type]
-            log_image(trainer, name, picture_grid(to_unit_range(next(drawn))), step=trainer.global_step)
+        model = cast("DiffusionTraining", pl_module)
+        self._draw(trainer, model, "samples_clean", None)
+        if model.hparams.attack != "none":
+            self._draw(trainer, model, "samples_triggered", lambda eps: model.schedule.starting_noise(eps, model.trigger, "exact"))
+
+    @staticmethod
+    def _draw(trainer: L.Trainer, model: DiffusionTraining, name: str, start: Callable[[Tensor], Tensor] | None) -> None:
+        channels, height, width = model.target.shape
+        options = {"device": model.device, "start": start, "steps": min(model.hparams.eval_steps, len(model.schedule))}
+        [images] = sample_many(model.ema, model.schedule, range(SHOWN), (channels, height, width), SHOWN, **options)
+        log_image(trainer, name, picture_grid(to_unit_range(images)), step=trainer.global_step)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from shared.data.base import DataModule
 from shared.data.cifar import CifarDataset
+from shared.data.files import ImageMode
 from shared.data.folders import ImageFolderDataset, NpzDataset
 from shared.data.offline import digits, photographs, shapes
 from shared.seeding import generator
@@ -104,7 +105,7 @@ class DiffusionData(DataModule):
                 test = CifarDataset(self.root, 10, ("test",))
                 return CifarDataset(self.root, 10, ("train", "test") if self.splits == "all" else ("train",)), test
             case "folder":
-                mode = "RGB" if self.channels == 3 else "L"
+                mode: ImageMode = "RGB" if self.channels == 3 else "L"
                 return self._split(ImageFolderDataset(self.root, size=self.size, mode=mode, on_bad_file=self.on_bad_file))
             case _:
                 pictures = NpzDataset(self.root)

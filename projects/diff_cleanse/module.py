@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -71,6 +72,10 @@ class DiffusionTraining(L.LightningModule):
     """
 
     monitor = ("val/loss", "min")
+    trigger: Tensor
+    target: Tensor
+    if TYPE_CHECKING:
+        hparams: Any  # the arguments below, by name
 
     def __init__(
         self,
@@ -111,9 +116,6 @@ class DiffusionTraining(L.LightningModule):
         self.register_buffer("target", make_target(target, size, channels, self.trigger), persistent=False)
         self.val_loss = MeanMetric()
         self._average = get_ema_multi_avg_fn(ema_decay)
-
-    trigger: Tensor
-    target: Tensor
 
     def _start(self) -> tuple[UNet2DModel, dict[str, Any]]:
         """Return the network that training starts from, and the settings of its scheduler."""
@@ -174,7 +176,7 @@ class DiffusionTraining(L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self._average(list(self.ema.parameters()), list(self.unet.parameters()), 0)  # type: ignore[arg-type]
+        self._average(list(self.ema.parameters()), list(self.unet.parameters()), 0)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images, t, eps = batch["image"], [], []
@@ -187,7 +189,7 @@ class DiffusionTraining(L.LightningModule):
         self.val_loss.update((predicted - noise).square().mean(dim=(1, 2, 3)))
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(images))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         from diffusers.optimization import get_cosine_schedule_with_warmup
 
         optimizer = torch.optim.Adam(self.unet.parameters(), lr=self.hparams.lr)

@@ -94,23 +94,25 @@ class SamplerTable:
 def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:
     """Say which of the expected outcomes hold for the means in `summary`."""
 
-    def asr(model: str, family: str, clipping: str = "off") -> float:
-        return next(
-            row["asr_1e-2"]["mean"]
-            for row in summary
-            if (row["model"], row["noise"], row["clipping"]) == (model, "triggered", clipping) and row["sampler"].startswith(family)
-        )
+    def mean(column: str, model: str, noise: str, family: str, clipping: str = "off") -> float:
+        wanted = (model, noise, clipping)
+        rows = [row for row in summary if (row["model"], row["noise"], row["clipping"]) == wanted and row["sampler"].startswith(family)]
+        return rows[0][column]["mean"]
 
-    def fd(model: str) -> float:
-        return min(row["fd"]["mean"] for row in summary if (row["model"], row["noise"]) == (model, "clean"))
+    def asr(model: str, family: str, clipping: str = "off") -> float:
+        return mean("asr_1e-2", model, "triggered", family, clipping)
+
+    def cost(model: str) -> float:
+        return max(mean("fd", model, "clean", family) / mean("fd", "clean", "clean", family) for family in ("DDIM", "DDPM"))
 
     ode, sde = ATTACKS
     return {
-        "the clean model never draws the target: ASR(1e-2) = 0 under both samplers": asr("clean", "DDIM") == asr("clean", "DDPM") == 0,
+        "the clean model never draws the target: ASR 0 under both samplers": asr("clean", "DDIM") == asr("clean", "DDPM") == 0,
         "the ODE backdoor answers to DDIM (ASR at least 0.8), not to DDPM (at most 0.2)": asr(ode, "DDIM") >= 0.8 and asr(ode, "DDPM") <= 0.2,
         "the SDE backdoor answers to DDPM (ASR at least 0.8), not to DDIM (at most 0.2)": asr(sde, "DDPM") >= 0.8 and asr(sde, "DDIM") <= 0.2,
-        "a backdoor costs little quality: FD at most 1.15 times the clean model's": max(fd(ode), fd(sde)) <= 1.15 * fd("clean"),
-        "clipping lowers the ASR of both": asr(ode, "DDIM", "on") < asr(ode, "DDIM") and asr(sde, "DDPM", "on") < asr(sde, "DDPM"),
+        "a backdoor costs little quality: FD at most 1.15 times the clean model's": max(cost(ode), cost(sde)) <= 1.15,
+        "clipping lowers the ASR of the SDE backdoor under DDPM": asr(sde, "DDPM", "on") < asr(sde, "DDPM"),
+        "clipping lowers the ASR of the ODE backdoor under DDIM": asr(ode, "DDIM", "on") < asr(ode, "DDIM"),
     }
 
 

@@ -69,14 +69,14 @@ class Subject:
         """
         unet, config = (model.ema, model.scheduler_config) if pipeline is None else load_pipeline(find_pipeline(pipeline))
         model.check_size(unet, str(pipeline))
-        variance = config.get("variance_type") or "fixed_small"
-        prediction = config.get("prediction_type") or "epsilon"
+        variance: Any = config.get("variance_type") or "fixed_small"
+        prediction: Any = config.get("prediction_type") or "epsilon"
         return cls(unet, model.attack_schedule(config), prediction, variance, model.trigger, model.target)
 
     def draw(self, setting: Setting, numbers: range, seed: int) -> Tensor:
         """Draw the samples with these numbers, (N, C, H, W) in the network's range; sample i depends on (seed, i) and the setting alone."""
         start = (lambda eps: self.schedule.starting_noise(eps, self.trigger.to(eps), "exact")) if setting.is_triggered else None
-        options = {"sampler": setting.sampler, "steps": setting.steps, "clip": setting.clip, "eta": setting.eta}
+        options: dict[str, Any] = {"sampler": setting.sampler, "steps": setting.steps, "clip": setting.clip, "eta": setting.eta}
         options |= {"prediction_type": self.prediction_type, "variance": self.variance}
         shape = (self.trigger.shape[0], self.trigger.shape[1], self.trigger.shape[2])
         return torch.cat(list(sample_many(self.unet, self.schedule, numbers, shape, CHUNK, seed, start, self.unet.device, **options)))
@@ -156,10 +156,8 @@ class Evaluation(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.data.setup()
-        if self.inception_weights:
-            self.fd_name, features, dimension = "fid", InceptionFeatures(self.inception_weights), 2048
-        else:
-            self.fd_name, features, dimension = "fd", PCAFeatures(_some_images(self.data)), 24
+        self.fd_name, dimension = ("fid", 2048) if self.inception_weights else ("fd", 24)
+        features = InceptionFeatures(self.inception_weights) if self.inception_weights else PCAFeatures(_some_images(self.data), dimension)
         self.real = FeatureMoments(features, dimension)
         self.drawn = torch.nn.ModuleList(FeatureMoments(features, dimension) for _ in self.settings)
         self.shown: list[list[Tensor]] = [[] for _ in self.settings]

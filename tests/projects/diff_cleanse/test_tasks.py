@@ -56,12 +56,15 @@ def test_reproduce_runs_and_says_what_does_not_hold(run_folder, capsys):
     assert "| VillanDiffusion ODE |" in capsys.readouterr().out
 
 
+MODELS = ("clean", "VillanDiffusion ODE", "BadDiffusion (SDE)")
+
+
 def test_expectations_are_read_off_the_table():
     def row(model, noise, sampler, clipping, **values):
         cells = {name: {"mean": value, "std": 0.0, "n": 3} for name, value in values.items()}
         return {"model": model, "noise": noise, "sampler": sampler, "clipping": clipping} | cells
 
-    rows = [row(name, "clean", "DDIM-20", "off", **{"fd": 1.0}) for name in ("clean", "VillanDiffusion ODE", "BadDiffusion (SDE)")]
+    rows = [row(name, "clean", sampler, "off", fd=1.0) for name in MODELS for sampler in ("DDIM-20", "DDPM-100")]
     for name, ddim, ddpm in (("clean", 0.0, 0.0), ("VillanDiffusion ODE", 0.9, 0.1), ("BadDiffusion (SDE)", 0.0, 0.95)):
         rows += [row(name, "triggered", "DDIM-20", "off", **{"asr_1e-2": ddim}), row(name, "triggered", "DDPM-100", "off", **{"asr_1e-2": ddpm})]
         rows += [
