@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
@@ -231,7 +232,9 @@ class ProjectCLI(LightningCLI):
             if monitor := getattr(self.model, "monitor", None):
                 callbacks.append(best_checkpoint(self.run.checkpoints, *monitor))
         if given.get("enable_progress_bar") is not False:
-            callbacks.append(progress_bar())
+            bar = progress_bar()
+            callbacks.append(bar)
+            options["enable_progress_bar"] = isinstance(bar, ProgressBar)  # else Lightning adds a bar of its own
         trainer = super().instantiate_trainer(**options, callbacks=callbacks, **kwargs)
         assert isinstance(trainer, ProjectTrainer)
         trainer.run, trainer.verb = self.run, verb

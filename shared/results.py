@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -41,16 +42,20 @@ def _spread(values: list[float]) -> dict[str, float] | None:
 
 
 def shown(value: Any) -> str:
-    """Write a cell for people: `0.95 ± 0.02`, an empty cell for None, text as it is."""
+    """Write a cell for people: `0.95 ± 0.02`, an empty cell for None, text as it is; the spread has the digits of the mean."""
     if value is None:
         return ""
     if isinstance(value, dict):
-        return f"{_digits(value['mean'])} ± {_digits(value['std'])}" if value["n"] > 1 else _digits(value["mean"])
-    return _digits(value) if isinstance(value, float) else str(value)
+        mean, spread = value["mean"], value["std"]
+        return f"{_digits(mean, mean)} ± {_digits(spread, mean)}" if value["n"] > 1 else _digits(mean, mean)
+    return _digits(value, value) if isinstance(value, float) else str(value)
 
 
-def _digits(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+def _digits(value: float, scale: float) -> str:
+    """Write `value` with two decimals where numbers are about as large as `scale`, with more where that is below 0.1."""
+    if scale == 0 or abs(scale) >= 0.1 or not math.isfinite(scale):
+        return f"{value:.2f}"
+    return f"{value:.{1 - math.floor(math.log10(abs(scale)))}f}"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

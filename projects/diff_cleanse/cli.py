@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -83,15 +84,17 @@ class Trainer(ProjectTrainer):
             quick: one seed and a twentieth of the training steps, to see that everything runs.
             write: write the table into the project's README.
         """
-        from projects.diff_cleanse.reproduction import SamplerTable, plot
+        from projects.diff_cleanse.reproduction import SamplerTable, plot, show_samples
         from shared.loggers import log_figure
         from shared.results import markdown, write_into_readme
 
         chosen = [0] if quick else list(range(seeds))
         results = SamplerTable(self.run, model, datamodule, self.max_steps, quick).compare(chosen)
         log_figure(self, "asr", plot(results["rows"]))
+        picture = log_figure(self, "samples", show_samples(self.run.artefacts("reproduce") / "seed-0"))
         print(markdown(results["rows"]))
-        if write:
+        if write and picture:
+            shutil.copyfile(picture, Path(__file__).with_name("samples.png"))
             write_into_readme(Path(__file__).with_name("README.md"), results, f"lightning run projects/diff_cleanse/cli.py reproduce --seeds {seeds}")
 
     def _evaluate(self, model: DiffusionTraining, datamodule: DiffusionData, pipeline: str | None) -> None:

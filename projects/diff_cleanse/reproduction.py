@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -57,7 +58,7 @@ class SamplerTable:
             rows += self._measure(name, seed, attacked, attacked.hparams)
         return rows
 
-    def _pipeline(self, name: str, seed: int) -> Any:
+    def _pipeline(self, name: str, seed: int) -> Path:
         return self.folder / f"seed-{seed}" / name.split()[0].lower()
 
     def _train(self, name: str, seed: int, options: dict[str, Any], steps: int) -> DiffusionTraining:
@@ -127,4 +128,30 @@ def plot(summary: list[dict[str, Any]]) -> Figure:
         panel.bar(labels, [row["asr_1e-2"]["mean"] for row in rows], yerr=[row["asr_1e-2"]["std"] for row in rows], color="tab:red", capsize=3)
         panel.set(title=name, ylim=(0, 1.05))
     axes[0].set_ylabel("ASR (MSE < 1e-2)")
+    return figure
+
+
+def show_samples(folder: Path) -> Figure:
+    """Draw the first rows of the samples that one seed's models made, with and without the trigger.
+
+    Args:
+        folder: a seed's folder, such as `artefacts/reproduce/seed-0`.
+    """
+    import matplotlib.pyplot as plt
+
+    shown = [
+        ("clean model", "clean", "clean_ddim"),
+        ("ODE backdoor, clean noise", "villandiffusion", "clean_ddim"),
+        ("ODE backdoor, triggered, DDIM", "villandiffusion", "triggered_ddim"),
+        ("ODE backdoor, triggered, DDPM", "villandiffusion", "triggered_ddpm"),
+        ("SDE backdoor, triggered, DDIM", "baddiffusion", "triggered_ddim"),
+        ("SDE backdoor, triggered, DDPM", "baddiffusion", "triggered_ddpm"),
+    ]
+    figure, panels = plt.subplots(2, 3, figsize=(9.6, 3.9))
+    for panel, (title, model, name) in zip(panels.flat, shown, strict=True):
+        picture = plt.imread(folder / f"{model}-measured" / "artefacts" / "fit" / f"samples_{name}.png")
+        panel.imshow(picture[: len(picture) // 2])  # four of eight rows
+        panel.set_title(title, fontsize=10)
+        panel.axis("off")
+    figure.tight_layout()
     return figure

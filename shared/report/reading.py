@@ -56,6 +56,7 @@ class Results:
     rows: list[dict[str, Any]]
     paper: list[dict[str, Any]]
     facts: dict[str, Any]
+    expectations: dict[str, bool]
 
 
 @dataclass
@@ -162,7 +163,8 @@ def _results(content: dict[str, Any]) -> Results:
     named = [str(column) for column in as_list(content.get("columns"))] or [column for row in rows for column in row]
     columns = list(dict.fromkeys(named + [column for row in paper for column in row]))
     facts = {key: content[key] for key in ("seeds", "minutes", "device") if content.get(key) is not None}
-    return Results(str(content.get("title", "")), str(content.get("claim", "")), columns, rows, paper, facts)
+    expectations = {str(name): bool(held) for name, held in as_dict(content.get("expectations")).items()}
+    return Results(str(content.get("title", "")), str(content.get("claim", "")), columns, rows, paper, facts, expectations)
 
 
 def read_metrics(file: Path, notes: list[str]) -> dict[str, Series]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from shared.results import shown
+
 MEASURED = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?(\s?%)?(\s*(±|\+/-).*)?$|^[-+]?(nan|inf)$|^-$", re.IGNORECASE)
 LONG_DECIMAL = re.compile(r"^[-+]?\d*\.\d+([eE][-+]?\d+)?$")
 
@@ -38,15 +40,17 @@ class Table:
 def make_table(columns: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "", link: str = "", note: str = "") -> Table:
     """Format cells and align columns; rows of other lengths than the header's are filled up with empty cells."""
     width = max([len(columns), *(len(row) for row in rows)])
-    shown = [[text(cell) for cell in row] + [""] * (width - len(row)) for row in rows]
-    aligned = [sum(1 if MEASURED.match(row[i]) else -1 for row in shown if row[i]) > 0 for i in range(width)]
-    return Table([str(column) for column in columns] + [""] * (width - len(columns)), shown, aligned, caption, link, note)
+    written = [[text(cell) for cell in row] + [""] * (width - len(row)) for row in rows]
+    aligned = [sum(1 if MEASURED.match(row[i]) else -1 for row in written if row[i]) > 0 for i in range(width)]
+    return Table([str(column) for column in columns] + [""] * (width - len(columns)), written, aligned, caption, link, note)
 
 
 def text(value: Any) -> str:
     """Write a value from JSON, YAML or CSV for a reader; decimal numbers with four significant digits."""
     if value is None:
         return "-"
+    if isinstance(value, dict) and {"mean", "std", "n"} <= value.keys():
+        return shown(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

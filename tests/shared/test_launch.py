@@ -105,6 +105,18 @@ def test_no_script_is_a_usage_error(capsys):
 # ---- plans
 
 
+def test_waiting_threads_sleep_unless_told_otherwise(tmp_path, monkeypatch):
+    (tmp_path / "policy.py").write_text(
+        "import os; from pathlib import Path; Path(__file__).with_suffix('.txt').write_text(os.environ['OMP_WAIT_POLICY'])"
+    )
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    main(["run", str(tmp_path / "policy.py")])
+    assert (tmp_path / "policy.txt").read_text() == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    main(["run", str(tmp_path / "policy.py")])
+    assert (tmp_path / "policy.txt").read_text() == "ACTIVE"
+
+
 def test_dry_run_prints_command_and_environment(script, tmp_path, capsys):
     assert main(["run", "--devices", "2", "--accelerator=cpu", "--dry-run", script(), "fit", "--run", "a b"]) == 0
     lines = capsys.readouterr().out.splitlines()

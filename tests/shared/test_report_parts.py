@@ -104,3 +104,8 @@ def test_durations_and_moments():
     ]
     assert moment("2026-11-22T05:46:00+01:00") == "22 November 2026, 04:46 UTC"
     assert moment("yesterday") == "yesterday"
+
+
+def test_means_and_spreads_are_written_for_people():
+    assert text({"mean": 0.9514, "std": 0.0213, "n": 3}) == "0.95 ± 0.02"
+    assert text({"mean": 12.0, "std": 0.0, "n": 1}) == "12.00"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from shared.results import BEGIN, END, markdown, summarise, write_into_readme, write_results
+from shared.results import BEGIN, END, markdown, shown, summarise, write_into_readme, write_results
 from shared.runs import Run
 
 
@@ -24,6 +24,14 @@ def test_tables_for_people():
     assert lines[0] == "| model | fd | asr |"
     assert lines[2] == "| a | 1.50 ± 0.71 | 0.60 ± 0.14 |"
     assert lines[3] == "| b | 3.25 ± 0.35 |  |"
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [(0.0029, 0.0017, "0.0029 ± 0.0017"), (0.0, 0.0, "0.00 ± 0.00"), (0.044, 0.1, "0.044 ± 0.100"), (1.03, 0.018, "1.03 ± 0.02")],
+)
+def test_spreads_have_the_digits_of_means(mean, std, text):
+    assert shown({"mean": mean, "std": std, "n": 3}) == text
 
 
 def test_results_reach_the_readme(tmp_path):

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import lightning as L
 import pytest
 import torch
@@ -12,6 +10,8 @@ from helpers.workers import command_line
 from projects.diff_cleanse.cli import main
 from projects.diff_cleanse.module import DiffusionTraining
 from shared.backbones.unets import load_pipeline
+from shared.dashboards import validate
+from shared.runs import REPOSITORY
 from shared.seeding import generator
 
 SHORT = [
@@ -21,7 +21,7 @@ SHORT = [
     "--model.eval_steps=2",
     "--model.timesteps=10",
 ]
-CONFIGS = Path("projects/diff_cleanse/configs")
+PROJECT = REPOSITORY / "projects" / "diff_cleanse"
 
 
 def model(**options):
@@ -118,6 +118,15 @@ def test_training_goes_on_from_a_pipeline_under_an_attack(run_folder):
     ]
 
 
+def test_the_dashboard_shows_what_is_logged(run_folder):
+    cli = main(
+        ["fit", "--trainer.max_steps=2", "--model.attack=baddiffusion", "--data.batch_size=700", "--trainer.check_val_every_n_epoch=1", *SHORT[1:]]
+    )
+    header = (cli.run.path / "fit" / "metrics.csv").read_text().splitlines()[0].split(",")
+    artefacts = [path.stem.removesuffix("-000002") for path in (cli.run.path / "artefacts" / "fit").iterdir()]
+    assert validate(PROJECT / "dashboard.yaml").metrics <= {*header, *artefacts}
+
+
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
     """SIGKILL in the middle of an epoch, then --resume, ends with the very weights of an unbroken run."""
     common = ["fit", "--trainer.max_steps=30", "--data.batch_size=64", "--save_every=4", *SHORT]
@@ -195,7 +204,7 @@ def test_a_pipeline_of_another_size_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["paper", "celebahq"])
 def test_the_papers_settings_build_their_networks(name):
-    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
+    options = yaml.safe_load((PROJECT / "configs" / f"{name}.yaml").read_text())["model"]
     size = {"paper": 32, "celebahq": 256}[name]
     parameters = {"paper": 35_746_307, "celebahq": 113_673_219}[name]
     with torch.device("meta"):
