@@ -110,7 +110,11 @@ class ProjectCLI(LightningCLI):
                 trainer_class=trainer,
                 save_config_callback=None,
                 seed_everything_default=0,
-                parser_kwargs={"parser_mode": "omegaconf+", "prog": f"lightning run projects/{self.project}/cli.py"},
+                parser_kwargs={
+                    "parser_mode": "omegaconf+",
+                    "prog": f"lightning run projects/{self.project}/cli.py",
+                    "description": inspect.getdoc(sys.modules[trainer.__module__]) or self.project,
+                },
                 args=arguments,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
@@ -130,7 +134,11 @@ class ProjectCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand != self.chosen:  # the others are only listed: their options are not worth a second of start-up each
             return super().init_parser(**kwargs)
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"lightning run projects/{self.project}/cli.py {subcommand} [options]"
+        order = {"": 0, "model": 1, "data": 2, "trainer": 3}  # in --help: the verb's own options first, Lightning's many last
+        parser._action_groups.sort(key=lambda group: order.get(next((a.dest for a in group._group_actions), "").partition(".")[0], 0))
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -192,6 +200,7 @@ class ProjectCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         verb, config = self.config.subcommand, self.config[self.config.subcommand]
         self.run = self._choose_run(verb, config)
+        self._asked = {name: config.trainer[name] for name in ("devices", "num_nodes", "accelerator")}
         if "WORLD_SIZE" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:  # set by a launcher: one process each, as many as it started
             local = int(os.environ["LOCAL_WORLD_SIZE"])
             config.trainer.devices, config.trainer.num_nodes = local, int(os.environ["WORLD_SIZE"]) // local
@@ -263,32 +272,40 @@ class ProjectCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         kwargs = self._prepare_subcommand_kwargs(subcommand)
-        if rank() > 0:
-            self._execute(subcommand, kwargs)
-            return
-        settings = self._settings()
-        inputs = {name: Path(kwargs[name]) for name in ("ckpt_path", *self._trainer_type.outside) if kwargs.get(name)}
-        options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule") and name not in inputs}
+        settings, inputs = self._settings(), self._inputs(kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *inputs)}
         fingerprint = fingerprint_of(settings, options, inputs)
         if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
             print(f"{subcommand} was done already with these settings and weights: {_shown(self.run.path)} (--force does it again)")
-            return
-        file = self.run.config_file if subcommand in self._trainer_type.makes_run else self.run.path / subcommand / "config.yaml"
+        elif rank() > 0:
+            self._execute(subcommand, kwargs)
+        else:
+            self._record(subcommand, kwargs, settings, inputs, fingerprint)
+            self._conclude(subcommand)
+
+    def _inputs(self, kwargs: dict[str, Any]) -> dict[str, Path]:
+        """Return the files and folders that a verb works on: those it was given, else the weights of the run."""
+        given = {name: Path(kwargs[name]) for name in ("ckpt_path", *self._trainer_type.outside) if kwargs.get(name)}
+        last = self.run.checkpoints / "last.ckpt"
+        return given or ({"weights": last} if last.is_file() else {})
+
+    def _record(self, verb: str, kwargs: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Path], fingerprint: str) -> None:
+        """Carry out a verb on the first process, and write down in the run folder what it was and how it went."""
+        file = self.run.config_file if verb in self._trainer_type.makes_run else self.run.path / verb / "config.yaml"
         if not self._resume:
-            write_text(file, f"# settings of: {subcommand} of {self.project}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            write_text(file, f"# settings of: {verb} of {self.project}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         pointer = self.run.path.parent / "latest"
         latest = pointer.read_text(encoding="utf-8") if pointer.is_file() else None
         device, seed = str(self.trainer.strategy.root_device), settings["seed_everything"]
         try:
-            with self.run.stage(subcommand, self.command, device, seed, inputs, latest=subcommand == "fit") as record:
+            with self.run.stage(verb, self.command, device, seed, inputs, latest=verb == "fit") as record:
                 record["fingerprint"] = fingerprint
-                self._execute(subcommand, kwargs)
+                self._execute(verb, kwargs)
                 record["summary"] = {name: round(float(value), 6) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
         except Exception:
             if self._is_new:
                 self.run.discard_if_empty(latest)
             raise
-        self._conclude(subcommand)
 
     def _execute(self, verb: str, kwargs: dict[str, Any]) -> None:
         try:
@@ -314,6 +331,7 @@ class ProjectCLI(LightningCLI):
         """Return the verb's merged settings as plain values: seed, trainer, model and data; unset trainer options are left out."""
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, format="yaml"))[self.subcommand]
         settings = {section: dumped[section] for section in OWN_SECTIONS}
+        settings["trainer"] |= self._asked  # not what a launcher made of it: the run is to be readable without one
         settings["trainer"] = {name: value for name, value in settings["trainer"].items() if value is not None}
         return settings
 

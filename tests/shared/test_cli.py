@@ -69,6 +69,10 @@ def test_a_finished_verb_is_not_done_again(toy, capsys):
     capsys.readouterr()
     toy.main(["test"])
     assert "was done already" in capsys.readouterr().out
+    toy.main(["fit", "--resume", "--trainer.max_epochs=5"])
+    capsys.readouterr()
+    toy.main(["test"])  # the weights are others
+    assert "test is done" in capsys.readouterr().out
     toy.main(["test", "--force"])
     assert "test is done" in capsys.readouterr().out
 

@@ -160,7 +160,10 @@ def losses(folder):
 def test_two_processes_have_the_loss_curve_of_one(run_folder):
     common = ["fit", "--trainer.max_steps=6", "--data.batch_size=16", "--model.attack=villandiffusion", *SHORT]
     run_together(command_line, [*common, "--run", "two"])
+    run_together(command_line, ["test", "--run", "two"])
     main([*common, "--run", "one"])
+    settings = [yaml.safe_load((run_folder / "diff_cleanse" / name / "config.yaml").read_text()) for name in ("one", "two")]
+    assert settings[0] == settings[1]  # the launcher's processes are no setting of the run
     one, two = (losses(run_folder / "diff_cleanse" / name) for name in ("one", "two"))
     assert len(one) == 6
     torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
