@@ -14,6 +14,8 @@ SILENCED = (
     r"The `add_instantiator`|.*instantiate_classes|.*skip_none",  # lightning's use of deprecated jsonargparse calls
     r"Found \d+ module\(s\) in eval mode",  # averaged and frozen networks are meant to be
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # verbs other than fit need weights only
+    r"predict returned None if it was on purpose",  # predict_step writes files instead of returning them
+    r"Checkpoint directory .* exists and is not empty",  # it is meant to: the run goes on
     r".*does not have many workers which may be a bottleneck",  # for data in memory none is best; data.num_workers says so
 )
 TIPS = ("litlogger", "litmodels", "`weights_only` was not set", "GPU available: False", "TPU available", "Seed set to")

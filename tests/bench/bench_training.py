@@ -27,7 +27,7 @@ from shared.callbacks import ProgressLines, ResumePoint
 from shared.loggers import finish_loggers, make_loggers
 from shared.runs import Run
 
-STEPS, ROUNDS, BATCH = 60, 5, 64
+STEPS, ROUNDS, BATCH = {16: 80, 32: 30}, {16: 5, 32: 3}, 64
 SCHEDULE = {"timesteps": 100, "beta_start": 1e-3, "beta_end": 0.1, "lr": 2e-3, "warmup_steps": 20, "ema_decay": 0.99}
 
 
@@ -47,8 +47,9 @@ class Clock(L.Callback):
 def under_trainer(size: int, folder: str, number: int) -> list[float]:
     run, clock = Run(Path(folder) / "diff_cleanse" / f"{size}-{number}"), Clock()
     trainer = L.Trainer(
-        default_root_dir=run.path, max_steps=STEPS, gradient_clip_val=1.0, logger=make_loggers(run, "fit", "offline"), log_every_n_steps=20,
-        callbacks=[clock, ResumePoint(run.checkpoints, 100), ProgressLines(10)], enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
+        default_root_dir=run.path, max_steps=STEPS[size], gradient_clip_val=1.0, log_every_n_steps=20, logger=make_loggers(run, "fit", "offline"),
+        callbacks=[clock, ResumePoint(run.checkpoints, 100), ProgressLines(10)],
+        enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(DiffusionTraining(size=size, **SCHEDULE), datamodule=DiffusionData(size=size, batch_size=BATCH))
     finish_loggers(trainer)
@@ -61,8 +62,8 @@ def bare(size: int) -> list[float]:
     unet, schedule, times = model.unet.train(), model.schedule, []
     ema, average = deepcopy(unet).requires_grad_(False), get_ema_multi_avg_fn(0.99)
     optimizer = torch.optim.Adam(unet.parameters(), lr=2e-3)
-    decay = get_cosine_schedule_with_warmup(optimizer, 20, STEPS)
-    for _, batch in zip(range(STEPS), batches(data), strict=False):
+    decay = get_cosine_schedule_with_warmup(optimizer, 20, STEPS[size])
+    for _, batch in zip(range(STEPS[size]), batches(data), strict=False):
         images = batch["image"]
         t, eps = torch.randint(100, (len(images),)), torch.randn_like(images)
         loss = F.mse_loss(unet(schedule.add_noise(images, eps, t), t).sample, eps)
@@ -96,7 +97,7 @@ def peer(size: int) -> list[float]:
         Wrapped(DiffusionTraining(size=size, **SCHEDULE).unet), image_size=size, timesteps=100, objective="pred_noise", beta_schedule="linear"
     )
     ema, optimizer, times = EMA(diffusion, beta=0.99, update_every=1), torch.optim.Adam(diffusion.parameters(), lr=2e-3), []
-    for _, batch in zip(range(STEPS), batches(data), strict=False):
+    for _, batch in zip(range(STEPS[size]), batches(data), strict=False):
         loss = diffusion((batch["image"] + 1) / 2)
         optimizer.zero_grad()
         loss.backward()
@@ -113,11 +114,11 @@ def rate(times: list[float]) -> float:
 
 
 def main() -> None:
-    print(f"{torch.get_num_threads()} threads, batch {BATCH}, {STEPS} steps, {ROUNDS} rounds; steps per second, medians")
+    print(f"{torch.get_num_threads()} threads, batch {BATCH}; steps per second, medians")
     with tempfile.TemporaryDirectory() as folder:
         for size in (16, 32):
             rates: dict[str, list[float]] = {"trainer": [], "bare": [], "peer": []}
-            for number in range(ROUNDS):
+            for number in range(ROUNDS[size]):
                 rates["trainer"].append(rate(under_trainer(size, folder, number)))
                 rates["bare"].append(rate(bare(size)))
                 rates["peer"].append(rate(peer(size)))
