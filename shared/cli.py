@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import yaml
@@ -137,7 +137,8 @@ class ProjectCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.usage = f"lightning run projects/{self.project}/cli.py {subcommand} [options]"
         order = {"": 0, "model": 1, "data": 2, "trainer": 3}  # in --help: the verb's own options first, Lightning's many last
-        parser._action_groups.sort(key=lambda group: order.get(next((a.dest for a in group._group_actions), "").partition(".")[0], 0))
+        groups = cast(list[Any], parser._action_groups)
+        groups.sort(key=lambda group: order.get(next((a.dest for a in group._group_actions), "").partition(".")[0], 0))
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
