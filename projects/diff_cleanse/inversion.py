@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from projects.diff_cleanse.sampling import Prediction, sample
 from projects.diff_cleanse.schedule import NoiseSchedule
-from projects.diff_cleanse.similarity import agreeing_images, guard_beside, tolerance_beside
+from projects.diff_cleanse.similarity import agreement_graph, guard_beside, tolerance_beside
 from shared.seeding import generator
 
 Network = Callable[[Tensor, Tensor], Any]
@@ -27,6 +27,7 @@ AVERAGED = 5
 """Iterations over which the loss of a start is averaged before starts are compared."""
 PROBED = (-1.0, -0.85, -0.7, -0.55, -0.4)
 """Constant patterns that are probed for a repeated picture: triggers lie mostly on the background -1."""
+PROBE_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,21 @@ def find_anchor(
         **options: further arguments of `sample`.
 
     Returns:
-        The (C, H, W) picture, the median of its repetitions, and the constant that drew it most often; None if no picture is repeated.
+        The (C, H, W) picture with the most like it, as the median of these, and the constant that drew most of them; None if no two are alike.
     """
     drawn = []
     with torch.inference_mode():
         for constant in (0.0, *PROBED):
-            eps = torch.randn(probes, *shape, generator=numbers, device=numbers.device)
-            drawn.append(sample(unet, eps + constant, schedule, "ddim", generator=numbers, **options) / 2 + 0.5)
-        images, untriggered = torch.cat(drawn[1:]), drawn[0].clamp(0, 1)
-        repeated = agreeing_images(images.clamp(0, 1), 1 - tolerance_beside(untriggered), guard_beside(untriggered))
-    if not repeated:
+            eps = torch.randn(probes, *shape, generator=numbers, device=numbers.device) + constant
+            drawn += [sample(unet, part, schedule, "ddim", generator=numbers, **options) / 2 + 0.5 for part in eps.split(PROBE_BATCH)]
+    images = torch.cat(drawn).clone()
+    images, untriggered = images[probes:], images[:probes].clamp(0, 1)
+    graph = agreement_graph(images.clamp(0, 1), 1 - tolerance_beside(untriggered), guard_beside(untriggered))
+    alike = graph[int(graph.sum(dim=1).argmax())].nonzero().squeeze(1)  # of the picture with the most like it
+    if len(alike) == 0:
         return None
-    counts = torch.tensor(repeated).div(probes, rounding_mode="floor").bincount(minlength=len(PROBED))
-    return images[repeated].median(dim=0).values.clone(), PROBED[int(counts.argmax())]
+    counts = alike.div(probes, rounding_mode="floor").bincount(minlength=len(PROBED))
+    return images[alike.to(images.device)].median(dim=0).values, PROBED[int(counts.argmax())]
 
 
 def invert(
@@ -133,7 +136,7 @@ def invert(
     batch: int = 12,
     lr: float = 0.1,
     bound: float = 1.0,
-    probes: int = 64,
+    probes: int = 256,
     seed: int = 0,
     prediction_type: Prediction = "epsilon",
     device: str | torch.device = "cpu",

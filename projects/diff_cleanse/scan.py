@@ -39,7 +39,7 @@ class Budget:
     """How much a scan computes.
 
     Attributes:
-        probes: noises for each constant that the gradient inversion probes.
+        probes: noises for each constant that the gradient inversion probes; a quarter of it for stochastic samplers, where more draw the target.
         starts: its starts where probing finds nothing.
         iterations: its iterations.
         batch: its noises per start and iteration.
@@ -63,8 +63,8 @@ class Budget:
 
 
 BUDGETS: dict[str, Budget] = {
-    "fast": Budget(64, (-0.8, -0.5), 40, 12, 16, 100, 8, STARTS, (40, 32), (100, 20)),
-    "full": Budget(256, (-1.0, -0.8, -0.5, 0.0), 100, 16, 32, None, 100, STARTS, (100, 100), (3000, 1000)),
+    "fast": Budget(256, (-0.8, -0.5), 40, 12, 16, 100, 8, STARTS, (40, 32), (100, 20)),
+    "full": Budget(1024, (-1.0, -0.8, -0.5, 0.0), 100, 16, 32, None, 100, STARTS, (100, 100), (3000, 1000)),
 }
 
 
@@ -285,7 +285,12 @@ class _Job:
         network: dict[str, Any] = common | {"prediction_type": self.prediction}
         budget, eta = self.budget, float(probe.is_stochastic)
         if method == "gradient":
-            size: dict[str, Any] = {"probes": budget.probes, "starts": budget.starts, "iterations": budget.iterations, "batch": budget.batch}
+            size: dict[str, Any] = {
+                "probes": budget.probes // (4 if eta else 1),
+                "starts": budget.starts,
+                "iterations": budget.iterations,
+                "batch": budget.batch,
+            }
             return invert(self.unet, self.schedule, self.shape, eta=eta, **size, **network)
         if method == "elijah":
             iterations, batch = budget.elijah

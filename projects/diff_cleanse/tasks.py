@@ -205,7 +205,7 @@ class Evaluation(L.LightningModule):
             if self.classifier is not None:
                 values["classes"] = torch.tensor(len(_gathered(self.labels[number], self.device, torch.int64).unique()))
         for quantity, value in values.items():
-            self.log(f"test/{quantity}_{setting.name}", value.float().to(self.device), rank_zero_only=False, sync_dist=False)
+            self.log(f"test/{quantity}_{setting.name}", value.float().to(self.device), sync_dist=True)
         noise = "triggered" if setting.is_triggered else "clean"
         self.errors[number] = [errors]
         shown = gather_rows(torch.cat(self.shown[number]) if self.shown[number] else torch.zeros(0, *self.subject.target.shape, device=self.device))
