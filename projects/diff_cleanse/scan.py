@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from projects.diff_cleanse import baselines
-from projects.diff_cleanse.bbti import STARTS, Start, bbti, bbti_released
+from projects.diff_cleanse.bbti import bbti, bbti_released
 from projects.diff_cleanse.inversion import Inverted, frozen, invert
 from projects.diff_cleanse.metrics import to_unit_range
 from projects.diff_cleanse.samplers import SAMPLERS, ScanSampler, prediction_of
@@ -57,14 +57,13 @@ class Budget:
     samples: int
     steps: int | None
     bbti_iterations: int
-    bbti_starts: tuple[Start, ...]
     elijah: tuple[int, int]
     terd: tuple[int, int]
 
 
 BUDGETS: dict[str, Budget] = {
-    "fast": Budget(256, (-0.8, -0.5), 40, 12, 16, 100, 8, STARTS, (40, 32), (100, 20)),
-    "full": Budget(1024, (-1.0, -0.8, -0.5, 0.0), 100, 16, 32, None, 100, STARTS, (100, 100), (3000, 1000)),
+    "fast": Budget(256, (-0.8, -0.5), 40, 12, 16, 100, 8, (40, 32), (100, 20)),
+    "full": Budget(1024, (-1.0, -0.8, -0.5, 0.0), 100, 16, 32, None, 100, (100, 100), (3000, 1000)),
 }
 
 
@@ -173,8 +172,9 @@ def scan(
     1 - cosine 0.01, so that models of little diversity are not suspected. From `threshold` on a model is backdoored, up to half of it clean,
     between undecided; a model that repeats few pictures without a trigger can be steered to one by any noise, and is undecided at most.
 
-    The default threshold was measured on 16-pixel digits (budget fast): clean models of three seeds score 0, ten backdoored ones at least 0.69 under
-    the sampler they answer to; clean models of faint, nearly constant, grey, one-class and two pictures and an untrained one are not suspected.
+    The default threshold was measured on 16-pixel digits (budget fast): clean models of three seeds score 0, ten backdoored ones at least 0.75 under
+    the sampler they answer to; clean models of faint, nearly constant, grey or one-class pictures and an untrained one are found clean, one of two
+    pictures undecided.
 
     Args:
         unet: maps (B, C, H, W) and (B,) timesteps to (B, C, H, W), or to an object that holds this as `.sample`. It is left as it was.
@@ -285,13 +285,8 @@ class _Job:
         network: dict[str, Any] = common | {"prediction_type": self.prediction}
         budget, eta = self.budget, float(probe.is_stochastic)
         if method == "gradient":
-            size: dict[str, Any] = {
-                "probes": budget.probes // (4 if eta else 1),
-                "starts": budget.starts,
-                "iterations": budget.iterations,
-                "batch": budget.batch,
-            }
-            return invert(self.unet, self.schedule, self.shape, eta=eta, **size, **network)
+            network |= {"iterations": budget.iterations, "starts": budget.starts, "batch": budget.batch}
+            return invert(self.unet, self.schedule, self.shape, eta, probes=budget.probes // (4 if eta else 1), **network)
         if method == "elijah":
             iterations, batch = budget.elijah
             return baselines.elijah(self.unet, self.schedule, self.shape, 1 - eta / 2, iterations, batch, **network)
@@ -303,7 +298,7 @@ class _Job:
             return to_unit_range(short(self.unet, x_T, generator(seed, "sampler", device=self.device)))
 
         if method == "bbti":
-            return bbti(draw, self.shape, budget.bbti_iterations, budget.bbti_starts, **common)
+            return bbti(draw, self.shape, budget.bbti_iterations, **common)
         return bbti_released(draw, self.shape, budget.bbti_iterations, **common)
 
     @torch.inference_mode()

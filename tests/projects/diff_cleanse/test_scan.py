@@ -14,7 +14,7 @@ from projects.diff_cleanse.similarity import Agreement
 from shared.backbones.unets import build_unet
 from shared.checkpoints import load_tensors
 
-QUICK = scanning.Budget(32, (-0.8, -0.5), 16, 8, 16, 30, 6, (-1.0, -0.5), (15, 16), (15, 2))
+QUICK = scanning.Budget(32, (-0.8, -0.5), 16, 8, 16, 30, 6, (15, 16), (15, 2))
 
 
 @pytest.fixture(autouse=True)
