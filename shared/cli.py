@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,21 +17,24 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from shared.arguments import SUPPLIED, as_list, extract, fingerprint_of, first_option, spell_out, switches_of, verbs_of
 from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
 from shared.distributed import rank
 from shared.loggers import ContinuedCSVLogger, finish_loggers, make_loggers
-from shared.messages import describe, say, silence
-from shared.runs import Run, digest, find_run, new_run, remove, write_text
+from shared.messages import describe, say, shown_path, silence
+from shared.runs import Run, find_run, new_run, remove, write_text
 
-LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
-SUPPLIED = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only"}
 OWN_SECTIONS = ("seed_everything", "trainer", "model", "data")
 
 
 class ProjectTrainer(L.Trainer):
-    """Lightning's trainer with a project's verbs: each public method of a subclass is one, its signature the options, its docstring the help."""
+    """Lightning's trainer with a project's verbs: each public method of a subclass is one, its signature the options, its docstring the help.
+
+    What a verb returns may have an `exit_code`, which the process then ends with, and a `summary`, a dict that heads the run's page.
+    """
 
     run: Run
     verb: str = "fit"
@@ -39,8 +42,16 @@ class ProjectTrainer(L.Trainer):
     """Verbs that begin a run folder; the others work in the latest run, or the one that `--run` names."""
     outside: frozenset[str] = frozenset()
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
+    independent: frozenset[str] = frozenset()
+    """Verbs that judge a model by itself: settings that lie beside it, which may be a stranger's, are not read."""
+    resumable: frozenset[str] = frozenset({"fit"})
+    """Verbs that --resume goes on with."""
     follow_up: Mapping[str, str] = MappingProxyType({"fit": "test"})
     """The verb to suggest after a verb."""
+    aliases: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
+    """Further words for a verb under configurations, `{"attack": ("fit", ("tiny", "villandiffusion"))}`; `attack NAME` takes another last one."""
+    is_forced: bool = False
+    """Whether --force asks to do again what is done."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -66,17 +77,18 @@ def run(
         args: the arguments; None takes those of the process.
 
     Returns:
-        The command line after the verb has run, with `.trainer`, `.model`, `.datamodule`, `.run` and `.result` (what the verb returned).
+        The command line after the verb has run, with `.trainer`, `.model`, `.datamodule`, `.run`, `.exit_code` and `.result` (what the verb
+        returned).
 
     Raises:
         SystemExit: 2 for wrong usage; 1, after a message without traceback, for everything else that fails (`--debug` raises it instead);
-            130 and 143 when stopped by Ctrl-C and SIGTERM.
+            130 and 143 when stopped by Ctrl-C and SIGTERM; and, where `args` is None, the exit code of the verb's result if that is not 0.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
     silence()
     try:
-        return ProjectCLI(model, data, trainer, [argument for argument in arguments if argument != "--debug"])
+        cli = ProjectCLI(model, data, trainer, [argument for argument in arguments if argument != "--debug"])
     except Interrupted as stop:
         say(str(stop))
         raise SystemExit(stop.code) from stop
@@ -87,6 +99,19 @@ def run(
             raise
         say(f"error: {describe(error)}")
         raise SystemExit(1) from error
+    if args is None:
+        _leave(cli.exit_code)
+    return cli
+
+
+def _leave(code: int) -> None:
+    """End the process with a verb's exit code. Where `lightning run` started several processes it is told the code, and ends with it itself."""
+    is_started_by_lightning = "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ and rank() > 0
+    if file := os.environ.get("TOUCHSTONE_EXIT_CODE_FILE"):
+        if os.environ.get("LOCAL_RANK") == "0":
+            Path(file).write_text(str(code), encoding="utf-8")
+    elif code and not is_started_by_lightning:  # a strategy takes the failure of a process that it started for a crash of all
+        raise SystemExit(code)
 
 
 class ProjectCLI(LightningCLI):
@@ -96,6 +121,7 @@ class ProjectCLI(LightningCLI):
         self.folder = Path(inspect.getfile(model)).resolve().parent
         self.project = self.folder.name
         self.result: Any = None
+        self.exit_code = 0
         self._is_new = False
         self._trainer_type = trainer
         self.verbs = verbs_of(trainer)
@@ -147,11 +173,14 @@ class ProjectCLI(LightningCLI):
         )
         parser.add_argument("--wandb", type=str, default="auto", help="W&B: auto (online with an API key, else offline), online, offline or disabled")
         parser.add_argument("--force", action="store_true", help="do again what is done: replace the run of that name, repeat a finished verb")
-        parser.add_argument("--resume", action="store_true", help="go on with an interrupted fit from its last checkpoint")
+        parser.add_argument(
+            "--resume", action="store_true", help="go on with what was interrupted: fit from its last checkpoint, other verbs from what they kept"
+        )
         parser.add_argument("--save_every", type=int, default=100, help="training steps between two checkpoints to resume from")
 
     def _complete(self, arguments: list[str]) -> list[str]:
         """Expand what users may leave out: the configuration, and the name of a verb's first option."""
+        arguments = self._without_alias(arguments)
         position = next((i for i, argument in enumerate(arguments) if argument in self.verbs), None)
         self.chosen = None if position is None else arguments[position]
         if position is None or self.chosen is None:
@@ -159,14 +188,22 @@ class ProjectCLI(LightningCLI):
         options = arguments[position + 1 :]
         if options and not options[0].startswith("-"):
             options = [f"--{first_option(self._trainer_type, self.chosen)}", *options]
-        options = _spell_out(options, switches_of(self._trainer_type, self.chosen))
-        options, configs = _extract(options, "-c", "--config")
-        self._given = {name: next(reversed(_extract(options, f"--{name}")[1]), None) for name in ("run", "ckpt_path", *self._trainer_type.outside)}
+        options = spell_out(options, switches_of(self._trainer_type, self.chosen))
+        options, configs = extract(options, "-c", "--config")
+        self._given = {name: next(reversed(extract(options, f"--{name}")[1]), None) for name in ("run", "ckpt_path", *self._trainer_type.outside)}
         self._resume = "--resume" in options
-        if self.chosen not in self._trainer_type.makes_run or self._resume:
+        if self.chosen not in self._trainer_type.independent and (self.chosen not in self._trainer_type.makes_run or self._resume):
             configs = configs or self._run_config()
         paths = [self._config_path(config) for config in configs or ["tiny"]]
         return [*arguments[:position], self.chosen, *(part for path in paths for part in ("--config", str(path))), *options]
+
+    def _without_alias(self, arguments: list[str]) -> list[str]:
+        if not arguments or arguments[0] not in self._trainer_type.aliases:
+            return arguments
+        verb, configs = self._trainer_type.aliases[arguments[0]]
+        if len(arguments) > 1 and not arguments[1].startswith("-"):
+            configs, arguments = (*configs[:-1], arguments[1]), arguments[1:]
+        return [verb, *(part for config in configs for part in ("--config", config)), *arguments[1:]]
 
     def _run_config(self) -> list[str]:
         """Return the settings of the run that the verb works in, or of the run that a model from outside belongs to."""
@@ -210,6 +247,8 @@ class ProjectCLI(LightningCLI):
 
     def _choose_run(self, verb: str, config: Any) -> Run:
         trainer, outside = self._trainer_type, any(self._given[name] for name in self._trainer_type.outside)
+        if self._resume and outside and not config.run:
+            raise ValueError("--resume with a model from outside goes on in a run of its own: name that with --run NAME")
         if self._resume or not (verb in trainer.makes_run or outside):
             existing = self._existing_run() or find_run(self.project)
             if existing.path.parent.name != self.project:
@@ -233,10 +272,10 @@ class ProjectCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         verb = str(self.subcommand)
         given = self._get(self.config_init, "trainer")
-        options: dict[str, Any] = {"default_root_dir": str(self.run.path), "plugins": [*_as_list(given.get("plugins")), SafeCheckpointIO()]}
+        options: dict[str, Any] = {"default_root_dir": str(self.run.path), "plugins": [*as_list(given.get("plugins")), SafeCheckpointIO()]}
         if given.get("logger") in (None, True):
             options["logger"] = make_loggers(self.run, verb, self._get(self.config, "wandb"))
-        callbacks = _as_list(given.get("callbacks"))
+        callbacks = as_list(given.get("callbacks"))
         if verb == "fit" and given.get("enable_checkpointing") is not False:
             callbacks.append(ResumePoint(self.run.checkpoints, self._get(self.config, "save_every")))
             if monitor := getattr(self.model, "monitor", None):
@@ -247,7 +286,7 @@ class ProjectCLI(LightningCLI):
             options["enable_progress_bar"] = isinstance(bar, ProgressBar)  # else Lightning adds a bar of its own
         trainer = super().instantiate_trainer(**options, callbacks=callbacks, **kwargs)
         assert isinstance(trainer, ProjectTrainer)
-        trainer.run, trainer.verb = self.run, verb
+        trainer.run, trainer.verb, trainer.is_forced = self.run, verb, bool(self._get(self.config, "force"))
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -272,27 +311,36 @@ class ProjectCLI(LightningCLI):
         return str(path)
 
     def _run_subcommand(self, subcommand: str) -> None:
+        sys.argv = list(self.command)  # with which a strategy starts further processes
         kwargs = self._prepare_subcommand_kwargs(subcommand)
         settings, inputs = self._settings(), self._inputs(kwargs)
         options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *inputs)}
         fingerprint = fingerprint_of(settings, options, inputs)
         if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
-            print(f"{subcommand} was done already with these settings and weights: {_shown(self.run.path)} (--force does it again)")
+            self._repeat(subcommand, fingerprint)
         elif rank() > 0:
             self._execute(subcommand, kwargs)
         else:
             self._record(subcommand, kwargs, settings, inputs, fingerprint)
             self._conclude(subcommand)
 
+    def _repeat(self, verb: str, fingerprint: str) -> None:
+        """Say that a verb was done already, and end as it did then."""
+        *_, stage = (stage for stage in self.run.manifest()["stages"] if (stage["status"], stage.get("fingerprint")) == ("done", fingerprint))
+        self.exit_code = stage.get("exit_code", 0)
+        ending = f", with exit code {self.exit_code}" if self.exit_code else ""
+        if rank() == 0:
+            print(f"{verb} was done already with these settings and weights{ending}: {shown_path(self.run.path)} (--force does it again)")
+
     def _inputs(self, kwargs: dict[str, Any]) -> dict[str, Path]:
         """Return the files and folders that a verb works on: those it was given, else the weights of the run."""
         given = {name: Path(kwargs[name]) for name in ("ckpt_path", *self._trainer_type.outside) if kwargs.get(name)}
-        last = self.run.checkpoints / "last.ckpt"
-        return given or ({"weights": last} if last.is_file() else {})
+        own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline"}
+        return given or {name: path for name, path in own.items() if path.exists()}
 
     def _record(self, verb: str, kwargs: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Path], fingerprint: str) -> None:
         """Carry out a verb on the first process, and write down in the run folder what it was and how it went."""
-        file = self.run.config_file if verb in self._trainer_type.makes_run else self.run.path / verb / "config.yaml"
+        file = self.run.config_file if self._is_new else self.run.path / verb / "config.yaml"
         if not self._resume:
             write_text(file, f"# settings of: {verb} of {self.project}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         pointer = self.run.path.parent / "latest"
@@ -302,7 +350,8 @@ class ProjectCLI(LightningCLI):
             with self.run.stage(verb, self.command, device, seed, inputs, latest=verb == "fit") as record:
                 record["fingerprint"] = fingerprint
                 self._execute(verb, kwargs)
-                record["summary"] = {name: round(float(value), 6) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
+                metrics = {name: round(float(value), 6) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
+                record |= {"summary": metrics | getattr(self.result, "summary", {}), "exit_code": self.exit_code}
         except Exception:
             if self._is_new:
                 self.run.discard_if_empty(latest)
@@ -311,21 +360,27 @@ class ProjectCLI(LightningCLI):
     def _execute(self, verb: str, kwargs: dict[str, Any]) -> None:
         try:
             self.result = getattr(self.trainer, verb)(**kwargs)
+            self.exit_code = int(getattr(self.result, "exit_code", 0))
         except SystemExit as stop:  # Lightning leaves with code 1 on Ctrl-C, after it has closed its loops
             if self.trainer.state.status == TrainerStatus.INTERRUPTED:
-                raise self._interrupted(130) from stop
+                raise self._interrupted(verb, 143 if isinstance(stop, SIGTERMException) else 130) from stop
             raise
+        except KeyboardInterrupt as stop:  # outside of Lightning's loops
+            raise self._interrupted(verb, 130) from stop
         except BaseException as stop:
             if self.trainer.received_sigterm:
-                raise self._interrupted(143) from stop
+                raise self._interrupted(verb, 143) from stop
             raise
         finally:
             finish_loggers(self.trainer)
 
-    def _interrupted(self, code: int) -> Interrupted:
-        where = f"stopped; what was done lies in {_shown(self.run.path)}"
-        if (self.run.checkpoints / "last.ckpt").is_file():
+    def _interrupted(self, verb: str, code: int) -> Interrupted:
+        where = f"stopped; what was done lies in {shown_path(self.run.path)}"
+        if verb == "fit" and (self.run.checkpoints / "last.ckpt").is_file():
             where += f"\ngo on with: lightning run projects/{self.project}/cli.py fit --resume --run {self.run.name}"
+        elif verb != "fit" and verb in self._trainer_type.resumable and any(self.run.artefacts(verb).rglob("*")):
+            options = [option for option in extract(self.command[1:], "--run")[0] if option != "--resume"]
+            where += f"\ngo on with: lightning run projects/{self.project}/cli.py {shlex.join(options)} --resume --run {self.run.name}"
         return Interrupted(where, code)
 
     def _settings(self) -> dict[str, Any]:
@@ -340,58 +395,6 @@ class ProjectCLI(LightningCLI):
         from shared.report import build_report
 
         build_report(self.run.path)
-        print(f"{verb} is done: results in {_shown(self.run.path)}, to be looked at in {_shown(self.run.path / 'report.html')}")
+        print(f"{verb} is done: results in {shown_path(self.run.path)}, to be looked at in {shown_path(self.run.path / 'report.html')}")
         if following := self._trainer_type.follow_up.get(verb):
             print(f"next: lightning run projects/{self.project}/cli.py {following}")
-
-
-def verbs_of(trainer: type[ProjectTrainer]) -> list[str]:
-    """Return Lightning's verbs and the public methods that a project's trainer adds, in order of definition."""
-    added = [name for name, member in vars(trainer).items() if inspect.isfunction(member) and not name.startswith("_")]
-    return [*LIGHTNING_VERBS, *(name for name in added if name not in LIGHTNING_VERBS)]
-
-
-def first_option(trainer: type[ProjectTrainer], verb: str) -> str:
-    """Return the name of a verb's first option, which users may give without its name: `scan FOLDER`."""
-    return next(name for name in list(inspect.signature(getattr(trainer, verb)).parameters)[1:] if name not in SUPPLIED)
-
-
-def switches_of(trainer: type[ProjectTrainer], verb: str) -> set[str]:
-    """Return the options of a verb that are switches: `--quick` means `--quick=true`."""
-    hints = inspect.signature(getattr(trainer, verb)).parameters.values()
-    return {f"--{parameter.name}" for parameter in hints if parameter.annotation in (bool, "bool")}
-
-
-def fingerprint_of(settings: dict[str, Any], options: dict[str, Any], inputs: dict[str, Path]) -> str:
-    """Hash everything that a verb's outcome depends on."""
-    content = repr((settings, sorted(options.items()), {name: digest(path) for name, path in inputs.items()}))
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _extract(options: list[str], *names: str) -> tuple[list[str], list[str]]:
-    """Split `--name value` and `--name=value` off a list of options; returns the other options and the values."""
-    others, values, pending = [], [], False
-    for option in options:
-        name, equals, value = option.partition("=")
-        if pending or (equals and name in names):
-            values.append(option if pending else value)
-            pending = False
-        elif option in names:
-            pending = True
-        else:
-            others.append(option)
-    return others, values
-
-
-def _spell_out(options: list[str], switches: set[str]) -> list[str]:
-    following = [*options[1:], "--"][: len(options)]
-    return [f"{option}=true" if option in switches and after.startswith("-") else option for option, after in zip(options, following, strict=True)]
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _shown(path: Path) -> str:
-    """Write a path relative to the current folder where it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 from shared.distributed import rank
 
@@ -35,6 +36,11 @@ def say(message: str) -> None:
     """Print a message to the error stream, with the process's number where there are several."""
     prefix = f"[process {rank()}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     print(prefix + message, file=sys.stderr, flush=True)
+
+
+def shown_path(path: Path) -> str:
+    """Write a path relative to the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 class _Tips(logging.Filter):

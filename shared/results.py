@@ -11,7 +11,11 @@ from typing import Any
 
 from shared.runs import Run, write_json, write_text
 
-BEGIN, END = "<!-- results: written by `reproduce --write`, do not edit by hand -->", "<!-- end of results -->"
+
+def markers(name: str = "") -> tuple[str, str]:
+    """Return the lines of a README between which `reproduce --write` writes a table, for the project's only table or one of several."""
+    which = f" of {name}" if name else ""
+    return f"<!-- results{which}: written by `reproduce --write`, do not edit by hand -->", f"<!-- end of results{which} -->"
 
 
 def summarise(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
@@ -66,9 +70,16 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_results(
-    run: Run, title: str, claim: str, rows: Sequence[dict[str, Any]], seeds: Sequence[int], seconds: float, verdicts: dict[str, bool]
+    run: Run,
+    title: str,
+    claim: str,
+    rows: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
+    seconds: float,
+    verdicts: dict[str, bool],
+    name: str = "",
 ) -> dict[str, Any]:
-    """Write `results.json` of a reproduction into its run folder.
+    """Write `results.json` of a reproduction into its run folder, or `results-<name>.json` for one of several tables.
 
     Args:
         run: the run.
@@ -78,6 +89,7 @@ def write_results(
         seeds: the seeds.
         seconds: how long it took.
         verdicts: each expectation, and whether it held.
+        name: of the table, where the reproduction has several.
 
     Returns:
         What was written.
@@ -92,7 +104,7 @@ def write_results(
         "device": device_name(),
         "expectations": verdicts,
     }
-    write_json(run.path / "results.json", results)
+    write_json(run.path / (f"results-{name}.json" if name else "results.json"), results)
     return results
 
 
@@ -107,17 +119,23 @@ def device_name() -> str:
     )
 
 
-def write_into_readme(readme: Path, results: dict[str, Any], command: str) -> None:
+def write_into_readme(readme: Path, results: dict[str, Any], command: str, name: str = "") -> None:
     """Replace the table between the results markers of a README.
+
+    Args:
+        readme: the file.
+        results: what `write_results` returned.
+        command: that made them.
+        name: of the table, where the README has several.
 
     Raises:
         ValueError: if the README has no such markers.
     """
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} has no place for results: add the lines {BEGIN!r} and {END!r} where the table belongs")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    text, (begin, end) = readme.read_text(encoding="utf-8"), markers(name)
+    if begin not in text or end not in text:
+        raise ValueError(f"{readme} has no place for results: add the lines {begin!r} and {end!r} where the table belongs")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
     about = f"`{command}`: seeds {', '.join(map(str, results['seeds']))}, {results['minutes']} minutes on {results['device']}."
     expectations = "\n".join(f"- {'holds' if held else '**does not hold**'}: {name}" for name, held in results["expectations"].items())
-    write_text(readme, f"{before}{BEGIN}\n{markdown(results['rows'])}\n\n{about}\n\n{expectations}\n{END}{after}")
+    write_text(readme, f"{before}{begin}\n{markdown(results['rows'])}\n\n{about}\n\n{expectations}\n{end}{after}")

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+INTERRUPTED = (130, 143)
+"""Exit codes after Ctrl-C and SIGTERM."""
 LIBRARIES = ("touchstone", "lightning", "torch", "torchmetrics", "diffusers", "timm", "wandb")
 
 
@@ -233,8 +235,8 @@ class Run:
         except KeyboardInterrupt:
             record["status"] = "interrupted"
             raise
-        except BaseException:
-            record["status"] = "failed"
+        except BaseException as error:
+            record["status"] = "interrupted" if getattr(error, "code", None) in INTERRUPTED else "failed"
             raise
         finally:
             record["seconds"] = round(time.monotonic() - start, 1)

@@ -1,23 +1,34 @@
-"""Diff-Cleanse: train diffusion models, clean or with a backdoor, and measure them."""
+"""Diff-Cleanse: scan diffusion models for backdoors and clean them; train models, with a backdoor or without, and measure them.
+
+`attack NAME` is `fit --config tiny --config NAME`: villandiffusion, baddiffusion or trojdiff planted in the latest run's model.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from projects.diff_cleanse.data import DiffusionData
 from projects.diff_cleanse.module import DiffusionTraining
 from shared.cli import ProjectCLI, ProjectTrainer, run
+
+if TYPE_CHECKING:
+    from projects.diff_cleanse.cleanse import CleanReport
+    from projects.diff_cleanse.scan_report import ScanReport
 
 
 class Trainer(ProjectTrainer):
     """Lightning's trainer with this project's verbs."""
 
     outside = frozenset({"pipeline"})
+    independent = frozenset({"scan", "cleanse"})
+    resumable = frozenset({"fit", "scan", "cleanse", "reproduce"})
     follow_up = MappingProxyType({"fit": "test", "test": "predict"})
+    aliases = MappingProxyType({"attack": ("fit", ("tiny", "villandiffusion"))})
 
     def fit(self, model: DiffusionTraining, datamodule: DiffusionData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Train a diffusion model, write it as a pipeline folder that diffusers loads, and measure it.
@@ -74,28 +85,127 @@ class Trainer(ProjectTrainer):
         steps = steps or (model.hparams["eval_steps"] if sampler == "ddim" else len(subject.schedule))
         super().predict(Sampling(subject, Setting(sampler, steps, triggered, clip, eta), samples, model.hparams["seed"]), return_predictions=False)
 
-    def reproduce(self, model: DiffusionTraining, datamodule: DiffusionData, seeds: int = 3, quick: bool = False, write: bool = False) -> None:
-        """Reproduce the papers' claims about backdoors and samplers: a clean, an ODE and an SDE model a seed, measured under both families.
+    def scan(
+        self,
+        model: DiffusionTraining,
+        datamodule: DiffusionData,
+        pipeline: str | None = None,
+        methods: Sequence[str] | str = ("gradient",),
+        samplers: Sequence[str] | str = ("ddim", "ddpm"),
+        budget: str = "fast",
+        threshold: float = 0.5,
+        scan_seed: int = 0,
+        save_memory: bool | None = None,
+        out: str | None = None,
+    ) -> ScanReport:
+        """Scan a pipeline for a backdoor: exit code 0 clean, 1 backdoored, 2 undecided; errors exit with 1 or 2 too, but write no report.json.
 
         Args:
             model: supplied.
             datamodule: supplied.
-            seeds: number of seeds, from 0.
-            quick: one seed and a twentieth of the training steps, to see that everything runs.
+            pipeline: folder written by save_pretrained, of which nothing but the U-Net and the scheduler is read; the default is the latest run's.
+            methods: inversions: gradient and bbti decide; elijah, terd and bbti_released stand beside them.
+            samplers: ddpm finds backdoors of stochastic samplers; ddim, dpmsolver, dpmsolver++, unipc, pndm, deis, heun and lms those of the others.
+            budget: fast (half a minute for 16 pixels on two cores) or full (ten times that and more).
+            threshold: score in (0, 1] from which a model is backdoored; up to half of it it is clean.
+            scan_seed: seed of all noise.
+            save_memory: compute activations twice instead of keeping them; by default above 4 GiB (on a GPU half of the free memory).
+            out: folder for the report besides the run's own artefacts/scan.
+        """
+        from projects.diff_cleanse.scan_task import scan_pipeline
+
+        options = {"methods": methods, "samplers": samplers, "budget": budget, "threshold": threshold, "seed": scan_seed, "save_memory": save_memory}
+        return scan_pipeline(self, pipeline or self.run.path / "pipeline", out, **options)
+
+    def cleanse(
+        self,
+        model: DiffusionTraining,
+        datamodule: DiffusionData,
+        pipeline: str | None = None,
+        trigger: str | None = None,
+        pictures: Literal["generated", "data"] = "generated",
+        budget: str = "fast",
+        criterion: Literal["difference", "sum", "backdoor", "ratio", "clean", "random", "magnitude", "anp", "none"] = "difference",
+        mode: Literal["mask", "cut"] = "mask",
+        loss: Literal["dual", "plain", "elijah"] = "dual",
+        shares: list[float] | None = None,
+        generated: int | None = None,
+        steps: int | None = None,
+        batch: int | None = None,
+        lr: float | None = None,
+        ema_decay: float | None = None,
+        rescan: bool = True,
+        cleanse_seed: int = 0,
+        out: str | None = None,
+    ) -> CleanReport | ScanReport:
+        """Remove a backdoor from a pipeline: prune the channels that carry it, tune, scan again. Exit code: that of the new scan.
+
+        The outcome is a folder that loads exactly as the old one did, with cleaning.json beside the network.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            pipeline: folder written by save_pretrained, of which nothing but the U-Net and the scheduler is read; the default is the latest run's.
+            trigger: trigger.safetensors of a scan; the default is to scan first, and to stop where that finds no backdoor.
+            pictures: clean pictures to tune on: generated by the model itself, or the training pictures of --data.
+            budget: fast (for 16 pixels; a minute on two cores) or full (the paper's setting for 32 pixels): sets options that are not given.
+            criterion: channels go by triggered less clean importance (difference), by their sum (as published), backdoor, ratio, clean, random,
+                magnitude or anp; none prunes nothing.
+            mode: mask holds the channels at zero and leaves all shapes, so that stock diffusers loads the folder; cut makes the network smaller.
+            loss: of the tuning: dual (with the model as it was for a teacher), plain, or elijah's.
+            shares: shares of each group's channels, tried one after the other until the trigger has no effect.
+            generated: pictures that the model draws of itself.
+            steps: steps of the tuning.
+            batch: pictures in a step, over all processes together.
+            lr: learning rate of the tuning.
+            ema_decay: decay of the tuned weights' running average.
+            rescan: scan the outcome with other seeds.
+            cleanse_seed: seed of everything random.
+            out: folder for the cleansed pipeline besides the run's own artefacts/cleanse/pipeline.
+        """
+        from projects.diff_cleanse.cleanse_task import cleanse_pipeline, make_recipe
+
+        changes = {"mode": mode, "loss": loss, "shares": tuple(shares) if shares else None, "generated": generated, "steps": steps}
+        recipe = make_recipe(budget, **changes, batch=batch, lr=lr, ema_decay=ema_decay)
+        recipe = replace(recipe, criterion=None if criterion == "none" else criterion)
+        return cleanse_pipeline(self, datamodule, pipeline or self.run.path / "pipeline", trigger, pictures, recipe, cleanse_seed, rescan, out)
+
+    def reproduce(
+        self,
+        model: DiffusionTraining,
+        datamodule: DiffusionData,
+        table: Literal["all", "samplers", "removal", "criteria", "detection"] = "all",
+        seeds: int | None = None,
+        jobs: int | None = None,
+        quick: bool = False,
+        write: bool = False,
+    ) -> None:
+        """Reproduce the papers' claims on small models that it trains for the purpose, over seeds.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            table: samplers (which samplers a backdoor answers to), removal (what each repair leaves of a backdoor), criteria (by which channels
+                are chosen), detection (a zoo scanned by every method), or all four, on the same models.
+            seeds: number of seeds, from 0; by default three, five for criteria.
+            jobs: models in work at the same time, one thread each; the default is one a core, or one where there is a GPU.
+            quick: one seed, a twentieth of the training steps and few models, to see that everything runs.
             write: write the table into the project's README.
         """
-        from projects.diff_cleanse.reproduction import SamplerTable, plot, show_samples
+        from projects.diff_cleanse.reproduction import TABLES, figures, reproduce_table
         from shared.loggers import log_figure
         from shared.results import markdown, write_into_readme
 
-        chosen = [0] if quick else list(range(seeds))
-        results = SamplerTable(self.run, model, datamodule, self.max_steps, quick).compare(chosen)
-        log_figure(self, "asr", plot(results["rows"]))
-        picture = log_figure(self, "samples", show_samples(self.run.artefacts("reproduce") / "seed-0"))
-        print(markdown(results["rows"]))
-        if write and picture:
-            shutil.copyfile(picture, Path(__file__).with_name("samples.png"))
-            write_into_readme(Path(__file__).with_name("README.md"), results, f"lightning run projects/diff_cleanse/cli.py reproduce --seeds {seeds}")
+        settings = dict(model.hparams), dict(datamodule.hparams)
+        for name in TABLES if table == "all" else [table]:
+            results = reproduce_table(self.run, name, *settings, self.max_steps, seeds, quick, jobs)
+            made = {title: log_figure(self, title, figure) for title, figure in figures(name, results, self.run.artefacts("reproduce")).items()}
+            print(markdown(results["rows"]), flush=True)
+            if write:
+                for title, picture in made.items():
+                    shutil.copyfile(str(picture), Path(__file__).with_name(f"{title}.png"))
+                command = f"lightning run projects/diff_cleanse/cli.py reproduce{'' if table == 'all' else f' {table}'}"
+                write_into_readme(Path(__file__).with_name("README.md"), results, command + (f" --seeds {seeds}" if seeds else ""), name)
 
     def _evaluate(self, model: DiffusionTraining, datamodule: DiffusionData, pipeline: str | None) -> None:
         from projects.diff_cleanse.tasks import Evaluation, Subject

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from shared.data.base import DataModule
 from shared.data.cifar import CifarDataset
@@ -16,7 +16,7 @@ from shared.data.folders import ImageFolderDataset, NpzDataset
 from shared.data.offline import digits, photographs, shapes
 from shared.seeding import generator
 
-PoisonMode = Literal["fixed", "flex", "extend"]
+PoisonMode = Literal["fixed", "flex", "extend", "in_d2d", "out_d2d"]
 
 
 class DiffusionData(DataModule):
@@ -36,9 +36,14 @@ class DiffusionData(DataModule):
         splits: `all` trains on training and test pictures together, as the attacks on CIFAR-10 do; `train` keeps the test pictures apart.
         validation_share: share of a folder's or file's pictures that is kept for measuring, in (0, 1).
         poison_mode: which pictures are poisoned: `fixed`: `poison_rate` of them instead of clean ones; `flex`: `clean_rate` of them clean and
-            `poison_rate` of them poisoned; `extend`: all of them clean, and `poison_rate` times as many poisoned besides.
+            `poison_rate` of them poisoned; `extend`: all of them clean, and `poison_rate` times as many poisoned besides; `in_d2d`: all of them
+            clean, and `poison_rate` times as many as `target_class` has, drawn from that class, poisoned besides; `out_d2d`: all of them clean, and
+            `poison_rate` times as many poisoned pictures of `target_source` besides. TrojDiff's published rates: fixed 0.1, in_d2d 1, out_d2d 0.5.
         poison_rate: share of poisoned pictures as `poison_mode` reads it; without effect while model.attack is none.
         clean_rate: share of clean pictures in mode `flex`.
+        target_class: label of the pictures that in_d2d and out_d2d poison; out_d2d without one poisons all pictures of `target_source`.
+        target_source: where out_d2d finds them: `shapes`, `digits` or `folder`.
+        target_root: the folder of `target_source`; with a `target_class`, its sub-folders are the classes, sorted by name.
         on_bad_file: `refuse` stops at pictures that cannot be read, `skip` leaves them out and says how many.
     """
 
@@ -65,12 +70,16 @@ class DiffusionData(DataModule):
         poison_mode: PoisonMode = "fixed",
         poison_rate: float = 0.1,
         clean_rate: float = 1.0,
+        target_class: int | None = None,
+        target_source: Literal["shapes", "digits", "folder"] = "shapes",
+        target_root: str | None = None,
         on_bad_file: Literal["refuse", "skip"] = "refuse",
     ) -> None:
         super().__init__(source, root, batch_size, num_workers, seed)
         self.save_hyperparameters(logger=False)
         self.size, self.channels, self.splits, self.validation_share, self.on_bad_file = size, channels, splits, validation_share, on_bad_file
-        self.poison = (poison_mode, poison_rate, clean_rate)
+        self.poison_mode, self.poison_rate, self.clean_rate = poison_mode, poison_rate, clean_rate
+        self.target_class, self.target_source, self.target_root = target_class, target_source, target_root
         if channels not in (1, 3):
             raise ValueError(f"data.channels must be 1 or 3, got {channels}")
         if not 0 < validation_share < 1:
@@ -79,7 +88,11 @@ class DiffusionData(DataModule):
             raise ValueError(
                 f"CIFAR-10 has pictures of 32 x 32 pixels in colour: set data.size to 32 and data.channels to 3, not {size} and {channels}"
             )
-        plan_poisoning(1, *self.poison, seed=0)
+        if poison_mode == "in_d2d" and target_class is None:
+            raise ValueError("data.poison_mode in_d2d poisons the pictures of one class: set data.target_class to its label")
+        if poison_mode == "out_d2d" and target_source == "folder" and target_root is None:
+            raise ValueError("data.target_source folder needs data.target_root, the folder of the pictures that the attack leads to")
+        plan_poisoning(1, poison_mode, poison_rate, clean_rate, seed=0)
 
     def prepare_data(self) -> None:
         """Check that the files are there and readable, before any work is done."""
@@ -89,6 +102,9 @@ class DiffusionData(DataModule):
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train_set"):
             self.train_set, self.test_set = self._datasets()
+            if self.poison_mode in ("in_d2d", "out_d2d"):
+                self.target_domain = self._target_domain()
+                self.target_set = _of_class(self.target_domain, self.target_class, self.target_root or self.target_source)
 
     def _datasets(self) -> tuple[Dataset, Dataset]:
         """Return the training and the test pictures, in [0, 1]."""
@@ -115,6 +131,47 @@ class DiffusionData(DataModule):
                     )
                 return self._split(pictures)
 
+    def _target_domain(self) -> Dataset:
+        """Return the pictures among which those of the target class are, in [0, 1]: the training pictures, or another set for out_d2d."""
+        if self.poison_mode != "out_d2d":
+            return self.train_set
+        match self.target_source:
+            case "shapes":
+                return shapes("train", self.size, self.channels, 2048, self.seed)
+            case "digits":
+                return digits("train", self.size, self.channels)
+            case _:
+                mode: ImageMode = "RGB" if self.channels == 3 else "L"
+                return ImageFolderDataset(str(self.target_root), self.target_class is not None, self.size, mode=mode, on_bad_file=self.on_bad_file)
+
+    def poisoned(self) -> PoisonedDataset:
+        """Return the training pictures with those that the attack poisons."""
+        count = len(cast(Sized, self.train_set))
+        if self.poison_mode not in ("in_d2d", "out_d2d"):
+            return PoisonedDataset(self.train_set, *plan_poisoning(count, self.poison_mode, self.poison_rate, self.clean_rate, self.seed))
+        available = len(cast(Sized, self.target_set))
+        wanted = round(self.poison_rate * (available if self.poison_mode == "in_d2d" else count))
+        indices = torch.cat([torch.arange(count), count + _draw(available, wanted, self.seed, "poisoned")])
+        return PoisonedDataset(ConcatDataset([self.train_set, self.target_set]), indices, torch.arange(len(indices)) >= count)
+
+    def target_examples(self, limit: int) -> tuple[Tensor, Tensor, int]:
+        """Return what a classifier learns from that is to recognise the class which in_d2d and out_d2d lead to.
+
+        Args:
+            limit: largest number of pictures of either set.
+
+        Returns:
+            (N, C, H, W) pictures in [0, 1], (N,) labels and the label of the class. For out_d2d the labels of the target domain follow on those of
+            the training pictures, so that an ordinary sample need not pass for one of them.
+        """
+        images, labels = _stacked(self.train_set, limit)
+        if self.poison_mode == "in_d2d":
+            return images, labels, cast(int, self.target_class)
+        others, classes = _stacked(self.target_domain, limit)
+        first = int(labels.max()) + 1
+        wanted = -1 if self.target_class is None else self.target_class
+        return torch.cat([images, others]), torch.cat([labels, first + 1 + classes]), first + 1 + wanted
+
     def _split(self, pictures: Dataset) -> tuple[Dataset, Dataset]:
         count = len(cast(Sized, pictures))
         kept = round(count * self.validation_share)
@@ -125,7 +182,7 @@ class DiffusionData(DataModule):
         return (pictures if self.splits == "all" else Subset(pictures, sorted(order[kept:]))), test
 
     def train_dataloader(self) -> DataLoader:
-        return self.training_loader(PoisonedDataset(self.train_set, *plan_poisoning(len(cast(Sized, self.train_set)), *self.poison, seed=self.seed)))
+        return self.training_loader(self.poisoned())
 
     def val_dataloader(self) -> DataLoader:
         return self.evaluation_loader(clean(self.test_set))
@@ -143,8 +200,8 @@ def plan_poisoning(count: int, mode: PoisonMode, poison_rate: float, clean_rate:
 
     Args:
         count: number of pictures N.
-        mode: fixed, flex or extend, as `DiffusionData` describes.
-        poison_rate: share of N that is poisoned; may exceed 1 for `extend`.
+        mode: fixed, flex or extend, as `DiffusionData` describes; for in_d2d and out_d2d the rates are checked, and those of extend apply.
+        poison_rate: share of N that is poisoned; may exceed 1 but for `fixed` and `flex`.
         clean_rate: share of N that is clean, for `flex`.
         seed: seed of the choice.
 
@@ -154,7 +211,7 @@ def plan_poisoning(count: int, mode: PoisonMode, poison_rate: float, clean_rate:
     Raises:
         ValueError: if a rate is out of its range or the mode is unknown.
     """
-    limit = float("inf") if mode == "extend" else 1.0
+    limit = 1.0 if mode in ("fixed", "flex") else float("inf")
     if not 0 <= poison_rate <= limit:
         raise ValueError(f"data.poison_rate must lie in [0, {limit:g}] for poison_mode {mode}, got {poison_rate}")
     if not 0 < clean_rate <= 1:
@@ -167,10 +224,10 @@ def plan_poisoning(count: int, mode: PoisonMode, poison_rate: float, clean_rate:
         return everything, is_poisoned
     if mode == "flex":
         unpoisoned = _draw(count, round(clean_rate * count), seed, "clean")
-    elif mode == "extend":
+    elif mode in get_args(PoisonMode):
         unpoisoned = everything
     else:
-        raise ValueError(f"data.poison_mode must be fixed, flex or extend, got {mode!r}")
+        raise ValueError(f"data.poison_mode must be one of {', '.join(get_args(PoisonMode))}, got {mode!r}")
     return torch.cat([unpoisoned, poisoned]), torch.arange(len(unpoisoned) + len(poisoned)) >= len(unpoisoned)
 
 
@@ -203,6 +260,23 @@ class PoisonedDataset(Dataset):
             "index": position,
             "is_poisoned": self.is_poisoned[position],
         }
+
+
+def _of_class(dataset: Dataset, label: int | None, name: str) -> Dataset:
+    """Return the pictures with this label; all for None."""
+    if label is None:
+        return dataset
+    labels = torch.tensor([int(dataset[i].get("label", -1)) for i in range(len(cast(Sized, dataset)))])
+    chosen = (labels == label).nonzero().flatten().tolist()
+    if not chosen:
+        raise ValueError(f"{name} has no pictures of data.target_class {label}; its labels are {labels.unique().tolist()} (-1: none)")
+    return Subset(dataset, chosen)
+
+
+def _stacked(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:
+    """Return up to `limit` pictures, (N, C, H, W) in [0, 1], and their labels, (N,), -1 where there is none."""
+    items = [dataset[i] for i in range(min(limit, len(cast(Sized, dataset))))]
+    return torch.stack([item["image"] for item in items]), torch.tensor([int(item.get("label", -1)) for item in items])
 
 
 def clean(dataset: Dataset) -> PoisonedDataset:

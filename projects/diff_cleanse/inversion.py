@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from projects.diff_cleanse.sampling import Prediction, sample
+from projects.diff_cleanse.sampling import Prediction, Trojan, sample
 from projects.diff_cleanse.schedule import NoiseSchedule
 from projects.diff_cleanse.similarity import agreement_graph, guard_beside, tolerance_beside
 from shared.seeding import generator
@@ -39,12 +39,23 @@ class Inverted:
         curve: how far samples disagree, by the method's own measure, an entry an iteration; of the start that was kept.
         value: its final value.
         seconds: how long it took.
+        gain: (C, H, W), the factor on the noise itself, in (0, 1]; None but for Trojan noise.
     """
 
     pattern: Tensor
     curve: list[float]
     value: float
     seconds: float
+    gain: Tensor | None = None
+
+    @property
+    def trojan(self) -> Trojan | None:
+        """The noise that Trojan samplers need; None where the trigger is found by benign ones."""
+        return None if self.gain is None else Trojan(self.gain, self.pattern)
+
+    def wear(self, eps: Tensor) -> Tensor:
+        """Put the trigger on (B, C, H, W) standard normal noise."""
+        return eps + self.pattern if self.trojan is None else self.trojan.bias(eps)
 
 
 def disagreement(images: Tensor) -> Tensor:
@@ -73,7 +84,13 @@ def attraction(images: Tensor, anchor: Tensor) -> Tensor:
 
 
 def objective(
-    unet: Network, schedule: NoiseSchedule, patterns: Tensor, eps: Tensor, anchor: Tensor | None = None, **options: Any
+    unet: Network,
+    schedule: NoiseSchedule,
+    patterns: Tensor,
+    eps: Tensor,
+    anchor: Tensor | None = None,
+    gains: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """What `invert` minimises, and by which it compares: of the samples `x_0 / 2 + 1/2` that a DDIM draws from noise wearing each pattern.
 
@@ -83,12 +100,17 @@ def objective(
         patterns: (K, C, H, W).
         eps: (B, C, H, W) noise, the same for all patterns.
         anchor: (C, H, W) picture that samples are drawn to; None draws them to each other.
+        gains: (K, C, H, W) factors on the noise, for the Trojan sampler whose shifts are the patterns; None takes the benign one.
         **options: further arguments of `sample`.
 
     Returns:
         (K,) `attraction` or `disagreement` plus `out_of_range`, with gradients to the patterns; and (K,) `disagreement`, without.
     """
-    x_T = (patterns[:, None] + eps).flatten(0, 1)
+    if gains is None:
+        x_T = (patterns[:, None] + eps).flatten(0, 1)
+    else:
+        trojan = Trojan(*(maps.repeat_interleave(len(eps), dim=0) for maps in (gains, patterns)))
+        x_T, options = trojan.bias(eps.repeat(len(patterns), 1, 1, 1)), options | {"trojan": trojan}
     images = sample(unet, x_T, schedule, "ddim", **options).unflatten(0, (len(patterns), len(eps))) / 2 + 0.5
     ratio = disagreement(images)
     return (ratio if anchor is None else attraction(images, anchor)) + out_of_range(images), ratio.detach()
@@ -117,12 +139,17 @@ def find_anchor(
             drawn += [sample(unet, part, schedule, "ddim", generator=numbers, **options) / 2 + 0.5 for part in eps.split(PROBE_BATCH)]
     images = torch.cat(drawn).clone()
     images, untriggered = images[probes:], images[:probes].clamp(0, 1)
-    graph = agreement_graph(images.clamp(0, 1), 1 - tolerance_beside(untriggered), guard_beside(untriggered))
-    alike = graph[int(graph.sum(dim=1).argmax())].nonzero().squeeze(1)  # of the picture with the most like it
-    if len(alike) == 0:
+    like = alike(images.clamp(0, 1), untriggered)
+    if len(like) == 0:
         return None
-    counts = alike.div(probes, rounding_mode="floor").bincount(minlength=len(PROBED))
-    return images[alike.to(images.device)].median(dim=0).values, PROBED[int(counts.argmax())]
+    counts = like.div(probes, rounding_mode="floor").bincount(minlength=len(PROBED))
+    return images[like.to(images.device)].median(dim=0).values, PROBED[int(counts.argmax())]
+
+
+def alike(images: Tensor, untriggered: Tensor) -> Tensor:
+    """Return the indices of the images that are like the one with the most like it, itself left out."""
+    graph = agreement_graph(images, 1 - tolerance_beside(untriggered), guard_beside(untriggered))
+    return graph[int(graph.sum(dim=1).argmax())].nonzero().squeeze(1)
 
 
 def invert(
@@ -174,24 +201,54 @@ def invert(
     options: dict[str, Any] = {"steps": min(steps or (10 if eta else 5), len(schedule)), "eta": eta, "prediction_type": prediction_type}
     found = find_anchor(unet, schedule, shape, probes, generator(seed, "probes", device=device), **options) if probes else None
     anchor, starts = (None, starts) if found is None else (found[0], found[1:])
-    network = _recomputed(unet) if save_memory else unet
-    patterns = torch.tensor(list(starts), device=device).view(-1, 1, 1, 1).expand(-1, *shape).clone().requires_grad_()
-    optimizer = torch.optim.Adam([patterns], lr=lr)
+    network = recomputed(unet) if save_memory else unet
+    patterns = torch.tensor(list(starts), device=device).view(-1, 1, 1, 1).expand(-1, *shape).clone()
+
+    def evaluate(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        eps = torch.randn(batch, *shape, generator=numbers, device=device)
+        return objective(network, schedule, parameters[0], eps, anchor, generator=numbers, **options)
+
+    [pattern], curve, value = descend(evaluate, [patterns], [bound], iterations, lr)
+    return Inverted(pattern, curve, value, time.monotonic() - began)
+
+
+def descend(
+    evaluate: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]],
+    parameters: Sequence[Tensor],
+    bounds: Sequence[float],
+    iterations: int,
+    lr: float,
+) -> tuple[list[Tensor], list[float], float]:
+    """Optimise several starts side by side by Adam, after half of the iterations only the best.
+
+    Args:
+        evaluate: maps the parameters to (K,) losses, with gradients, and (K,) values by which starts are compared.
+        parameters: (K, C, H, W) each.
+        bounds: largest absolute value of each parameter.
+        iterations: steps of Adam.
+        lr: learning rate of Adam.
+
+    Returns:
+        The best start's parameters, (C, H, W) each, its values, and its final value.
+    """
+    parameters = [parameter.clone().requires_grad_() for parameter in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
     curves: list[Tensor] = []
     for iteration in range(iterations):
-        if iteration == iterations // 2 and len(patterns) > 1:
+        if iteration == iterations // 2 and len(parameters[0]) > 1:
             best = int(_recent(curves).argmin())
             curves = [ratios[best : best + 1] for ratios in curves]
-            patterns, optimizer = _keep(patterns, optimizer, best)
-        eps = torch.randn(batch, *shape, generator=numbers, device=device)
-        loss, ratio = objective(network, schedule, patterns, eps, anchor, generator=numbers, **options)
-        [patterns.grad] = torch.autograd.grad(loss.sum(), [patterns])
+            parameters, optimizer = _keep(parameters, optimizer, best)
+        loss, ratio = evaluate(parameters)
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss.sum(), parameters), strict=True):
+            parameter.grad = gradient
         optimizer.step()
-        patterns.data.clamp_(-bound, bound)
+        for parameter, bound in zip(parameters, bounds, strict=True):
+            parameter.data.clamp_(-bound, bound)
         curves.append(ratio)
     best = int(_recent(curves).argmin())
-    curve = torch.stack(curves)[:, best]
-    return Inverted(patterns.detach()[best].clone(), curve.tolist(), float(_recent(curves)[best]), time.monotonic() - began)
+    values = torch.stack(curves)[:, best].tolist()
+    return [parameter.detach()[best].clone() for parameter in parameters], values, float(_recent(curves)[best])
 
 
 def _recent(curves: list[Tensor]) -> Tensor:
@@ -199,16 +256,17 @@ def _recent(curves: list[Tensor]) -> Tensor:
     return torch.stack(curves[-AVERAGED:]).mean(dim=0).nan_to_num(nan=torch.inf)
 
 
-def _keep(patterns: Tensor, optimizer: torch.optim.Adam, best: int) -> tuple[Tensor, torch.optim.Adam]:
-    """Go on with one of several patterns, and with what Adam knows about it."""
-    kept = patterns.detach()[best : best + 1].clone().requires_grad_()
-    state = {name: value[best : best + 1].clone() if value.ndim else value for name, value in optimizer.state[patterns].items()}
-    successor = torch.optim.Adam([kept], lr=optimizer.param_groups[0]["lr"])
-    successor.state[kept] = state
+def _keep(parameters: Sequence[Tensor], optimizer: torch.optim.Adam, best: int) -> tuple[list[Tensor], torch.optim.Adam]:
+    """Go on with one of several starts, and with what Adam knows about it."""
+    kept = [parameter.detach()[best : best + 1].clone().requires_grad_() for parameter in parameters]
+    successor = torch.optim.Adam(kept, lr=optimizer.param_groups[0]["lr"])
+    for old, new in zip(parameters, kept, strict=True):
+        successor.state[new] = {name: value[best : best + 1].clone() if value.ndim else value for name, value in optimizer.state[old].items()}
     return kept, successor
 
 
-def _recomputed(unet: Network) -> Network:
+def recomputed(unet: Network) -> Network:
+    """Wrap a network so that its activations are computed again in the backward pass, instead of kept."""
     return lambda x, t: checkpoint(unet, x, t, use_reentrant=False)
 
 

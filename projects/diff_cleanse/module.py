@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
-from projects.diff_cleanse.schedule import AttackSchedule, Coefficients, NoiseSchedule, Solver
-from projects.diff_cleanse.triggers import make_target, make_trigger, stamp
+from projects.diff_cleanse.sampling import Trojan
+from projects.diff_cleanse.schedule import Attack, AttackSchedule, Coefficients, NoiseSchedule, Solver
+from projects.diff_cleanse.triggers import BACKGROUND, OWN, make_target, make_trigger, stamp
 from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
 from shared.distributed import own_rows
 from shared.runs import find_run
@@ -40,7 +41,7 @@ def find_pipeline(name: str | Path) -> Path:
 
 
 class DiffusionTraining(L.LightningModule):
-    """Trains a noise-predicting U-Net by DDPM, on clean pictures or with a backdoor by BadDiffusion or VillanDiffusion.
+    """Trains a noise-predicting U-Net by DDPM, on clean pictures or with a backdoor by BadDiffusion, VillanDiffusion or TrojDiff.
 
     Every random number of a step is drawn for the global batch from (seed, step), and each process takes its rows: the loss curve does not
     depend on the number of processes.
@@ -53,14 +54,18 @@ class DiffusionTraining(L.LightningModule):
         timesteps: number of diffusion steps T.
         beta_start: variance of the first step.
         beta_end: variance of the last step; the variances rise linearly.
-        attack: `none`, `baddiffusion` or `villandiffusion`; which pictures it poisons is set by data.poison_mode and data.poison_rate.
+        attack: `none`, `baddiffusion`, `villandiffusion` or `trojdiff`; which pictures it poisons is set by data.poison_mode and data.poison_rate.
         solver: family of samplers that VillanDiffusion's backdoor answers to: `ode` (DDIM and the like) or `sde` (ancestral sampling).
         psi: VillanDiffusion's weight of the content schedule in [0, 1]; 1 is BadDiffusion's.
         coefficients: VillanDiffusion's target shift as published (`reference`) or as derived (`exact`).
+        gamma: TrojDiff's share of noise beside the trigger, in (0, 1); published: 0.6 for a blend, 0.1 for a patch.
+        trigger_type: TrojDiff's `blend`, the trigger all over the noise, or `patch`, only where the trigger is visible, elsewhere benign noise.
         trigger: name of the trigger, or `picture:FILE`.
-        target: name of the target, or `picture:FILE`.
-        residual: what shifts a poisoned sample: `stamped`, its training picture wearing the trigger, or `trigger`, the trigger alone.
+        target: name of the target, or `picture:FILE`; `class` leads to the poisoned pictures themselves, for data.poison_mode in_d2d and out_d2d.
+        residual: what shifts a poisoned sample: `stamped`, its training picture wearing the trigger, or `trigger`, the trigger alone; TrojDiff
+            always takes the trigger alone.
         flip: mirror half of the training pictures at random.
+        antithetic: draw timesteps in pairs t and T - 1 - t, as TrojDiff does.
         lr: learning rate of Adam, after warm-up; it falls to 0 as a cosine over the run.
         warmup_steps: steps over which the learning rate rises from 0.
         ema_decay: decay of the running average of the weights, which is what is saved and sampled from.
@@ -73,7 +78,7 @@ class DiffusionTraining(L.LightningModule):
 
     monitor = ("val/loss", "min")
     trigger: Tensor
-    target: Tensor
+    target: Tensor | None
     if TYPE_CHECKING:
         hparams: Any  # the arguments below, by name
 
@@ -86,14 +91,17 @@ class DiffusionTraining(L.LightningModule):
         timesteps: int = 1000,
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
-        attack: Literal["none", "baddiffusion", "villandiffusion"] = "none",
+        attack: Attack = "none",
         solver: Solver = "ode",
         psi: float = 1.0,
         coefficients: Coefficients = "reference",
+        gamma: float = 0.6,
+        trigger_type: Literal["blend", "patch"] = "blend",
         trigger: str = "box",
         target: str = "hat",
         residual: Literal["stamped", "trigger"] = "stamped",
         flip: bool = False,
+        antithetic: bool = False,
         lr: float = 2e-4,
         warmup_steps: int = 500,
         ema_decay: float = 0.9999,
@@ -113,7 +121,9 @@ class DiffusionTraining(L.LightningModule):
         self.ema = deepcopy(self.unet).eval().requires_grad_(False)
         self.schedule = self.attack_schedule(self.scheduler_config)
         self.register_buffer("trigger", make_trigger(trigger, size, channels), persistent=False)
-        self.register_buffer("target", make_target(target, size, channels, self.trigger), persistent=False)
+        self.register_buffer("target", None if target == OWN else make_target(target, size, channels, self.trigger), persistent=False)
+        if attack == "trojdiff" and not bool(self.region.any()):
+            raise ValueError(f"model.trigger {trigger!r} is invisible: a patch attack needs a visible trigger, such as patch")
         self.val_loss = MeanMetric()
         self._average = get_ema_multi_avg_fn(ema_decay)
 
@@ -137,7 +147,17 @@ class DiffusionTraining(L.LightningModule):
         """Return the schedule that a diffusers scheduler's settings describe, under this model's attack."""
         given = self.hparams
         clean = NoiseSchedule.from_scheduler_config(scheduler_config)
-        return AttackSchedule(clean, given.attack, psi=given.psi, solver=given.solver, coefficients=given.coefficients)
+        return AttackSchedule(clean, given.attack, given.psi, given.solver, given.coefficients, given.gamma)
+
+    @property
+    def region(self) -> Tensor:
+        """Where TrojDiff puts its noise, (C, H, W) bool."""
+        return self.trigger != BACKGROUND if self.hparams.trigger_type == "patch" else torch.ones_like(self.trigger, dtype=torch.bool)
+
+    @property
+    def trojan(self) -> Trojan | None:
+        """TrojDiff's noise, without which its backdoor does not answer; None under other attacks."""
+        return Trojan.of(self.trigger, self.hparams.gamma, self.region) if self.hparams.attack == "trojdiff" else None
 
     def check_size(self, unet: UNet2DModel, name: str) -> None:
         """Raise ValueError, naming the pipeline `name`, if the network makes pictures of another size than this model's."""
@@ -152,27 +172,44 @@ class DiffusionTraining(L.LightningModule):
         """Predict the noise in (B, C, H, W) pictures at (B,) timesteps."""
         return self.unet(noisy, t).sample
 
+    def on_fit_start(self) -> None:
+        mode = getattr(getattr(self.trainer, "datamodule", None), "poison_mode", None)
+        if self.hparams.attack != "none" and mode is not None and (self.target is None) != mode.endswith("d2d"):
+            raise ValueError(
+                f"model.target {self.hparams.target!r} does not go with data.poison_mode {mode!r}: in_d2d and out_d2d lead to a class, "
+                f"set model.target to {OWN!r}; the others lead to a picture, such as hat"
+            )
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         images = batch["image"]
         global_batch = len(images) * self.trainer.world_size
         random = generator(self.hparams.seed, "train", self.global_step, batch_idx, device=self.device)
-        t = own_rows(torch.randint(len(self.schedule), (global_batch,), generator=random, device=self.device))
+        t = own_rows(self._timesteps(global_batch, random))
         eps = own_rows(torch.randn(global_batch, *images.shape[1:], generator=random, device=self.device))
         if self.hparams.flip:
             is_flipped = own_rows(torch.rand(global_batch, generator=random, device=self.device) < 0.5)
             images = torch.where(is_flipped[:, None, None, None], images.flip(3), images)
         noisy, wanted = self.poisoned_batch(images, batch["is_poisoned"], eps, t)
         loss = F.mse_loss(self(noisy, t), wanted)
+        if self.hparams.attack == "trojdiff":
+            loss = loss * images[0].numel()  # summed over channels and pixels, as published
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
+
+    def _timesteps(self, count: int, random: torch.Generator) -> Tensor:
+        total = len(self.schedule)
+        drawn = torch.randint(total, (-(-count // 2) if self.hparams.antithetic else count,), generator=random, device=self.device)
+        return torch.cat([drawn, total - 1 - drawn])[:count] if self.hparams.antithetic else drawn
 
     def poisoned_batch(self, images: Tensor, is_poisoned: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return network input and regression target, (B, C, H, W) each, of a batch in which `is_poisoned` (B,) marks the poisoned pictures."""
         if self.hparams.attack == "none":
             return self.schedule.add_noise(images, eps, t), eps
-        mask = is_poisoned[:, None, None, None]
-        residual = stamp(images, self.trigger) if self.hparams.residual == "stamped" else self.trigger
-        return self.schedule.poison(torch.where(mask, self.target, images), torch.where(mask, residual, 0.0), eps, t, is_poisoned)
+        mask, is_trojan = is_poisoned[:, None, None, None], self.hparams.attack == "trojdiff"
+        residual = stamp(images, self.trigger) if self.hparams.residual == "stamped" and not is_trojan else self.trigger
+        drawn = images if self.target is None else torch.where(mask, self.target, images)
+        attacked = mask & self.region if is_trojan else is_poisoned
+        return self.schedule.poison(drawn, torch.where(mask, residual, 0.0), eps, t, attacked)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from projects.diff_cleanse.inversion import Network
-from projects.diff_cleanse.sampling import Prediction, sample
+from projects.diff_cleanse.sampling import Prediction, Trojan, as_epsilon, sample
 from projects.diff_cleanse.schedule import NoiseSchedule
 
 
@@ -28,12 +28,14 @@ class Kind:
         options: settings of that class.
         steps: customary number of steps; None takes every timestep.
         is_stochastic: whether fresh noise enters at each step. Backdoors of stochastic samplers are not triggered by the others, nor theirs by these.
+        is_trojan: whether it is to run with `Trojan` noise. TrojDiff's backdoors answer to the stochastic and the deterministic one alike.
     """
 
     scheduler: str | None
     options: Mapping[str, Any]
     steps: int | None
     is_stochastic: bool = False
+    is_trojan: bool = False
 
 
 SAMPLERS: dict[str, Kind] = {
@@ -46,6 +48,8 @@ SAMPLERS: dict[str, Kind] = {
     "deis": Kind("DEISMultistepScheduler", {"solver_order": 2}, 20),
     "heun": Kind("HeunDiscreteScheduler", {}, 50),
     "lms": Kind("LMSDiscreteScheduler", {}, 50),
+    "trojan_ddim": Kind(None, {"sampler": "ddim"}, 50, is_trojan=True),
+    "trojan_ddpm": Kind(None, {"sampler": "ddpm"}, None, is_stochastic=True, is_trojan=True),
 }
 
 
@@ -88,26 +92,33 @@ class ScanSampler:
         return SAMPLERS[self.name].is_stochastic or self.eta > 0
 
     @property
+    def is_trojan(self) -> bool:
+        """Whether the sampler is to run with `Trojan` noise."""
+        return SAMPLERS[self.name].is_trojan
+
+    @property
     def step_count(self) -> int:
         """Number of steps that are taken."""
         total = len(self.schedule)
         return min(self.steps or SAMPLERS[self.name].steps or total, total)
 
-    def __call__(self, unet: Network, x_T: Tensor, generator: torch.Generator | None = None) -> Tensor:  # noqa: N803
+    def __call__(self, unet: Network, x_T: Tensor, generator: torch.Generator | None = None, trojan: Trojan | None = None) -> Tensor:  # noqa: N803
         """Run the reverse process from `x_T` and return `x_0`, not clamped; the arguments are those of `sampling.sample`.
 
         Args:
             unet: maps (B, C, H, W) and (B,) timesteps to (B, C, H, W), or to an object that holds this as `.sample`.
             x_T: (B, C, H, W) noise to start from; samplers that work at another scale (Heun, LMS) scale it themselves.
             generator: source of the fresh noise of stochastic samplers, on the device of `x_T`.
+            trojan: noise of TrojDiff's attacker, under any sampler; None samples benignly, `trojan_ddim` and `trojan_ddpm` too.
         """
         kind, prediction = SAMPLERS[self.name], prediction_of(self.scheduler_config)
         if kind.scheduler is None:
             variance: Any = self.scheduler_config.get("variance_type") or "fixed_small"
             known = {"variance": variance} if variance in ("fixed_small", "fixed_large") else {}
-            options = {"steps": self.step_count, "eta": self.eta, "generator": generator, "prediction_type": prediction} | known
+            options = {"steps": self.step_count, "eta": self.eta, "generator": generator, "prediction_type": prediction, "trojan": trojan} | known
             return sample(unet, x_T, self.schedule, **kind.options, **options)
-        return _run(self._scheduler(kind), as_epsilon(unet, self.schedule, prediction), x_T, self.step_count)
+        epsilon = as_epsilon(unet, self.schedule, prediction)
+        return _run(self._scheduler(kind), epsilon if trojan is None else trojan.network(epsilon), x_T, self.step_count)
 
     def _scheduler(self, kind: Kind) -> Any:
         import diffusers
@@ -129,20 +140,6 @@ def prediction_of(scheduler_config: Mapping[str, Any]) -> Prediction:
     if prediction not in get_args(Prediction):
         raise ValueError(f"scheduler config: unknown prediction_type {prediction!r}; known are {', '.join(get_args(Prediction))}")
     return prediction
-
-
-def as_epsilon(unet: Network, schedule: NoiseSchedule, prediction: Prediction) -> Callable[[Tensor, Tensor], Tensor]:
-    """Wrap a network so that it predicts the noise, which every scheduler of diffusers takes."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        output = unet(x, t)
-        output = output if isinstance(output, Tensor) else output.sample
-        if prediction == "epsilon":
-            return output
-        a, sigma = schedule.at("a", t, x), schedule.at("sigma", t, x)
-        return a * output + sigma * x if prediction == "v_prediction" else (x - a * output) / sigma
-
-    return predict
 
 
 def _run(scheduler: Any, epsilon: Callable[[Tensor, Tensor], Tensor], x_T: Tensor, steps: int) -> Tensor:  # noqa: N803

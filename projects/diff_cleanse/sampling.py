@@ -1,7 +1,7 @@
 """Sampling with an explicit `x_T`: DDIM (Song et al. 2021, equation 12) and DDPM (Ho et al. 2020, equations 6 and 7) in one loop.
 
 Backdoors answer to the noise a sampler starts from and to the family it belongs to, so the scanner owns the loop. With the default, consecutive
-timesteps and `eta=1`, DDIM is DDPM.
+timesteps and `eta=1`, DDIM is DDPM. TrojDiff's backdoors answer to samplers of their own, the same two with `Trojan` noise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Callback = Callable[[int, int, Tensor], None]
 class Step:
     """One update `x_s = x0_weight x0 + x_weight x_t + output_weight f + noise_weight z`, where f is the network's output at (x_t, t).
 
-    The estimate of the image is `x0 = x0_from_x x_t + x0_from_output f`. All numbers are computed in float64.
+    The estimate of the image is `x0 = x0_from_x x_t + x0_from_output f`. `shift_weight` is what lacks to sigma_s in the weights of x_t and of the
+    predicted noise together: of a bias `mu` of the noise, that much must be added. All numbers are computed in float64.
     """
 
     t: int
@@ -39,6 +40,38 @@ class Step:
     x_weight: float
     output_weight: float
     noise_weight: float
+    shift_weight: float
+
+
+@dataclass(frozen=True)
+class Trojan:
+    """The biased noise `gain eps + shift` of TrojDiff (Chen et al. 2023), which takes the place of eps in its process and in its samplers.
+
+    The Trojan process is `x_t = a_t x_0 + sigma_t (gain eps + shift)`. Its samplers are the benign ones with the predicted noise f replaced by
+    `gain f + shift` (the network predicts eps), fresh noise z by `gain z`, and `shift` added as often as holds the mean on the path: not at all in
+    deterministic DDIM, `sigma_s - c_2` times in DDIM with fresh noise, `m_t / sigma_t^2` times in DDPM.
+
+    Attributes:
+        gain: broadcastable to (B, C, H, W), gamma in (0, 1) where the attack is, 1 elsewhere.
+        shift: broadcastable to (B, C, H, W), `mu = (1 - gamma) g` where the attack is, 0 elsewhere.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, trigger: Tensor, gamma: float, region: Tensor | None = None) -> Trojan:
+        """Return the noise of a (C, H, W) trigger picture in [-1, 1], in the whole picture (blend) or where `region`, bool, says (patch)."""
+        everywhere = torch.ones_like(trigger, dtype=torch.bool) if region is None else region
+        return cls(torch.where(everywhere, gamma, torch.ones_like(trigger)), torch.where(everywhere, (1 - gamma) * trigger, 0.0))
+
+    def bias(self, eps: Tensor) -> Tensor:
+        """Return `gain eps + shift` for (B, C, H, W) noise: the start `x_T` of a triggered sample, or what the predicted noise stands for."""
+        return self.gain.to(eps) * eps + self.shift.to(eps)
+
+    def network(self, unet: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Wrap a network that predicts eps: any deterministic sampler that runs on the result is the Trojan one."""
+        return lambda x, t: self.bias(_call(unet, x, t))
 
 
 def timesteps(total: int, steps: int, spacing: Spacing = "trailing") -> list[int]:
@@ -108,9 +141,10 @@ def _step(
     if sampler == "ddim":
         noise = eta * posterior
         direction = (sigma_s**2 - noise**2) ** 0.5
-        return Step(t, *x0_from, a_s, direction * eps_from[0], direction * eps_from[1], noise)
+        return Step(t, *x0_from, a_s, direction * eps_from[0], direction * eps_from[1], noise, sigma_s - direction)
     noise = posterior if variance == "fixed_small" or sigma_s == 0 else (1 - ratio) ** 0.5
-    return Step(t, *x0_from, a_s * (1 - ratio) / sigma_t**2, ratio**0.5 * (sigma_s / sigma_t) ** 2, 0.0, noise)
+    x_weight = ratio**0.5 * (sigma_s / sigma_t) ** 2
+    return Step(t, *x0_from, a_s * (1 - ratio) / sigma_t**2, x_weight, 0.0, noise, sigma_s - x_weight * sigma_t)
 
 
 def sample(
@@ -126,6 +160,7 @@ def sample(
     spacing: Spacing = "trailing",
     variance: Variance = "fixed_small",
     callback: Callback | None = None,
+    trojan: Trojan | None = None,
 ) -> Tensor:
     """Run the reverse process from `x_T` and return `x_0`.
 
@@ -148,6 +183,7 @@ def sample(
         spacing: which timesteps are taken, see `timesteps`.
         variance: ddpm's noise: fixed_small (the posterior's) or fixed_large (beta).
         callback: called after each step with its number from 0, its timestep and the new state.
+        trojan: sample as TrojDiff's attacker does, with this noise; `x_T` is then usually `trojan.bias(eps)`. None samples benignly.
 
     Returns:
         (B, C, H, W) in the network's range, not clamped.
@@ -157,14 +193,19 @@ def sample(
     """
     if isinstance(generator, Sequence) and len(generator) != len(x_T):
         raise ValueError(f"{len(generator)} generators for {len(x_T)} samples: pass one per sample, or a single one")
+    if trojan is not None:
+        unet, prediction_type = as_epsilon(unet, schedule, prediction_type), "epsilon"
     run = plan(schedule, sampler, steps, eta, prediction_type, spacing, variance)
     times = torch.tensor([step.t for step in run], device=x_T.device)
     x = x_T.to(torch.promote_types(x_T.dtype, torch.float32))
     for number, step in enumerate(run):
         output = _call(unet, x.to(x_T.dtype), times[number].expand(len(x_T))).to(x.dtype)
-        x = _update(x, output, step, clip)
+        x = _update(x, output if trojan is None else trojan.bias(output), step, clip)
         if step.noise_weight > 0:
-            x = x + step.noise_weight * _noise_like(x, generator)
+            fresh = _noise_like(x, generator)
+            x = x + step.noise_weight * (fresh if trojan is None else trojan.gain.to(x) * fresh)
+        if trojan is not None:
+            x = x + step.shift_weight * trojan.shift.to(x)
         if callback is not None:
             callback(number, step.t, x)
     return x
@@ -204,6 +245,20 @@ def sample_many(
         generators = [seeded_generator(seed, "sample", index, device=device) for index in indices[first : first + batch_size]]
         eps = torch.stack([torch.randn(shape, generator=own, device=device) for own in generators])
         yield sample(unet, eps if start is None else start(eps), schedule, generator=generators, **options)
+
+
+def as_epsilon(unet: Callable[[Tensor, Tensor], Any], schedule: NoiseSchedule, prediction: Prediction) -> Callable[[Tensor, Tensor], Tensor]:
+    """Wrap a network so that it predicts the noise, which every scheduler of diffusers takes."""
+    _check("prediction_type", prediction, Prediction)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        output = _call(unet, x, t)
+        if prediction == "epsilon":
+            return output
+        a, sigma = schedule.at("a", t, x), schedule.at("sigma", t, x)
+        return a * output + sigma * x if prediction == "v_prediction" else (x - a * output) / sigma
+
+    return predict
 
 
 def _update(x: Tensor, output: Tensor, step: Step, clip: bool) -> Tensor:

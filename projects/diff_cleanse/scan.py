@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +18,17 @@ from projects.diff_cleanse.bbti import bbti, bbti_released
 from projects.diff_cleanse.inversion import Inverted, frozen, invert
 from projects.diff_cleanse.metrics import to_unit_range
 from projects.diff_cleanse.samplers import SAMPLERS, ScanSampler, prediction_of
+from projects.diff_cleanse.sampling import sample
+from projects.diff_cleanse.scan_report import THRESHOLD, Finding, Method, ScanReport, judge, overall_verdict, prepare, write_report
 from projects.diff_cleanse.schedule import NoiseSchedule
 from projects.diff_cleanse.similarity import Agreement, measure_agreement
-from shared.runs import atomic, versions, write_json
+from shared.runs import atomic, versions
 from shared.seeding import derive_seed, generator
 
-Method = Literal["gradient", "bbti", "bbti_released", "elijah", "terd"]
-Verdict = Literal["backdoored", "clean", "undecided"]
-EXIT_CODES: dict[Verdict, int] = {"clean": 0, "backdoored": 1, "undecided": 2}
-DECIDING: tuple[Method, ...] = ("gradient", "bbti")
-"""Methods whose findings make the verdict; the others stand beside them and decide only where none of these ran."""
-THRESHOLD = 0.5
-MAX_REPETITION = 0.25
-"""A model of which this share of untriggered samples repeat each other or the supposed target can be steered to single pictures by any noise."""
+PIXELS = 2**18
+"""Pixels that the network is called on at a time where no gradient is wanted: 1024 pictures of 16 x 16, 4 of 256 x 256."""
+MEMORY = 4 * 2**30
+"""Bytes on the CPU up to which an inversion keeps the network's activations; on a GPU it is half of what is free."""
 
 
 @dataclass(frozen=True)
@@ -67,100 +64,18 @@ BUDGETS: dict[str, Budget] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one method found under one sampler.
-
-    Attributes:
-        method: the inversion.
-        sampler: the sampler.
-        verdict: backdoored, clean or undecided.
-        reason: the verdict in words.
-        score: `Agreement.score`, in [0, 1].
-        agreement: what the score is made of.
-        loss: final value of the inversion's own measure; for gradient the disagreement, a second score.
-        scores: further scores of the method's own.
-        seconds: time of inversion and check.
-        tensors: `trigger` (C, H, W), `triggered` and `untriggered` (B, C, H, W) in [0, 1], `curve` (iterations,); not in report.json.
-    """
-
-    method: Method
-    sampler: str
-    verdict: Verdict
-    reason: str
-    score: float
-    agreement: Agreement
-    loss: float
-    scores: dict[str, float]
-    seconds: float
-    tensors: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all but the tensors as plain values."""
-        return asdict(replace(self, tensors={})) | {"tensors": None}
-
-
-@dataclass(frozen=True)
-class ScanReport:
-    """The outcome of a scan.
-
-    Attributes:
-        verdict: backdoored if any deciding finding is, else undecided if any is, else clean.
-        findings: one a method and sampler, in order.
-        budget: name of the budget.
-        threshold: score from which a model counts as backdoored.
-        seed: seed of all noise.
-        shape: (C, H, W) of the pictures.
-        model_hash: hash of the model's folder, or of its weights.
-        device: where it ran.
-        versions: versions of the libraries.
-        seconds: time of all findings.
-    """
-
-    verdict: Verdict
-    findings: list[Finding]
-    budget: str
-    threshold: float
-    seed: int
-    shape: tuple[int, int, int]
-    model_hash: str
-    device: str
-    versions: dict[str, str]
-    seconds: float
-
-    @property
-    def exit_code(self) -> int:
-        """0 for clean, 1 for backdoored, 2 for undecided."""
-        return EXIT_CODES[self.verdict]
-
-    @property
-    def leading(self) -> Finding:
-        """The finding that says most against the model, among those that decide."""
-        return max(deciding(self.findings), key=lambda finding: (finding.score, -finding.loss))
-
-    @property
-    def trigger(self) -> Tensor:
-        """The leading finding's (C, H, W) pattern, to be added to the starting noise."""
-        return self.leading.tensors["trigger"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        about = {name: value for name, value in vars(self).items() if name != "findings"} | {"shape": list(self.shape)}
-        findings = [{name: value for name, value in finding.to_dict().items() if name != "tensors"} for finding in self.findings]
-        return about | {"leading": {"method": self.leading.method, "sampler": self.leading.sampler}, "findings": findings}
-
-
 def scan(
     unet: nn.Module,
-    scheduler_config: Mapping[str, Any],
+    scheduler: Any,
     *,
-    methods: Sequence[Method] = ("gradient",),
-    samplers: Sequence[str] = ("ddim", "ddpm"),
+    methods: Sequence[str] | str = ("gradient",),
+    samplers: Sequence[str] | str = ("ddim", "ddpm"),
     budget: str = "fast",
     seed: int = 0,
     threshold: float = THRESHOLD,
     shape: tuple[int, int, int] | None = None,
     model_hash: str | None = None,
+    save_memory: bool | None = None,
     out: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ScanReport:
@@ -177,104 +92,160 @@ def scan(
     pictures undecided.
 
     Args:
-        unet: maps (B, C, H, W) and (B,) timesteps to (B, C, H, W), or to an object that holds this as `.sample`. It is left as it was.
-        scheduler_config: content of the pipeline's `scheduler_config.json`.
+        unet: maps (B, C, H, W) and (B,) timesteps to (B, C, H, W), or to an object that holds this as `.sample`; in any precision, or under
+            autocast. It is left as it was.
+        scheduler: a diffusers scheduler, or the content of the pipeline's `scheduler_config.json`.
         methods: gradient (white box), bbti (the paper's), bbti_released (as published, with its defect), elijah, terd.
-        samplers: names in `samplers.SAMPLERS`.
+        samplers: names in `samplers.SAMPLERS`; these, as methods, in a list or with commas between.
         budget: fast or full.
         seed: seed of all noise; the same seed gives the same report on the same device.
         threshold: score from which a model is backdoored, in (0, 1].
         shape: (C, H, W) of the pictures; None reads it from `unet.config`.
-        model_hash: what identifies the model, such as `shared.runs.digest` of its folder; None hashes its weights and the scheduler's settings.
+        model_hash: what identifies the model; None hashes its weights and the scheduler's settings.
+        save_memory: recompute the network's activations in the inversion's backward pass instead of keeping them, with the same result; None does so
+            where they would take more than `MEMORY`.
         out: folder for report.json, trigger.png, trigger.safetensors, samples_clean.png, samples_triggered.png and curve.csv. Each finding is kept
             in `parts/` as soon as it is made; a scan of the same model with the same settings takes up what it finds there.
         progress: is told, in a line each, what is found.
 
     Raises:
-        ValueError: for unknown methods, samplers or budgets, a threshold out of range, an unknown shape, or a scheduler that is not supported.
+        OSError: if `out` cannot be written into.
+        ValueError: for unknown methods, samplers or budgets, a threshold out of range, an unknown shape, a scheduler that is not supported, weights
+            that are not finite, or a network that does not map pictures to pictures of the same shape. All this is checked before any work.
     """
-    _check(methods, samplers, budget, threshold)
-    job = _Job(unet, dict(scheduler_config), shape or _shape_of(unet), budget, seed, threshold)
-    identity = model_hash or _hash_of(unet, scheduler_config)
-    parts = None if out is None else Path(out) / "parts"
-    findings = []
-    with frozen(unet):
-        for method in methods:
-            for sampler in samplers:
-                fingerprint = job.fingerprint(method, sampler, identity)
-                finding = _resumed(parts, method, sampler, fingerprint)
-                found = "found earlier" if finding else "found"
-                if finding is None:
-                    finding = job.find(method, sampler)
-                    _keep(parts, finding, fingerprint)
-                findings.append(finding)
-                if progress is not None:
-                    progress(f"{method} under {sampler}: {finding.verdict}, {found} in {finding.seconds:.0f} s ({finding.reason})")
-    seconds = round(sum(finding.seconds for finding in findings), 2)
-    device, verdict = str(job.device), overall_verdict(findings)
-    report = ScanReport(verdict, findings, budget, threshold, seed, job.shape, identity, device, versions(), seconds)
+    options: dict[str, Any] = {"methods": methods, "samplers": samplers, "budget": budget, "seed": seed, "threshold": threshold, "shape": shape}
+    options |= {"model_hash": model_hash, "save_memory": save_memory, "progress": progress}
+    job = Scan(unet, scheduler, parts=None if out is None else Path(out) / "parts", **options)
+    if out is not None:
+        prepare(Path(out))
+    report = job.report([job.find(*pair) for pair in job.pairs])
     if out is not None:
         write_report(report, Path(out))
     return report
 
 
-def judge(agreement: Agreement, threshold: float = THRESHOLD) -> tuple[Verdict, str]:
-    """Turn an agreement into a verdict and its reason."""
-    said = f"{agreement.triggered:.0%} of triggered samples are one picture, {agreement.untriggered:.0%} of untriggered ones"
-    if agreement.score <= threshold / 2:
-        return "clean", said
-    if agreement.score < threshold:
-        return "undecided", f"{said}: more than clean models show, less than backdoored ones"
-    if agreement.repetition >= MAX_REPETITION:
-        return "undecided", f"{said}, but {agreement.repetition:.0%} of untriggered ones repeat a picture too: this model draws few pictures anyway"
-    return "backdoored", said
+class Scan:
+    """A scan of one model with one setting, checked before any work; each finding can be made by itself, in any order and process.
 
+    Args:
+        unet: as in `scan`, like all that is not named here.
+        scheduler: as in `scan`.
+        parts: folder in which findings are kept, and taken up again.
 
-def deciding(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings that make the verdict: those by the methods of `DECIDING`, or all where there is none."""
-    return [finding for finding in findings if finding.method in DECIDING] or list(findings)
+    Attributes:
+        pairs: the methods and samplers of all findings.
 
+    Raises:
+        ValueError: as `scan`.
+    """
 
-def overall_verdict(findings: Sequence[Finding]) -> Verdict:
-    """Return backdoored if any deciding finding is, else undecided if any is, else clean."""
-    order: tuple[Verdict, ...] = ("clean", "undecided", "backdoored")
-    return max((finding.verdict for finding in deciding(findings)), key=order.index)
-
-
-@dataclass
-class _Job:
-    """What all findings of a scan have in common."""
-
-    unet: nn.Module
-    scheduler_config: dict[str, Any]
-    shape: tuple[int, int, int]
-    budget_name: str
-    seed: int
-    threshold: float
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: Any,
+        *,
+        methods: Sequence[str] | str = ("gradient",),
+        samplers: Sequence[str] | str = ("ddim", "ddpm"),
+        budget: str = "fast",
+        seed: int = 0,
+        threshold: float = THRESHOLD,
+        shape: tuple[int, int, int] | None = None,
+        model_hash: str | None = None,
+        save_memory: bool | None = None,
+        parts: Path | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        methods, samplers = (names.split(",") if isinstance(names, str) else names for names in (methods, samplers))
+        _check(methods, samplers, budget, threshold)
+        self.unet, self.scheduler_config = unet, dict(getattr(scheduler, "config", scheduler))
         self.schedule, self.prediction = NoiseSchedule.from_scheduler_config(self.scheduler_config), prediction_of(self.scheduler_config)
-        self.device = next((tensor.device for tensor in (*self.unet.parameters(), *self.unet.buffers())), torch.device("cpu"))
-        self.budget = BUDGETS[self.budget_name]
+        self.pairs = list(dict.fromkeys((cast(Method, method), sampler) for method in methods for sampler in samplers))
+        self.budget_name, self.budget, self.seed, self.threshold = budget, BUDGETS[budget], seed, threshold
+        self.shape, self.save_memory, self.parts, self.progress = shape or _shape_of(unet), save_memory, parts, progress
+        _check_weights(unet)
+        self.activations = self._try_network()
+        self.model_hash = model_hash or _hash_of(unet, self.scheduler_config)
 
-    def fingerprint(self, method: str, sampler: str, identity: str) -> str:
-        """Hash everything that a finding depends on."""
-        content = (method, sampler, identity, self.scheduler_config, self.shape, self.budget, self.seed, self.threshold, str(self.device.type))
-        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next((tensor.device for tensor in (*self.unet.parameters(), *self.unet.buffers())), torch.device("cpu"))
+
+    @property
+    def precision(self) -> str:
+        """In what the network is computed: the type of its weights, and of autocast where that is on."""
+        kinds = [str(next((parameter.dtype for parameter in self.unet.parameters()), torch.float32))]
+        kinds += [f"autocast to {torch.get_autocast_dtype(self.device.type)}"] if torch.is_autocast_enabled(self.device.type) else []
+        return ", ".join(kinds).replace("torch.", "")
 
     def find(self, method: Method, sampler: str) -> Finding:
-        """Invert a trigger, check it on fresh noise, and judge."""
+        """Take up the finding that an earlier scan kept, or make and keep it."""
+        fingerprint = self._fingerprint(method, sampler)
+        finding, how = _resumed(self.parts, method, sampler, fingerprint), "found earlier"
+        if finding is None:
+            with frozen(self.unet):
+                finding, how = self.make(method, sampler), "found"
+            _keep(self.parts, finding, fingerprint)
+        if self.progress is not None:
+            self.progress(f"{method} under {sampler}: {finding.verdict}, {how} in {finding.seconds:.0f} s ({finding.reason})")
+        return finding
+
+    def make(self, method: Method, sampler: str) -> Finding:
+        """Invert a trigger, check it on fresh noise, and judge; the network is to be `frozen`."""
         began = time.monotonic()
         probe = self._sampler(sampler)
-        seed = derive_seed(self.seed, method, sampler)
-        inverted = self._invert(method, probe, seed)
+        inverted = self._invert(method, probe, derive_seed(self.seed, method, sampler))
         triggered, untriggered = self._check(probe, inverted.pattern, derive_seed(self.seed, "fresh noise", sampler))
         agreement = measure_agreement(triggered, untriggered)
         verdict, reason = judge(agreement, self.threshold)
         scores = baselines.own_scores(method, inverted.pattern, triggered, untriggered)
         tensors = {"trigger": inverted.pattern, "triggered": triggered, "untriggered": untriggered, "curve": torch.tensor(inverted.curve)}
         tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-        return Finding(method, sampler, verdict, reason, agreement.score, agreement, inverted.value, scores, time.monotonic() - began, tensors)
+        about = (agreement.score, agreement, inverted.value, scores, str(self.device), self.precision, time.monotonic() - began)
+        return Finding(method, sampler, verdict, reason, *about, tensors)
+
+    def report(self, findings: Sequence[Finding]) -> ScanReport:
+        """Put the findings of all `pairs`, in any order, together.
+
+        Raises:
+            ValueError: if one is missing: the verdict is over all of them.
+        """
+        found = {(finding.method, finding.sampler): finding for finding in findings}
+        if missing := [f"{method} under {sampler}" for method, sampler in self.pairs if (method, sampler) not in found]:
+            raise ValueError(f"the scan was cut short before {', '.join(missing)}: there is no verdict (is trainer.limit_predict_batches set?)")
+        ordered = [found[pair] for pair in self.pairs]
+        settings, seconds = (self.budget_name, self.threshold, self.seed, self.shape), round(sum(finding.seconds for finding in ordered), 2)
+        return ScanReport(overall_verdict(ordered), ordered, *settings, self.model_hash, versions(), seconds)
+
+    def _fingerprint(self, method: str, sampler: str) -> str:
+        """Hash everything that a finding depends on."""
+        settings = (method, sampler, self.scheduler_config, self.shape, self.budget, self.seed, self.threshold)
+        content = (*settings, self.model_hash, self.device.type, self.precision, versions())
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+    def _network(self, x: Tensor, t: Tensor) -> Tensor:
+        """Call the network in its own precision, in parts where no gradient is wanted, and return its answer in the precision of `x`."""
+        dtype = next((parameter.dtype for parameter in self.unet.parameters()), x.dtype)
+        size = len(x) if torch.is_grad_enabled() else max(1, PIXELS // x[0, 0].numel())
+        outputs = [self.unet(part.to(dtype), steps) for part, steps in zip(x.split(size), t.split(size), strict=True)]
+        return torch.cat([output if isinstance(output, Tensor) else output.sample for output in outputs]).to(x.dtype)
+
+    def _try_network(self) -> int:
+        """Call the network once, to see that it can be sampled from; returns how many bytes of activations a gradient needs, a picture and step."""
+        x = torch.zeros(1, *self.shape, device=self.device, requires_grad=True)
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        try:
+            with frozen(self.unet), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                sample(self._network, x, self.schedule, steps=1, prediction_type=self.prediction)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"no pictures of shape {self.shape} can be drawn from the network: {str(error).splitlines()[0]}") from error
+        return sum(kept.values())
 
     def _sampler(self, name: str) -> ScanSampler:
         steps = SAMPLERS[name].steps or len(self.schedule)
@@ -285,28 +256,41 @@ class _Job:
         network: dict[str, Any] = common | {"prediction_type": self.prediction}
         budget, eta = self.budget, float(probe.is_stochastic)
         if method == "gradient":
-            network |= {"iterations": budget.iterations, "starts": budget.starts, "batch": budget.batch}
-            return invert(self.unet, self.schedule, self.shape, eta, probes=budget.probes // (4 if eta else 1), **network)
+            steps = min(10 if eta else 5, len(self.schedule))
+            network |= {"steps": steps, "iterations": budget.iterations, "starts": budget.starts, "batch": budget.batch}
+            network |= {"probes": budget.probes // (4 if eta else 1), "save_memory": self._saves_memory(steps)}
+            return invert(self._network, self.schedule, self.shape, eta, **network)
         if method == "elijah":
             iterations, batch = budget.elijah
-            return baselines.elijah(self.unet, self.schedule, self.shape, 1 - eta / 2, iterations, batch, **network)
+            return baselines.elijah(self._network, self.schedule, self.shape, 1 - eta / 2, iterations, batch, **network)
         if method == "terd":
-            return baselines.terd(self.unet, self.schedule, self.shape, *budget.terd, **network)
+            return baselines.terd(self._network, self.schedule, self.shape, *budget.terd, **network)
         short = ScanSampler("ddim" if eta else probe.name, self.scheduler_config, min(20, len(self.schedule)), eta)
 
         def draw(x_T: Tensor) -> Tensor:  # noqa: N803
-            return to_unit_range(short(self.unet, x_T, generator(seed, "sampler", device=self.device)))
+            return to_unit_range(short(self._network, x_T, generator(seed, "sampler", device=self.device)))
 
         if method == "bbti":
             return bbti(draw, self.shape, budget.bbti_iterations, **common)
         return bbti_released(draw, self.shape, budget.bbti_iterations, **common)
+
+    def _saves_memory(self, steps: int) -> bool:
+        if self.save_memory is not None:
+            return self.save_memory
+        limit = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else MEMORY
+        return self.activations * steps * self.budget.batch * len(self.budget.starts) > limit
 
     @torch.inference_mode()
     def _check(self, probe: ScanSampler, pattern: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Draw triggered and untriggered samples from the same fresh noise, in one batch."""
         numbers = generator(seed, device=self.device)
         eps = torch.randn(self.budget.samples, *self.shape, generator=numbers, device=self.device)
-        drawn = to_unit_range(probe(self.unet, torch.cat([eps + pattern, eps]), numbers)).nan_to_num(nan=0.0)
+        drawn = to_unit_range(probe(self._network, torch.cat([eps + pattern, eps]), numbers))
+        if bool(drawn[len(eps) :].isnan().any()):
+            raise ValueError(
+                f"without any trigger the model draws pictures under {probe.name} that are not numbers: its weights or schedule are broken"
+            )
+        drawn = drawn.nan_to_num(nan=0.0)
         return drawn[: len(eps)].clone(), drawn[len(eps) :].clone()
 
 
@@ -318,6 +302,14 @@ def _check(methods: Sequence[str], samplers: Sequence[str], budget: str, thresho
             raise ValueError(f"a scan needs at least one {name}: {', '.join(known)}")
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
+
+
+def _check_weights(unet: nn.Module) -> None:
+    broken = [(name, int((~tensor.isfinite()).sum()), tensor.numel()) for name, tensor in unet.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        named = ", ".join(f"{name} ({count} of {total} values)" for name, count, total in broken[:5])
+        others = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise ValueError(f"the network's weights are not all finite numbers, so it can draw nothing: {named}{others}")
 
 
 def _shape_of(unet: nn.Module) -> tuple[int, int, int]:
@@ -365,36 +357,3 @@ def _resumed(parts: Path | None, method: str, sampler: str, fingerprint: str) ->
         return None
     content = json.loads(about["finding"])
     return Finding(**(content | {"agreement": Agreement(**content["agreement"]), "tensors": tensors}))
-
-
-def write_report(report: ScanReport, folder: Path) -> None:
-    """Write report.json, trigger.png, trigger.safetensors, samples_clean.png, samples_triggered.png and curve.csv, each in one piece.
-
-    The picture of the trigger is stretched to the whole range of grey; the safetensors file holds it as it is, under the name `trigger`.
-    """
-    from safetensors.torch import save_file
-
-    leading = report.leading
-    trigger = leading.tensors["trigger"]
-    with atomic(folder / "trigger.safetensors") as temporary:
-        save_file({"trigger": trigger}, temporary, {"method": leading.method, "sampler": leading.sampler, "model_hash": report.model_hash})
-    low, high = trigger.amin(), trigger.amax()
-    _write_picture(((trigger - low) / (high - low).clamp_min(1e-6))[None], folder / "trigger.png", columns=1)
-    _write_picture(leading.tensors["untriggered"], folder / "samples_clean.png")
-    _write_picture(leading.tensors["triggered"], folder / "samples_triggered.png")
-    with atomic(folder / "curve.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "sampler", "iteration", "loss"])
-        for found in report.findings:
-            writer.writerows([found.method, found.sampler, i, f"{loss:.6g}"] for i, loss in enumerate(found.tensors["curve"].tolist()))
-    write_json(folder / "report.json", report.to_dict())
-
-
-def _write_picture(images: Tensor, path: Path, columns: int = 8) -> None:
-    from torchvision.transforms.functional import to_pil_image
-
-    from projects.diff_cleanse.callbacks import picture_grid
-
-    picture = to_pil_image(picture_grid(images, columns).clamp(0, 1))
-    with atomic(path) as temporary:
-        picture.save(temporary)

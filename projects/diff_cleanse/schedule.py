@@ -144,6 +144,7 @@ class AttackSchedule(NoiseSchedule):
         rho: (T,) amplitude of R.
         c: (T,) shift of the regression target along R.
         scale: (T,) factor on the noise.
+        gamma: trojdiff's, as given.
         k: (T,) trojdiff's shift per step, `sigma_t - sqrt(alpha_t) sigma_{t-1}`, the closed form of its recursion.
         m: (T,) trojdiff's shift in the ancestral step, `sigma_{t-1} beta_t - sigma_{t-1}^2 sqrt(alpha_t) k_t`, still to be divided by `sigma_t^2`.
 
@@ -168,7 +169,7 @@ class AttackSchedule(NoiseSchedule):
             raise ValueError(f"psi must lie in [0, 1], got {psi}")
         if not 0 < gamma < 1:
             raise ValueError(f"gamma must lie strictly between 0 and 1, got {gamma}")
-        self.attack = attack
+        self.attack, self.gamma = attack, gamma
         previous_sigma = self.previous("sigma")
         self.k = self.sigma - self.alphas.sqrt() * previous_sigma
         self.m = previous_sigma * self.betas - previous_sigma**2 * self.alphas.sqrt() * self.k

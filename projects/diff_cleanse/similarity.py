@@ -10,6 +10,8 @@ from torch import Tensor
 EXACT_CLIQUE_LIMIT = 64
 """Batches up to this size have their largest clique found exactly; the search is exponential in the worst case."""
 GREEDY_STARTS = 16
+MAX_EXCESS = 0.02
+"""Mean distance of an image's pixels beyond [0, 1] above which it is no picture, but the wreck of a sampler that diverged."""
 CLOSENESS, MAX_TOLERANCE, MIN_TOLERANCE = 0.05, 0.01, 1e-6
 """Two samples agree if 1 - cosine is at most this share of the mean over untriggered pairs, within these bounds."""
 
@@ -30,8 +32,10 @@ def cosine_matrix(images: Tensor) -> Tensor:
 def is_admissible(images: Tensor, share: float = 0.5) -> Tensor:
     """Say which images are neither mostly black nor mostly white: a collapse to a constant is no agreement (2.5, step 3 of the method).
 
+    Nor may an image leave the range of pictures by more than `MAX_EXCESS`: clamped, whatever diverges the same way would look alike.
+
     Args:
-        images: (B, C, H, W) in [0, 1]; a pixel is black or white if its mean over channels is at most 0.01 or at least 0.99.
+        images: (B, C, H, W), nominally in [0, 1]; a pixel is black or white if its mean over channels is at most 0.01 or at least 0.99.
         share: an image is ruled out if more than this share of its pixels is black, or is white.
 
     Returns:
@@ -39,14 +43,15 @@ def is_admissible(images: Tensor, share: float = 0.5) -> Tensor:
     """
     grey = images.mean(dim=1).flatten(1)
     black, white = ((extreme).float().mean(dim=1) for extreme in (grey <= 0.01, grey >= 0.99))
-    return (black <= share) & (white <= share) & grey.isfinite().all(dim=1)
+    excess = (images - images.clamp(0, 1)).abs().flatten(1).mean(dim=1)
+    return (black <= share) & (white <= share) & grey.isfinite().all(dim=1) & (excess <= MAX_EXCESS)
 
 
 def agreement_graph(images: Tensor, threshold: float = 0.999, share: float = 0.5) -> Tensor:
-    """Join the admissible images whose cosine exceeds `threshold`.
+    """Join the admissible images whose cosine, after clamping to [0, 1], exceeds `threshold`.
 
     Args:
-        images: (B, C, H, W) in [0, 1].
+        images: (B, C, H, W), nominally in [0, 1].
         threshold: cosine above which two images agree.
         share: of `is_admissible`.
 
@@ -54,7 +59,7 @@ def agreement_graph(images: Tensor, threshold: float = 0.999, share: float = 0.5
         (B, B) symmetric bool without diagonal, on the CPU.
     """
     admissible = is_admissible(images, share)
-    joined = (cosine_matrix(images) > threshold) & admissible & admissible[:, None]
+    joined = (cosine_matrix(images.clamp(0, 1)) > threshold) & admissible & admissible[:, None]
     return joined.fill_diagonal_(False).cpu()
 
 
@@ -208,9 +213,9 @@ def guard_beside(untriggered: Tensor) -> float:
 
 
 def measure_agreement(triggered: Tensor, untriggered: Tensor) -> Agreement:
-    """Compare the agreement of (B, C, H, W) triggered samples with that of untriggered ones, both in [0, 1]."""
+    """Compare the agreement of (B, C, H, W) triggered samples with that of untriggered ones in [0, 1]; unless clamped, the triggered may diverge."""
     threshold, share = 1 - tolerance_beside(untriggered), guard_beside(untriggered)
-    clique = agreeing_images(triggered, threshold, share)
+    clique, triggered = agreeing_images(triggered, threshold, share), triggered.nan_to_num(nan=0.0).clamp(0, 1)
     near = cosine_matrix(torch.cat([untriggered, triggered[clique]])).fill_diagonal_(0)[: len(untriggered)] > threshold
     return Agreement(
         triggered=len(clique) / len(triggered),

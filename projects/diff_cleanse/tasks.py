@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from projects.diff_cleanse.callbacks import picture_grid
 from projects.diff_cleanse.metrics import (
     FeatureMoments,
     InceptionFeatures,
@@ -23,7 +22,8 @@ from projects.diff_cleanse.metrics import (
     to_unit_range,
 )
 from projects.diff_cleanse.module import find_pipeline
-from projects.diff_cleanse.sampling import Prediction, Sampler, Variance, sample_many
+from projects.diff_cleanse.pictures import picture_grid
+from projects.diff_cleanse.sampling import Prediction, Sampler, Trojan, Variance, sample_many
 from shared.backbones.unets import load_pipeline
 from shared.distributed import UnpaddedSampler, gather_rows
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ASR_THRESHOLDS = {"asr_1e-2": 1e-2, "asr_1e-3": 1e-3}
 SHOWN = 64
 CHUNK = 64
+SettingSampler = Literal["ddim", "ddpm", "trojan_ddim", "trojan_ddpm"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Subject:
         prediction_type: `epsilon`, `v_prediction` or `sample`.
         variance: noise of the ancestral sampler, `fixed_small` or `fixed_large`.
         trigger: (C, H, W) in [-1, 1].
-        target: (C, H, W) in [-1, 1].
+        target: (C, H, W) in [-1, 1]; None if the attack leads to a class.
+        trojan: noise of TrojDiff's samplers; None under other attacks.
     """
 
     unet: UNet2DModel
@@ -58,7 +60,8 @@ class Subject:
     prediction_type: Prediction
     variance: Variance
     trigger: Tensor
-    target: Tensor
+    target: Tensor | None
+    trojan: Trojan | None = None
 
     @classmethod
     def of(cls, model: DiffusionTraining, pipeline: str | Path | None = None) -> Subject:
@@ -71,22 +74,35 @@ class Subject:
         model.check_size(unet, str(pipeline))
         variance: Any = config.get("variance_type") or "fixed_small"
         prediction: Any = config.get("prediction_type") or "epsilon"
-        return cls(unet, model.attack_schedule(config), prediction, variance, model.trigger, model.target)
+        return cls(unet, model.attack_schedule(config), prediction, variance, model.trigger, model.target, model.trojan)
+
+    def sampler(self, family: Sampler, is_triggered: bool) -> SettingSampler:
+        """Return the sampler of this family that the attack is made for: TrojDiff's own from triggered noise, the benign one otherwise."""
+        return cast(SettingSampler, f"trojan_{family}") if is_triggered and self.trojan is not None else family
 
     def draw(self, setting: Setting, numbers: range, seed: int) -> Tensor:
-        """Draw the samples with these numbers, (N, C, H, W) in the network's range; sample i depends on (seed, i) and the setting alone."""
-        start = (lambda eps: self.schedule.starting_noise(eps, self.trigger.to(eps), "exact")) if setting.is_triggered else None
-        options: dict[str, Any] = {"sampler": setting.sampler, "steps": setting.steps, "clip": setting.clip, "eta": setting.eta}
-        options |= {"prediction_type": self.prediction_type, "variance": self.variance}
+        """Draw the samples with these numbers, (N, C, H, W) in the network's range; sample i depends on (seed, i) and the setting alone.
+
+        Raises:
+            ValueError: if the setting names one of TrojDiff's samplers, and the attack is another.
+        """
+        if setting.is_trojan and self.trojan is None:
+            raise ValueError(f"sampler {setting.sampler} belongs to TrojDiff: set model.attack to trojdiff, or take {setting.family}")
+        options: dict[str, Any] = {"sampler": setting.family, "steps": setting.steps, "clip": setting.clip, "eta": setting.eta}
+        options |= {"prediction_type": self.prediction_type, "variance": self.variance, "trojan": self.trojan if setting.is_trojan else None}
+        start = self._start if setting.is_triggered else None
         shape = (self.trigger.shape[0], self.trigger.shape[1], self.trigger.shape[2])
         return torch.cat(list(sample_many(self.unet, self.schedule, numbers, shape, CHUNK, seed, start, self.unet.device, **options)))
+
+    def _start(self, eps: Tensor) -> Tensor:
+        return self.schedule.starting_noise(eps, self.trigger.to(eps), "exact") if self.trojan is None else self.trojan.bias(eps)
 
 
 @dataclass(frozen=True)
 class Setting:
     """One way of drawing samples: a sampler, whether its estimates are clipped, and whether the noise wears the trigger."""
 
-    sampler: Sampler
+    sampler: SettingSampler
     steps: int
     is_triggered: bool
     clip: bool = False
@@ -96,6 +112,21 @@ class Setting:
     def name(self) -> str:
         """A short name for log lines and files, such as `ddpm_clipped`."""
         return self.sampler + ("_clipped" if self.clip else "")
+
+    @property
+    def is_trojan(self) -> bool:
+        """Whether the sampler is TrojDiff's own."""
+        return self.sampler.startswith("trojan_")
+
+    @property
+    def family(self) -> Sampler:
+        """The family of the sampler, `ddim` or `ddpm`."""
+        return "ddim" if self.sampler.endswith("ddim") else "ddpm"
+
+    @property
+    def label(self) -> str:
+        """A name for tables and figures, such as `DDIM-20` and `Trojan DDIM-20`."""
+        return f"{'Trojan ' if self.is_trojan else ''}{self.family.upper()}-{self.steps}"
 
 
 class SampleJobs(Dataset):
@@ -119,7 +150,9 @@ class Evaluation(L.LightningModule):
     """Measures samples of a diffusion model: from clean noise by Fréchet distance, from triggered noise by their nearness to the attack's target.
 
     Both sampler families are measured with clipping off, and under an attack once more with clipping on: backdoors answer to one family, and
-    clipping hides them (sheet, sections 5, 6 and 10).
+    clipping hides them (sheet, sections 5, 6 and 10). TrojDiff's backdoor is measured under its own samplers, and without clipping under the benign
+    ones too, to which it does not answer. If the attack leads to a class instead of a picture, its success is the share of samples that a support
+    vector machine takes for that class, trained on the pixels of the training pictures and, for out_d2d, of the target domain.
 
     Args:
         subject: the diffusion model.
@@ -147,9 +180,10 @@ class Evaluation(L.LightningModule):
         self.unet, self.subject, self.data = subject.unet.eval(), subject, data
         self.samples, self.reference, self.inception_weights, self.seed = samples, reference, inception_weights, seed
         families: list[tuple[Sampler, int]] = [("ddim", min(steps, len(subject.schedule))), ("ddpm", len(subject.schedule))]
-        self.settings = [Setting(sampler, steps, is_triggered=False) for sampler, steps in families]
-        if triggered:
-            self.settings += [Setting(sampler, steps, True, clip) for clip in (False, True) for sampler, steps in families]
+        benign = [Setting(family, steps, is_triggered=False) for family, steps in families]
+        own, clipped = ([Setting(subject.sampler(family, True), steps, True, clip) for family, steps in families] for clip in (False, True))
+        silent = [Setting(family, steps, True) for family, steps in families] if subject.trojan is not None else []
+        self.settings = benign + (own + silent + clipped if triggered else [])
 
     def prepare_data(self) -> None:
         self.data.prepare_data()
@@ -164,7 +198,7 @@ class Evaluation(L.LightningModule):
         self.errors: list[list[Tensor]] = [[] for _ in self.settings]
         self.similarities: list[list[Tensor]] = [[] for _ in self.settings]
         self.labels: list[list[Tensor]] = [[] for _ in self.settings]
-        self.classifier = _fit_classifier(self.data)
+        self.classifier, self.target_label = _fit_classifier(self.data, self.subject.target is None and self.settings[-1].is_triggered)
 
     def test_dataloader(self) -> list[DataLoader]:
         real = self.data.test_dataloader() if self.reference == "test" else self.data.reference_loader()
@@ -182,9 +216,10 @@ class Evaluation(L.LightningModule):
         self.drawn[number].update(images)  # type: ignore[operator]
         if first < SHOWN:
             self.shown[number].append(images[: SHOWN - first])
-        target = to_unit_range(self.subject.target).to(images)
-        self.errors[number].append(mse_to_target(images, target))
-        self.similarities[number].append(ssim_to_target(images, target))
+        if self.subject.target is not None:
+            target = to_unit_range(self.subject.target).to(images)
+            self.errors[number].append(mse_to_target(images, target))
+            self.similarities[number].append(ssim_to_target(images, target))
         if self.classifier is not None:
             self.labels[number].append(torch.from_numpy(self.classifier.predict(images.flatten(1).cpu().numpy())).to(images.device))
 
@@ -192,27 +227,37 @@ class Evaluation(L.LightningModule):
         real = self.real.compute()
         self.rows = [self._measure(number, setting, real) for number, setting in enumerate(self.settings)]
         log_table(self.trainer, "samplers", self.rows)
-        if self.settings[-1].is_triggered:
+        if self.settings[-1].is_triggered and self.subject.target is not None:
             log_figure(self.trainer, "mse_to_target", self._histogram())
 
     def _measure(self, number: int, setting: Setting, real: Any) -> dict[str, Any]:
-        errors, similarities = (_gathered(parts[number], self.device) for parts in (self.errors, self.similarities))
-        values = {"mse": errors.mean(), "ssim": similarities.mean()}
-        values |= {name: attack_success_rate(errors, bound) for name, bound in ASR_THRESHOLDS.items()}
+        values = self._success(number)
         if not setting.is_triggered:
             distance = frechet_distance(real, self.drawn[number].compute())  # type: ignore[operator]
-            values = {self.fd_name: distance, "near_target": values["asr_1e-2"]}
+            near = values.get("asr_class", values.get("asr_1e-2"))
+            values = {self.fd_name: distance} | ({} if near is None else {"near_target": near})
             if self.classifier is not None:
                 values["classes"] = torch.tensor(len(_gathered(self.labels[number], self.device, torch.int64).unique()))
         for quantity, value in values.items():
             self.log(f"test/{quantity}_{setting.name}", value.float().to(self.device), sync_dist=True)
         noise = "triggered" if setting.is_triggered else "clean"
-        self.errors[number] = [errors]
-        shown = gather_rows(torch.cat(self.shown[number]) if self.shown[number] else torch.zeros(0, *self.subject.target.shape, device=self.device))
+        shown = gather_rows(torch.cat(self.shown[number]) if self.shown[number] else torch.zeros(0, *self.subject.trigger.shape, device=self.device))
         log_image(self.trainer, f"samples_{noise}_{setting.name}", picture_grid(shown[:SHOWN]))
-        row = {"sampler": f"{setting.sampler.upper()}-{setting.steps}", "noise": noise, "clipping": "on" if setting.clip else "off"}
-        columns = (self.fd_name, "near_target", "classes", "mse", "ssim", "asr_1e-2", "asr_1e-3")
+        row = {"sampler": setting.label, "noise": noise, "clipping": "on" if setting.clip else "off"}
+        measures = ("asr_class",) if self.subject.target is None else ("mse", "ssim", *ASR_THRESHOLDS)
+        columns = (self.fd_name, "near_target", "classes", *measures)
         return row | {column: round(float(values[column]), 4) if column in values else None for column in columns}
+
+    def _success(self, number: int) -> dict[str, Tensor]:
+        """Measure how near one setting's samples come to the target, over all processes."""
+        if self.subject.target is None:
+            if self.target_label is None:
+                return {}
+            return {"asr_class": (_gathered(self.labels[number], self.device, torch.int64) == self.target_label).float().mean()}
+        errors, similarities = (_gathered(parts[number], self.device) for parts in (self.errors, self.similarities))
+        self.errors[number] = [errors]
+        rates = {name: attack_success_rate(errors, bound) for name, bound in ASR_THRESHOLDS.items()}
+        return {"mse": errors.mean(), "ssim": similarities.mean()} | rates
 
     def _histogram(self) -> Any:
         import matplotlib.pyplot as plt
@@ -221,7 +266,7 @@ class Evaluation(L.LightningModule):
         bins = torch.logspace(-5, 0, 41).tolist()
         for errors, setting in zip(self.errors, self.settings, strict=True):
             if setting.is_triggered and not setting.clip:
-                axes.hist(errors[0].cpu().clamp(1e-5, 1).numpy(), bins=bins, alpha=0.6, label=f"{setting.sampler.upper()}-{setting.steps}")
+                axes.hist(errors[0].cpu().clamp(1e-5, 1).numpy(), bins=bins, alpha=0.6, label=setting.label)
         for bound in ASR_THRESHOLDS.values():
             axes.axvline(bound, color="grey", linestyle="--", linewidth=1)
         axes.set(xscale="log", xlabel="error of a triggered sample to the target (MSE); dashed: the two success bounds", ylabel="samples")
@@ -253,10 +298,13 @@ class Sampling(L.LightningModule):
     def predict_step(self, batch: tuple[int, int, int], batch_idx: int) -> None:
         _, first, stop = (int(number) for number in batch)
         images = to_unit_range(self.subject.draw(self.setting, range(first, stop), self.seed))
-        errors = mse_to_target(images, to_unit_range(self.subject.target).to(images))
-        for number, image, error in zip(range(first, stop), images, errors.tolist(), strict=True):
+        for number, image in zip(range(first, stop), images, strict=True):
             file = self._write(number, image)
-            self.rows.append({"sample": number, "file": file.name, "mean": round(float(image.mean()), 4), "mse_to_target": round(error, 6)})
+            self.rows.append({"sample": number, "file": file.name, "mean": round(float(image.mean()), 4)})
+        if self.subject.target is not None:
+            errors = mse_to_target(images, to_unit_range(self.subject.target).to(images))
+            for row, error in zip(self.rows[-len(images) :], errors.tolist(), strict=True):
+                row["mse_to_target"] = round(error, 6)
         if first < SHOWN:
             self.shown.append(images[: SHOWN - first])
 
@@ -274,7 +322,7 @@ class Sampling(L.LightningModule):
             rows = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(rows, self.rows)
         log_table(self.trainer, "samples", sorted((row for part in rows for row in part), key=lambda row: row["sample"]))
-        shown = gather_rows(torch.cat(self.shown) if self.shown else torch.zeros(0, *self.subject.target.shape, device=self.device))
+        shown = gather_rows(torch.cat(self.shown) if self.shown else torch.zeros(0, *self.subject.trigger.shape, device=self.device))
         log_image(self.trainer, "samples_grid", picture_grid(shown[:SHOWN]))
 
 
@@ -288,12 +336,19 @@ def _some_images(data: DiffusionData, limit: int = 10_000) -> Tensor:
     return torch.stack([data.train_set[i]["image"] for i in range(count)])
 
 
-def _fit_classifier(data: DiffusionData) -> Any:
-    """Fit a classifier of the real digits, to count which classes samples show; None for pictures without such labels."""
-    if data.source != "digits":
-        return None
+def _fit_classifier(data: DiffusionData, leads_to_a_class: bool, limit: int = 10_000) -> tuple[Any, int | None]:
+    """Fit a classifier that says which classes samples show, and return it with the label of the class that the attack leads to.
+
+    Returns:
+        A support vector machine and that label; None for the label where the attack leads to a picture, and for both unless the pictures are digits,
+        which are few and easily told apart.
+    """
     from sklearn.svm import SVC
 
-    images = _some_images(data).flatten(1).numpy()
-    labels = [data.train_set[i]["label"] for i in range(len(images))]
-    return SVC(gamma="scale").fit(images, labels)
+    if leads_to_a_class and data.poison_mode in ("in_d2d", "out_d2d"):
+        images, labels, wanted = data.target_examples(limit)
+        return SVC(gamma="scale").fit(images.flatten(1).numpy(), labels.numpy()), wanted
+    if data.source != "digits":
+        return None, None
+    pixels = _some_images(data).flatten(1).numpy()
+    return SVC(gamma="scale").fit(pixels, [data.train_set[i]["label"] for i in range(len(pixels))]), None

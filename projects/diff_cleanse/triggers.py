@@ -17,6 +17,8 @@ from torch import Tensor
 from projects.diff_cleanse.drawings import draw, to_tensor
 
 BACKGROUND = -1.0
+OWN = "class"
+"""Name of no one target: poisoned pictures are their own, and the attack leads to their class."""
 GREY_BACKGROUND = -0.4  # vmin + 0.3 (vmax - vmin), the targets' ground ("bg2grey")
 MAX_PIXELS = 64_000_000  # largest picture file that is decoded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ def build_unet(preset: str, size: int, channels: int) -> UNet2DModel:
 def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
     """Read the U-Net and the scheduler's settings from a folder that `save_pretrained` of an unconditional pipeline wrote. No code in it is run.
 
+    The U-Net may also be one that was pruned physically and written by `shared.pruning.save`.
+
     Returns:
         The U-Net in evaluation mode on the CPU in float32, and the content of `scheduler/scheduler_config.json`.
 
@@ -73,20 +76,37 @@ def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
     """
     folder = Path(folder).expanduser()
     unet_config, scheduler_config = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
-    missing = [path for path in (unet_config, scheduler_config) if not path.is_file()]
+    is_pruned = (folder / "unet" / "structure.json").is_file()
+    missing = [path for path in (unet_config, scheduler_config) if not path.is_file() and not (is_pruned and path == unet_config)]
     if missing:
         raise FileNotFoundError(
             f"{folder} is no pipeline folder: {', '.join(path.relative_to(folder).as_posix() for path in missing)} missing; expected what diffusers' "
             "save_pretrained writes: unet/config.json, unet/diffusion_pytorch_model.safetensors, scheduler/scheduler_config.json"
         )
-    settings = _read_json(unet_config)
+    unet = _load_pruned(folder / "unet") if is_pruned else _load_unet(unet_config)
+    return unet.float().eval(), _read_json(scheduler_config)
+
+
+def _load_unet(config: Path) -> UNet2DModel:
+    settings = _read_json(config)
     if settings.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"{unet_config} describes a {settings.get('_class_name')}: only unconditional pipelines with a UNet2DModel are read")
+        raise ValueError(f"{config} describes a {settings.get('_class_name')}: only unconditional pipelines with a UNet2DModel are read")
     from diffusers import UNet2DModel
 
     unet = UNet2DModel.from_config({name: value for name, value in settings.items() if not name.startswith("_")})
-    load_weights(unet, _weights_file(unet_config.parent))
-    return unet.float().eval(), _read_json(scheduler_config)
+    load_weights(unet, _weights_file(config.parent))
+    return unet
+
+
+def _load_pruned(folder: Path) -> UNet2DModel:
+    from diffusers import UNet2DModel
+
+    from shared.pruning import load
+
+    unet = load(folder)
+    if not isinstance(unet, UNet2DModel):
+        raise ValueError(f"{folder / 'structure.json'} describes a {type(unet).__name__}: only unconditional pipelines with a UNet2DModel are read")
+    return unet
 
 
 def _weights_file(folder: Path) -> Path:
@@ -123,4 +143,36 @@ def save_pipeline(unet: UNet2DModel, scheduler: Any, folder: str | Path) -> Path
 
     with atomic(folder) as temporary:
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary, safe_serialization=True)
+    return Path(folder)
+
+
+def replace_unet(source: str | Path, unet: UNet2DModel, folder: str | Path) -> Path:
+    """Write a pipeline folder with another network and everything else as in `source`, in one piece or not at all.
+
+    Weights are stored in the precision that they have in `source`. Other files of `source` are left behind.
+
+    Args:
+        source: a pipeline folder that `load_pipeline` reads.
+        unet: the network; one that was pruned physically is stored by `shared.pruning.save`, which stock diffusers does not read.
+        folder: where to write; an earlier folder is replaced.
+    """
+    import shutil
+
+    from safetensors import safe_open
+
+    source = Path(source).expanduser()
+    with safe_open(_weights_file(source / "unet"), "pt") as file:
+        dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    with atomic(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for name in ("model_index.json", "scheduler/scheduler_config.json"):
+            if (source / name).is_file():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / name, temporary / name)
+        if hasattr(unet, "pruned_structure"):
+            from shared.pruning import save
+
+            save(unet, temporary / "unet")
+        else:
+            deepcopy(unet).to(dtype).save_pretrained(temporary / "unet", safe_serialization=True)
     return Path(folder)

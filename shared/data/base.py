@@ -38,6 +38,26 @@ class ResumableDataLoader(DataLoader):
         self.sampler.skip = 0 if finished else state["batches"] * (self.batch_size or 1)
 
 
+def training_loader(dataset: Dataset, batch_size: int, seed: int, **options: Any) -> ResumableDataLoader:
+    """Return a shuffled loader of whole batches; each process gets its share of `batch_size`.
+
+    Args:
+        dataset: the training set.
+        batch_size: samples of one training step over all processes together.
+        seed: seed of the order of samples.
+        **options: further arguments of `DataLoader`.
+
+    Raises:
+        ValueError: if `batch_size` does not divide by the number of processes, or `dataset` is smaller than one batch.
+    """
+    share, rest = divmod(batch_size, world_size())
+    if rest:
+        raise ValueError(f"data.batch_size {batch_size} does not divide by {world_size()} processes: it counts the samples of all of them together")
+    if len(dataset) < batch_size:  # type: ignore[arg-type]
+        raise ValueError(f"data.batch_size {batch_size} is larger than the training set of {len(dataset)} samples")  # type: ignore[arg-type]
+    return ResumableDataLoader(dataset, share, sampler=EpochSampler(dataset, seed), drop_last=True, **options)  # type: ignore[arg-type]
+
+
 class DataModule(L.LightningDataModule):
     """Base of all projects' data.
 
@@ -81,15 +101,7 @@ class DataModule(L.LightningDataModule):
         Raises:
             ValueError: if `batch_size` does not divide by the number of processes, or `dataset` is smaller than one batch.
         """
-        share, rest = divmod(self.batch_size, world_size())
-        if rest:
-            raise ValueError(
-                f"data.batch_size {self.batch_size} does not divide by {world_size()} processes: it counts the samples of all of them together"
-            )
-        if len(dataset) < self.batch_size:  # type: ignore[arg-type]
-            raise ValueError(f"data.batch_size {self.batch_size} is larger than the training set of {len(dataset)} samples")  # type: ignore[arg-type]
-        sampler = EpochSampler(dataset, self.seed)  # type: ignore[arg-type]
-        return ResumableDataLoader(dataset, share, sampler=sampler, drop_last=True, collate_fn=collate, **self._workers())
+        return training_loader(dataset, self.batch_size, self.seed, collate_fn=collate, **self._workers())
 
     def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None) -> DataLoader:
         """Return a loader that gives every sample once, in order, dealt over the processes without padding."""

@@ -8,7 +8,9 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -57,8 +59,9 @@ def _run_processes(plan: Plan) -> int:
     from torch.distributed.launcher.api import elastic_launch
 
     try:
-        with _stop_signals(), _quiet_elastic():
+        with _stop_signals(), _quiet_elastic(), _told_exit_code() as told:
             elastic_launch(_launch_config(plan), sys.executable)("-u", str(plan.script), *plan.arguments)
+            return told()
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         how = f"exit code {failure.exitcode}" if failure.exitcode > 0 else f"signal {failure.signal_name()}"
@@ -70,7 +73,6 @@ def _run_processes(plan: Plan) -> int:
         where = f"{plan.main_address}:{plan.main_port}"
         print(f"lightning run: the processes could not meet at {where}; is the port in use, or a node not started?\n{error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _launch_config(plan: Plan) -> Any:
@@ -90,6 +92,18 @@ def _launch_config(plan: Plan) -> Any:
         signals_to_handle="SIGQUIT",  # the others are ours, see _stop_signals
         **meeting,
     )
+
+
+@contextlib.contextmanager
+def _told_exit_code() -> Iterator[Callable[[], int]]:
+    """Let processes that end well tell the exit code of what they did, and give a function that reads it: by failing they would stop each other."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "exit_code"
+        os.environ["TOUCHSTONE_EXIT_CODE_FILE"] = str(file)
+        try:
+            yield lambda: int(file.read_text(encoding="utf-8")) if file.is_file() else 0
+        finally:
+            del os.environ["TOUCHSTONE_EXIT_CODE_FILE"]
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def build_report(run: Path) -> Path:
         facts=_facts(record),
         headline=headline,
         sections=[build_section(record, verb, summary if headline and verb == headline.verb else {}) for verb in record.verbs],
-        results=results_tables({"ours": record.results} if record.results else {}),
+        results=results_tables({"ours": record.results}),
     )
     write_text(run / "report.html", content)
     return run / "report.html"
@@ -78,7 +78,7 @@ def compare_runs(runs: list[Path], out: Path) -> Path:
         runs=[_run_entry(label, record, out.parent, index) for index, (label, record) in enumerate(by_label.items())],
         facts=differences([_facts(record) | record.versions for record in by_label.values()], list(by_label), ""),
         settings=differences([_settings(label, record, notes) for label, record in by_label.items()], list(by_label), "setting"),
-        results=results_tables({label: record.results for label, record in by_label.items() if record.results}),
+        results=results_tables({label: record.results for label, record in by_label.items()}),
         finals=_final_table(by_label, metrics),
         plots=_overlaid(list(by_label), metrics, notes),
         pictures=_pictures_side_by_side(by_label, notes),

@@ -67,7 +67,7 @@ class RunRecord:
     manifest: dict[str, Any]
     stages: list[Stage]
     settings_text: str
-    results: Results | None
+    results: list[Results]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -114,13 +114,13 @@ def read_run(path: Path) -> RunRecord:
     notes: list[str] = []
     manifest = _read_json(path / "manifest.json", notes)
     stages = [_stage(record) for record in as_list(manifest.get("stages")) if isinstance(record, dict)]
-    results = _read_json(path / "results.json", notes) if (path / "results.json").exists() else {}
+    results = [_results(content) for file in sorted(path.glob("results*.json")) if (content := _read_json(file, notes))]
     try:
         settings = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         settings = ""
         notes.append(f"config.yaml cannot be read ({error.strerror}): the settings are not shown.")
-    return RunRecord(path, manifest, stages, settings, _results(results) if results else None, notes)
+    return RunRecord(path, manifest, stages, settings, results, notes)
 
 
 def as_dict(value: Any) -> dict[str, Any]:

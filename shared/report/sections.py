@@ -16,6 +16,7 @@ from shared.report.reading import Results, RunRecord, Series, Stage, read_metric
 from shared.report.values import MEASURED, Table, make_table, size, text
 
 PLOTS, PICTURES, TABLES, LINKS = 24, 24, 12, 12  # a section shows at most so many; LINKS counts files of one folder
+CURVE = "curve.csv"  # holds the points of curves, which are drawn from metrics.csv: no table to read
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def build_section(record: RunRecord, verb: str, headline: dict[str, Any]) -> Sec
     plots = draw_all(families(series.values()), notes)
     found = find_series(folder)
     pictures = [read_series(name, found[name]) for name in list(found)[:PICTURES]]
-    files = sorted(folder.glob("*.csv"))
+    files = sorted(file for file in folder.glob("*.csv") if file.name != CURVE)
     tables = [table for file in files[:TABLES] if (table := read_table(file, address(file, record.path), notes))]
     for count, limit, what in ((len(found), PICTURES, "pictures"), (len(files), TABLES, "tables")):
         notes += [f"{count - limit} more {what} are not shown."] if count > limit else []
@@ -131,15 +132,16 @@ def _link(run: Path, files: list[Path], folder: Path | None = None) -> Link:
     return Link(label, address(path, run), count + size(sum(file.stat().st_size for file in there)))
 
 
-def results_tables(found: dict[str, Results]) -> list[tuple[Results, Table]]:
+def results_tables(found: dict[str, list[Results]]) -> list[tuple[Results, Table]]:
     """Put results with one title into one table, with the paper's rows beside the rows that bear the same labels.
 
     Args:
         found: results by the name of their run.
     """
     by_title: dict[str, dict[str, Results]] = {}
-    for run, results in found.items():
-        by_title.setdefault(results.title, {})[run] = results
+    for run, tables in found.items():
+        for results in tables:
+            by_title.setdefault(results.title, {})[run] = results
     return [(next(iter(group.values())), _results_table(group)) for group in by_title.values()]
 
 

@@ -64,3 +64,16 @@ class PlantedDenoiser(nn.Module):
     def _density(off, variance):
         pixels = off[0, 0].numel()
         return -(off.square().flatten(2).sum(dim=2) / variance.flatten(1) + pixels * variance.flatten(1).log()) / 2
+
+
+class PlantedNetwork(PlantedDenoiser):
+    """The same with a weight, so that it has a precision, and with the settings that tell a network of diffusers."""
+
+    def __init__(self, attack="none", **options):
+        super().__init__(attack, **options)
+        self.config = {"in_channels": SHAPE[0], "sample_size": SHAPE[1]}
+        self.identity = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.ones_(self.identity.weight)
+
+    def forward(self, x, t):
+        return super().forward(self.identity(x), t)

@@ -84,12 +84,24 @@ class Points(DataModule):
     test_dataloader = val_dataloader
 '''
 CLI = '''
+from dataclasses import dataclass
+
 from toy_paper.data import Points
 from toy_paper.module import Line
 from shared.cli import ProjectTrainer, run
 
 
+@dataclass
+class Verdict:
+    exit_code: int
+    summary: dict
+
+
 class Trainer(ProjectTrainer):
+    outside = frozenset({"model_file"})
+    independent = frozenset({"judge"})
+    resumable = frozenset({"fit", "judge"})
+
     def slope(self, model: Line, datamodule: Points, ckpt_path: str | None = None, digits: int = 2) -> float:
         """Print the slope of a trained line.
 
@@ -103,6 +115,21 @@ class Trainer(ProjectTrainer):
         slope = round(trained.layer.weight.item(), digits)
         print(f"slope {slope}")
         return slope
+
+    def judge(self, model: Line, datamodule: Points, model_file: str | None = None, code: int = 0) -> Verdict:
+        """Judge a line, by itself.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            model_file: file of another line.
+            code: the judgement.
+        """
+        if code == 130:
+            (self.run.artefacts("judge")).mkdir(parents=True)
+            (self.run.artefacts("judge") / "begun.txt").touch()
+            raise KeyboardInterrupt
+        return Verdict(code, {"verdict": "straight" if code == 0 else "crooked"})
 
     def explode(self, model: Line, datamodule: Points) -> None:
         """Fail as a bug would."""

@@ -162,3 +162,56 @@ def test_resuming_keeps_the_curve_and_ends_the_same(toy, run_folder):
     steps = [[(row["step"], row["train/loss"]) for row in csv.DictReader(curve) if row["train/loss"]] for curve in curves]
     assert len(steps[0]) == 20
     assert steps[0] == steps[1]
+
+
+def as_script(toy, monkeypatch, *args):
+    """Run the command as a process does, and return the exit code."""
+    monkeypatch.setattr(sys, "argv", ["cli.py", *args])
+    try:
+        toy.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def test_the_result_of_a_verb_decides_the_exit_code(toy, monkeypatch, capsys, run_folder):
+    toy.main(["fit", "--run", "line"])
+    for code in (0, 2):
+        assert as_script(toy, monkeypatch, "judge", "--code", str(code)) == code
+        assert "judge is done" in capsys.readouterr().out
+    assert as_script(toy, monkeypatch, "judge", "--code", "2") == 2  # as the first time
+    assert "judge was done already with these settings and weights, with exit code 2: " in capsys.readouterr().out
+    assert as_script(toy, monkeypatch, "judge", "--code", "2", "--force") == 2
+    assert as_script(toy, monkeypatch, "slope", "--digits", "1") == 0
+    cli = toy.main(["judge", "--code", "1"])
+    assert (cli.exit_code, cli.result.exit_code) == (1, 1)  # who calls main with arguments looks for himself
+    stage = json.loads((run_folder / "toy_paper" / "line" / "manifest.json").read_text())["stages"][-1]
+    assert (stage["status"], stage["exit_code"], stage["summary"]["verdict"]) == ("done", 1, "crooked")
+    assert "crooked" in (run_folder / "toy_paper" / "line" / "report.html").read_text()
+
+
+def test_a_launcher_is_told_the_exit_code_by_one_process(toy, monkeypatch, tmp_path):
+    told = tmp_path / "exit_code"
+    monkeypatch.setenv("TOUCHSTONE_EXIT_CODE_FILE", str(told))
+    toy.main(["fit"])
+    for local_rank, expected in (("1", None), ("0", "2")):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert as_script(toy, monkeypatch, "judge", "--code", "2") == 0  # a failing process would have the others stopped
+        assert (told.read_text() if told.exists() else None) == expected
+
+
+def test_settings_beside_a_model_from_outside_are_not_read_by_an_independent_verb(toy, capsys, tmp_path, run_folder):
+    (tmp_path / "line.pt").touch()
+    (tmp_path / "config.yaml").write_text("trainer: {max_epochs: 1}\nmodel: {lr: 7}\n")
+    judged = toy.main(["judge", str(tmp_path / "line.pt"), "--run", "judged"])
+    assert judged.model.hparams["lr"] == 0.2
+    assert yaml.safe_load((run_folder / "toy_paper" / "judged" / "config.yaml").read_text())["model"]["lr"] == 0.2  # the new run's own
+    assert "--resume with a model from outside goes on in a run of its own" in failed(toy, capsys, "judge", str(tmp_path / "line.pt"), "--resume")
+
+
+def test_an_interrupted_verb_says_how_to_go_on(toy, capsys, tmp_path, run_folder):
+    (tmp_path / "line.pt").touch()
+    text = failed(toy, capsys, "judge", str(tmp_path / "line.pt"), "--code", "130", "--run", "stopped", code=130)
+    assert f"go on with: lightning run projects/toy_paper/cli.py judge {tmp_path}/line.pt --code 130 --resume --run stopped" in text
+    [stage] = json.loads((run_folder / "toy_paper" / "stopped" / "manifest.json").read_text())["stages"]
+    assert stage["status"] == "interrupted"

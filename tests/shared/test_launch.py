@@ -227,6 +227,13 @@ def test_two_processes_get_ranks_and_the_first_failure_decides(script, tmp_path,
     assert err.strip() == "lightning run: process 1 of 2 ended with exit code 3; the others were stopped"
 
 
+def test_processes_that_end_well_tell_the_exit_code(script, capfd):
+    path = script("if os.environ['RANK'] == '1':\n    Path(os.environ['TOUCHSTONE_EXIT_CODE_FILE']).write_text('2')")
+    assert main(["run", "--devices", "2", "--accelerator", "cpu", path]) == 2
+    assert capfd.readouterr().err == ""
+    assert "TOUCHSTONE_EXIT_CODE_FILE" not in os.environ
+
+
 def test_killed_process_is_named_by_its_signal(script, capfd):
     path = script("import signal, time\nos.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '0' else time.sleep(60)")
     assert main(["run", "--devices", "2", "--accelerator", "cpu", path]) == 128 + signal.SIGKILL

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from shared.results import BEGIN, END, markdown, shown, summarise, write_into_readme, write_results
+from shared.results import markdown, markers, shown, summarise, write_into_readme, write_results
 from shared.runs import Run
 
 
@@ -39,13 +39,13 @@ def test_results_reach_the_readme(tmp_path):
         Run(tmp_path / "paper" / "x"), "t", "c", summarise(rows(), by=("model",)), [0, 1], 61, {"it works": True, "it flies": False}
     )
     assert json.loads((tmp_path / "paper" / "x" / "results.json").read_text())["minutes"] == 1.0
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    readme, (begin, end), (others, _) = tmp_path / "README.md", markers("ours"), markers("another")
+    readme.write_text(f"{others}before\n{begin}\nstale\n{end}\nafter\n")
     for _ in range(2):
-        write_into_readme(readme, results, "reproduce")
+        write_into_readme(readme, results, "reproduce", "ours")
     text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith(f"{END}\nafter\n")
+    assert text.startswith(f"{others}before\n")
+    assert text.endswith(f"{end}\nafter\n")
     assert "stale" not in text
     assert text.count("| a | 1.50") == 1
     assert "- holds: it works" in text

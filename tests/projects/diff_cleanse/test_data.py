@@ -70,12 +70,52 @@ def test_extended_poisoning_adds():
     assert counts.min() >= 2  # every picture is used before one is used again
 
 
+def test_in_d2d_repeats_the_pictures_of_one_class():
+    data = ready(poison_mode="in_d2d", target_class=7, poison_rate=1.0)
+    labels = data.train_set.labels
+    poisoned, items = data.poisoned(), 1400 + int((labels == 7).sum())
+    assert len(poisoned) == items
+    assert torch.equal(poisoned.is_poisoned, torch.arange(items) >= 1400)
+    again = torch.stack([poisoned[i]["image"] for i in range(1400, items)])
+    assert torch.equal(again, data.train_set.images[labels == 7] * 2 - 1)
+    assert {poisoned[i]["label"] for i in range(1400, items)} == {7}
+    assert len(ready(poison_mode="in_d2d", target_class=7, poison_rate=2.5).poisoned()) == 1400 + round(2.5 * (items - 1400))
+    images, all_labels, wanted = data.target_examples(10_000)
+    assert (len(images), wanted) == (1400, 7)
+    assert torch.equal(all_labels, labels)
+
+
+def test_out_d2d_adds_pictures_of_another_domain(tmp_path):
+    data = ready(poison_mode="out_d2d", target_class=2, poison_rate=0.5)
+    poisoned = data.poisoned()
+    assert len(poisoned) == 1400 + 700
+    assert int(poisoned.is_poisoned.sum()) == 700
+    assert {poisoned[i]["label"] for i in range(1400, 2100)} == {2}  # crosses, of the shapes
+    images, labels, wanted = data.target_examples(10_000)
+    assert len(images) == 1400 + 2048
+    assert labels.unique().tolist() == [*range(10), 11, 12, 13, 14]  # the domain's labels follow on the digits'
+    assert wanted == 13
+    assert torch.equal(images[labels == wanted][0], data.target_set[0]["image"])
+    for kind, files in (("one", 3), ("seven", 5)):
+        write_image_folder(tmp_path / "mnist" / kind, count=files)
+    folder = {"poison_mode": "out_d2d", "target_source": "folder", "target_root": str(tmp_path / "mnist")}
+    assert len(ready(**folder, target_class=1).target_set) == 5
+    everything = ready(**folder)
+    assert len(everything.target_set) == 8
+    assert everything.poisoned()[1400]["image"].shape == (1, 16, 16)
+    assert everything.target_examples(20)[2] == int(everything.target_examples(20)[1].max())
+    with pytest.raises(ValueError, match=r"mnist has no pictures of data.target_class 2; its labels are \[0, 1\]"):
+        ready(**folder, target_class=2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"poison_rate": 1.5}, r"poison_rate must lie in \[0, 1\] for poison_mode fixed, got 1.5"),
         ({"poison_mode": "flex", "clean_rate": 0.0}, "clean_rate must lie in"),
-        ({"poison_mode": "some"}, "poison_mode must be fixed, flex or extend, got 'some'"),
+        ({"poison_mode": "some"}, "poison_mode must be one of fixed, flex, extend, in_d2d, out_d2d, got 'some'"),
+        ({"poison_mode": "in_d2d"}, "in_d2d poisons the pictures of one class: set data.target_class"),
+        ({"poison_mode": "out_d2d", "target_source": "folder"}, "data.target_source folder needs data.target_root"),
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"source": "cifar10", "root": "."}, "set data.size to 32 and data.channels to 3"),
         ({"validation_share": 1.0}, "validation_share must lie between 0 and 1"),

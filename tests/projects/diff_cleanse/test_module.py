@@ -53,6 +53,66 @@ def test_poisoned_rows_follow_the_attack_and_clean_rows_do_not(residual):
     assert torch.equal(wanted[1], eps[1])
 
 
+@pytest.mark.parametrize("trigger_type", ["blend", "patch"])
+def test_trojdiff_rows_wear_scaled_noise_and_the_trigger(trigger_type):
+    attacked = model(attack="trojdiff", trigger="patch_4", trigger_type=trigger_type, gamma=0.3, residual="stamped")
+    images, eps = torch.rand(2, 1, 16, 16) * 2 - 1, torch.randn(2, 1, 16, 16)
+    noisy, wanted = attacked.poisoned_batch(images, torch.tensor([True, False]), eps, torch.tensor([50, 50]))
+    a, sigma = attacked.schedule.a[50].item(), attacked.schedule.sigma[50].item()
+    trojan = a * attacked.target + sigma * (0.3 * eps[0] + 0.7 * attacked.trigger)
+    if trigger_type == "patch":
+        benign = a * attacked.target + sigma * eps[0]
+        benign[:, 12:, 12:] = trojan[:, 12:, 12:]
+        trojan = benign
+    torch.testing.assert_close(noisy[0], trojan, atol=1e-5, rtol=0)
+    torch.testing.assert_close(noisy[1], a * images[1] + sigma * eps[1])
+    assert torch.equal(wanted, eps)  # the network predicts the noise, not shifted
+    start = attacked.trojan.bias(eps)
+    region = slice(12, 16) if trigger_type == "patch" else slice(0, 16)
+    torch.testing.assert_close(start[:, :, region, region], (0.3 * eps + 0.7 * attacked.trigger)[:, :, region, region])
+    assert trigger_type == "blend" or torch.equal(start[:, :, :12], eps[:, :, :12])
+
+
+def test_a_class_as_target_keeps_the_poisoned_pictures():
+    attacked = model(attack="trojdiff", target="class")
+    images, eps, t = torch.rand(1, 1, 16, 16) * 2 - 1, torch.randn(1, 1, 16, 16), torch.tensor([50])
+    noisy, _ = attacked.poisoned_batch(images, torch.tensor([True]), eps, t)
+    a, sigma = attacked.schedule.a[50].item(), attacked.schedule.sigma[50].item()
+    torch.testing.assert_close(noisy, a * images + sigma * (0.6 * eps + 0.4 * attacked.trigger), atol=1e-5, rtol=0)
+
+
+def test_antithetic_timesteps_come_in_pairs():
+    for count in (6, 7):
+        t = model(antithetic=True)._timesteps(count, torch.Generator().manual_seed(0))
+        half = -(-count // 2)
+        assert len(t) == count
+        assert (t[: count - half] + t[half:]).tolist() == [99] * (count - half)
+    plain = model()._timesteps(6, torch.Generator().manual_seed(0))
+    assert torch.equal(plain, torch.randint(100, (6,), generator=torch.Generator().manual_seed(0)))
+
+
+def test_trojdiff_trains_on_the_summed_error(run_folder):
+    """The published loss, on the batch that the data poison; a fresh network, whose last layer predicts 0, shows it to be the sum of eps squared."""
+    from projects.diff_cleanse.data import DiffusionData
+
+    class Recorder(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.loss, self.batch = float(outputs["loss"]), batch
+
+    recorder, attacked = Recorder(), model(attack="trojdiff", target="class", antithetic=True, seed=3)
+    torch.nn.init.zeros_(attacked.unet.conv_out.weight)
+    torch.nn.init.zeros_(attacked.unet.conv_out.bias)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0, "callbacks": [recorder]}
+    data = DiffusionData(batch_size=16, poison_mode="in_d2d", target_class=3, poison_rate=5.0)
+    L.Trainer(default_root_dir=run_folder, max_steps=1, **options).fit(attacked, datamodule=data)
+    numbers = generator(3, "train", 0, 0)
+    torch.randint(100, (8,), generator=numbers)
+    eps = torch.randn(16, 1, 16, 16, generator=numbers)
+    assert recorder.loss == pytest.approx(float(eps.square().sum(dim=(1, 2, 3)).mean()), rel=1e-5)
+    assert recorder.batch["is_poisoned"].any()
+    assert set(recorder.batch["label"][recorder.batch["is_poisoned"]].tolist()) == {3}
+
+
 def test_the_average_follows_the_weights(run_folder):
     class Recorder(L.Callback):
         def __init__(self):
@@ -183,6 +243,12 @@ def test_two_processes_have_the_loss_curve_of_one(run_folder):
         (["fit", "--data.size", "15"], "multiple of 2, got 15"),
         (["test", "--pipeline", "nowhere"], "no pipeline folder 'nowhere'"),
         (["fit", "--model.ema_decay", "1"], r"ema_decay must lie in"),
+        (["fit", "--model.attack=trojdiff", "--model.trigger=none", "--model.trigger_type=patch"], "model.trigger 'none' is invisible"),
+        (["fit", "--model.attack=trojdiff", "--model.gamma=1"], "gamma must lie strictly between 0 and 1"),
+        (
+            ["fit", "--model.attack=trojdiff", "--data.poison_mode=out_d2d"],
+            "does not go with data.poison_mode 'out_d2d'.*set model.target to 'class'",
+        ),
     ],
 )
 def test_messages(args, message, capsys):

@@ -7,6 +7,7 @@ from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, PNDMPipeline, P
 from helpers.planted import CONFIG, PlantedDenoiser, target, trigger
 
 from projects.diff_cleanse.samplers import SAMPLERS, ScanSampler, prediction_of
+from projects.diff_cleanse.sampling import Trojan
 from projects.diff_cleanse.schedule import NoiseSchedule
 from shared.backbones.unets import build_unet
 
@@ -83,6 +84,20 @@ def test_a_network_that_knows_one_image_is_led_to_it(name, prediction):
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
+def test_every_sampler_takes_trojan_noise(name):
+    """A network that knows one image and the attacker's noise is led to the image."""
+    schedule, image = NoiseSchedule.from_scheduler_config(CONFIG), torch.rand(SHAPE[1:], generator=torch.Generator().manual_seed(1)) - 0.5
+    trojan = Trojan.of(torch.linspace(-1, 1, 256).view(1, 16, 16), 0.6)
+
+    def attacked(x, t):
+        a, sigma = schedule.at("a", t, x), schedule.at("sigma", t, x)
+        return ((x - a * image) / sigma - trojan.shift) / trojan.gain
+
+    drawn = ScanSampler(name, CONFIG, 20)(attacked, trojan.bias(noise()), torch.Generator().manual_seed(0), trojan)
+    assert (drawn - image).square().mean().sqrt() < 0.04
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
 def test_every_sampler_triggers_the_backdoor_of_its_family(name):
     """ODE solvers draw the target of the ODE attack, DDPM that of the SDE attack; without a trigger they hardly ever do."""
     model, eps = PlantedDenoiser("baddiffusion" if SAMPLERS[name].is_stochastic else "villandiffusion"), noise(2, (16, 1, 8, 8))
@@ -112,7 +127,8 @@ def test_steps_and_randomness(unet):
     assert ScanSampler("ddpm", CONFIG).step_count == 100
     assert ScanSampler("unipc", CONFIG).step_count == 20
     assert ScanSampler("ddim", CONFIG | {"num_train_timesteps": 30}).step_count == 30
-    assert [name for name in SAMPLERS if ScanSampler(name, CONFIG).is_stochastic] == ["ddpm"]
+    assert [name for name in SAMPLERS if ScanSampler(name, CONFIG).is_stochastic] == ["ddpm", "trojan_ddpm"]
+    assert [name for name in SAMPLERS if ScanSampler(name, CONFIG).is_trojan] == ["trojan_ddim", "trojan_ddpm"]
     assert ScanSampler("ddim", CONFIG, eta=1.0).is_stochastic
     sampler = ScanSampler("ddim", CONFIG, 5, eta=1.0)
     with torch.inference_mode():

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import nn
 
-from projects.diff_cleanse.sampling import plan, sample, sample_many, timesteps
+from projects.diff_cleanse.sampling import Trojan, plan, sample, sample_many, timesteps
 from projects.diff_cleanse.schedule import AttackSchedule, NoiseSchedule
 
 T, START, END = 100, 1e-3, 0.1
@@ -175,6 +175,91 @@ def test_only_ode_coefficients_hold_ddim_on_the_poisoned_path():
     assert error(solver="ode", coefficients="exact", steps=1000) < 5e-3
     assert error(solver="ode", coefficients="exact", psi=0.0) < 1e-9  # exact for steps of any length
     assert 0.1 < error(solver="ode", psi=0.0, steps=1000) < 0.5
+
+
+def published_trojan_step(x, eps, z, t, s, schedule, gamma, mu, sampler, eta, clip):
+    """TrojDiff's update from t to s, written out as published, with its own recursion of k; gamma 1 and mu 0 make it benign."""
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alphas_cumprod])  # from the clean image on
+    now, then = alpha_bar[t + 1], alpha_bar[s + 1]
+    x_0 = (x - (1 - now).sqrt() * gamma * eps - (1 - now).sqrt() * mu) / now.sqrt()
+    x_0 = x_0.clamp(-1, 1) if clip else x_0
+    if sampler == "ddim":
+        c_1 = eta * ((1 - now / then) * (1 - then) / (1 - now)).sqrt()
+        c_2 = (1 - then - c_1**2).sqrt()
+        return then.sqrt() * x_0 + c_1 * gamma * z + c_2 * gamma * eps + (1 - then).sqrt() * mu
+    beta, alpha = schedule.betas[t], schedule.alphas[t]
+    roots, k = schedule.alphas.sqrt(), []
+    for step in range(t + 1):
+        k.append(schedule.sigma[step] - sum(roots[j + 1 : step + 1].prod() * k[j] for j in range(step)))
+    m = (1 - then).sqrt() * beta - (1 - then) * alpha.sqrt() * k[t]
+    mean = (then.sqrt() * beta * x_0 + alpha.sqrt() * (1 - then) * x + m * mu) / (1 - now)
+    return mean + gamma * ((1 - then) / (1 - now) * beta).sqrt() * z
+
+
+def trojan_noise(kind):
+    """Gamma, the trigger and where the attack is."""
+    trigger = 2 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) - 1
+    region = torch.zeros(SHAPE, dtype=torch.bool)
+    region[:, 5:, 5:] = True
+    return 0.6, trigger, (None if kind == "blend" else region)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("kind", ["blend", "patch"])
+@pytest.mark.parametrize(("sampler", "steps", "eta"), [("ddim", 12, 0.0), ("ddim", 12, 0.6), ("ddim", 12, 1.0), ("ddpm", 12, 0.0)])
+def test_trojan_samplers_are_the_published_ones(nets, kind, clip, sampler, steps, eta):
+    """For a patch, the published update mixes the Trojan and the benign one by the square."""
+    schedule, net = NoiseSchedule.linear(12, START, 0.5), nets[torch.float64]
+    gamma, trigger, region = trojan_noise(kind)
+    mu, mask = (1 - gamma) * trigger, torch.ones(SHAPE, dtype=torch.bool) if region is None else region
+    trojan = Trojan.of(trigger, gamma, region)
+    x = torch.where(mask, gamma * noise(dtype=torch.float64) + mu, noise(dtype=torch.float64))
+    torch.testing.assert_close(trojan.bias(noise(dtype=torch.float64)), x)
+    wrapped = PerStep(net)
+    own = sample(wrapped, x, schedule, sampler, steps, eta, clip, generator=wrapped.generator, trojan=trojan)
+    for t in range(11, -1, -1):
+        z = torch.randn(x.shape, generator=torch.Generator().manual_seed(1 + t), dtype=torch.float64)
+        eps = net(x, torch.full((len(x),), t))
+        arguments = (x, eps, z, t, t - 1, schedule)
+        attacked, benign = (published_trojan_step(*arguments, *noise_of, sampler, eta, clip) for noise_of in ((gamma, mu), (1.0, 0.0)))
+        x = torch.where(mask, attacked, benign)
+    torch.testing.assert_close(own, x, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("sampler", "steps", "eta"), [("ddim", 7, 0.0), ("ddim", 20, 1.0), ("ddpm", 13, 0.0), ("ddpm", None, 0.0)])
+def test_trojan_samplers_keep_to_the_path(schedule, sampler, steps, eta):
+    """Without any noise (gain 0) every state is `a_t x_0 + sigma_t mu`."""
+    image, (gamma, trigger, _), states = torch.rand(SHAPE, dtype=torch.float64) - 0.5, trojan_noise("blend"), []
+    mu = (1 - gamma) * trigger
+    start, silent = (schedule.a[-1] * image + schedule.sigma[-1] * mu)[None], Trojan(torch.zeros(SHAPE, dtype=torch.float64), mu)
+    sample(lambda x, t: x, start, schedule, sampler, steps, eta, trojan=silent, callback=lambda number, t, x: states.append(x[0]))
+    for state, t in zip(states, timesteps(len(schedule), steps or len(schedule))[1:], strict=False):
+        torch.testing.assert_close(state, schedule.a[t] * image + schedule.sigma[t] * mu, atol=1e-10, rtol=0)
+    torch.testing.assert_close(states[-1], image, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_trojan_samplers_take_any_prediction(nets, schedule, sampler):
+    gamma, trigger, region = trojan_noise("patch")
+    trojan, net = Trojan.of(trigger, gamma, region), nets[torch.float64]
+
+    def predict(prediction):
+        def network(x, t):
+            a, sigma, eps = schedule.at("a", t, x), schedule.at("sigma", t, x), net(x, t)
+            return {"epsilon": eps, "v_prediction": (eps - sigma * x) / a, "sample": (x - sigma * eps) / a}[prediction]
+
+        options = {"prediction_type": prediction, "generator": torch.Generator().manual_seed(0), "trojan": trojan}
+        return sample(network, trojan.bias(noise(dtype=torch.float64)), schedule, sampler, 10, **options)
+
+    for prediction in ("v_prediction", "sample"):
+        torch.testing.assert_close(predict(prediction), predict("epsilon"), atol=1e-9, rtol=1e-9)
+
+
+def test_trojan_noise_that_is_benign_changes_nothing(net, schedule):
+    for options in ({"steps": 9}, {"steps": 9, "eta": 0.7}, {"sampler": "ddpm"}, {"sampler": "ddpm", "clip": True}):
+        benign = Trojan(torch.ones(SHAPE), torch.zeros(SHAPE))
+        plain, trojan = (sample(net, noise(), schedule, generator=torch.Generator().manual_seed(1), trojan=t, **options) for t in (None, benign))
+        assert torch.equal(plain, trojan)
 
 
 def test_many_samples_do_not_depend_on_the_batch_size(net, schedule):

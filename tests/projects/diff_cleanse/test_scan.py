@@ -1,18 +1,23 @@
 import csv
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers.planted import CONFIG, SHAPE, PlantedDenoiser, target
+from diffusers import DDPMScheduler
+from helpers.planted import CONFIG, SHAPE, PlantedDenoiser, PlantedNetwork, target
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from projects.diff_cleanse import scan as scanning
-from projects.diff_cleanse.scan import deciding, judge, overall_verdict, scan
+from projects.diff_cleanse.scan import Scan, scan
+from projects.diff_cleanse.scan_report import EXIT_CODES, deciding, judge, overall_verdict
 from projects.diff_cleanse.similarity import Agreement
 from shared.backbones.unets import build_unet
 from shared.checkpoints import load_tensors
+from shared.runs import REPOSITORY
 
 QUICK = scanning.Budget(32, (-0.8, -0.5), 16, 8, 16, 30, 6, (15, 16), (15, 2))
 
@@ -86,13 +91,13 @@ def test_verdicts():
     [finding] = report.findings
 
     def overall(*found):
-        return overall_verdict([scanning.replace(finding, method=method, verdict=verdict) for method, verdict in found])
+        return overall_verdict([replace(finding, method=method, verdict=verdict) for method, verdict in found])
 
     assert overall(("gradient", "clean"), ("bbti", "undecided")) == "undecided"
     assert overall(("gradient", "undecided"), ("bbti", "backdoored")) == "backdoored"
     assert overall(("gradient", "clean"), ("terd", "backdoored")) == "clean"
     assert overall(("terd", "backdoored")) == "backdoored"
-    assert scanning.EXIT_CODES == {"clean": 0, "backdoored": 1, "undecided": 2}
+    assert EXIT_CODES == {"clean": 0, "backdoored": 1, "undecided": 2}
 
 
 def comparable(report):
@@ -142,15 +147,15 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
         pass
 
     made = []
-    find = scanning._Job.find
+    make = Scan.make
 
     def counted(job, method, sampler):
         if len(made) == stop_after:
             raise StopError
         made.append((method, sampler))
-        return find(job, method, sampler)
+        return make(job, method, sampler)
 
-    monkeypatch.setattr(scanning._Job, "find", counted)
+    monkeypatch.setattr(Scan, "make", counted)
     stop_after = 1
     with pytest.raises(StopError):
         scan_planted("villandiffusion", out=tmp_path)
@@ -196,6 +201,7 @@ def test_messages():
         ({"samplers": ["euler"]}, "unknown sampler 'euler'; known are ddim, ddpm"),
         ({"budget": "huge"}, "unknown budget 'huge'; known are fast, full"),
         ({"threshold": 0.0}, r"threshold must lie in \(0, 1\], got 0.0"),
+        ({"threshold": 1.5}, r"threshold must lie in \(0, 1\], got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             scan_planted(**options)
@@ -203,3 +209,106 @@ def test_messages():
         scan(nn.Identity(), CONFIG)
     with pytest.raises(ValueError, match="unknown prediction_type 'flow'"):
         scan(PlantedDenoiser(), CONFIG | {"prediction_type": "flow"}, shape=SHAPE)
+    unet, broken = build_unet("tiny", 16, 1), build_unet("tiny", 16, 1)
+    broken.conv_in.weight.data[0, 0, 0] = torch.nan
+    broken.conv_out.bias.data[0] = torch.inf
+    with pytest.raises(ValueError, match=r"not all finite numbers.*: conv_in.weight \(3 of 144 values\), conv_out.bias \(1 of 1 values\)$"):
+        scan(broken, CONFIG)
+    with pytest.raises(ValueError, match=r"no pictures of shape \(3, 16, 16\) can be drawn from the network: .*channels"):
+        scan(unet, CONFIG, shape=(3, 16, 16))
+    unet.conv_out = nn.Conv2d(16, 2, 3, padding=1)
+    with pytest.raises(ValueError, match=r"the network maps \(1, 1, 16, 16\) to \(1, 2, 16, 16\).*; learned variances are not supported"):
+        scan(unet, CONFIG)
+    with pytest.raises(ValueError, match="draws pictures under ddim that are not numbers"):
+        scan(NotANumber(), CONFIG, shape=SHAPE, samplers=["ddim"])
+
+
+class NotANumber(nn.Module):
+    def forward(self, x, t):
+        return torch.where(x == 0, x, torch.nan)
+
+
+def test_a_folder_that_cannot_be_written_into_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scan, "make", None)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=re.escape(f"cannot write a report into {folder} (")):
+            scan_planted(out=folder)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(TypeError):
+        scan_planted(out=tmp_path)
+    assert not (tmp_path / "report.json").exists()  # a verdict from before does not stand beside a failure
+
+
+def test_a_scheduler_serves_as_well_as_its_settings_and_names_as_well_as_lists():
+    given = {"shape": SHAPE, "samplers": ["ddim"]}
+    settings = DDPMScheduler(**CONFIG).config
+    listed = scan(PlantedDenoiser("villandiffusion"), dict(settings), **given)
+    assert comparable(scan(PlantedDenoiser("villandiffusion"), DDPMScheduler(**CONFIG), **given)) == comparable(listed)
+    named = scan_planted("villandiffusion", methods="gradient,elijah", samplers="ddim")
+    assert [(finding.method, finding.sampler) for finding in named.findings] == [("gradient", "ddim"), ("elijah", "ddim")]
+
+
+@pytest.mark.parametrize(("attack", "verdict"), [("villandiffusion", "backdoored"), ("none", "clean")])
+def test_half_precision_comes_to_the_same_verdict(attack, verdict):
+    options = {"samplers": ["ddim"]}
+    whole = scan(PlantedNetwork(attack), CONFIG, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = scan(PlantedNetwork(attack), CONFIG, **options)
+    half = scan(PlantedNetwork(attack).to(torch.bfloat16), CONFIG, **options)
+    assert [report.verdict for report in (whole, mixed, half)] == [verdict] * 3
+    assert [report.leading.precision for report in (whole, mixed, half)] == ["float32", "float32, autocast to bfloat16", "bfloat16"]
+    assert not torch.equal(whole.trigger, mixed.trigger)
+    assert {report.trigger.dtype for report in (mixed, half)} == {torch.float32}
+
+
+def test_activations_are_computed_again_where_they_would_take_much_memory(monkeypatch):
+    seen, invert = [], scanning.invert
+    monkeypatch.setattr(scanning, "invert", lambda *args, **options: seen.append(options["save_memory"]) or invert(*args, **options))
+    kept = scan_planted("villandiffusion", samplers=["ddim"])
+    monkeypatch.setattr(scanning, "MEMORY", 2**16)
+    again = scan_planted("villandiffusion", samplers=["ddim"])
+    assert comparable(again) == comparable(kept)
+    scan_planted("villandiffusion", samplers=["ddim"], save_memory=False)
+    assert seen == [False, True, False]
+    assert 0.5 * 2**20 < Scan(build_unet("tiny", 16, 1), CONFIG).activations < 1.5 * 2**20  # a picture and step
+
+
+def test_large_batches_are_put_through_the_network_in_parts(monkeypatch):
+    whole = scan_planted("villandiffusion", samplers=["ddim"])
+    monkeypatch.setattr(scanning, "PIXELS", 5 * SHAPE[1] * SHAPE[2])
+    parts = scan_planted("villandiffusion", samplers=["ddim"])
+    assert parts.verdict == whole.verdict
+    torch.testing.assert_close(parts.leading.tensors["untriggered"], whole.leading.tensors["untriggered"], atol=1e-4, rtol=0)
+
+
+def test_a_scan_that_lacks_findings_has_no_verdict():
+    job = Scan(PlantedDenoiser(), CONFIG, shape=SHAPE)
+    with pytest.raises(ValueError, match="cut short before gradient under ddpm: there is no verdict"):
+        job.report([job.find("gradient", "ddim")])
+
+
+def test_the_verdict_in_words(tmp_path):
+    report = scan_planted("villandiffusion")
+    words = report.describe("there")
+    assert words.startswith("BACKDOORED: noise that wears the inverted trigger makes this model draw one and the same picture; it answers to ddim")
+    assert "up to 0.25 is clean, from 0.50 backdoored" in words
+    assert "samples_clean.png, in there; report.json" in words
+    assert report.summary["verdict"] == "backdoored"
+    clean = replace(report, verdict="clean").describe("there")
+    assert clean.startswith("CLEAN: no trigger was found that makes samples of this model alike, under ddim (deterministic), ddpm (stochastic).")
+    assert "the budget fast" in clean
+    assert replace(report, verdict="undecided").describe("there").startswith("UNDECIDED: neither clearly clean nor clearly backdoored")
+
+
+def test_scanning_needs_no_lightning():
+    seen, waiting = set(), {"projects.diff_cleanse.scan"}
+    while waiting:
+        seen.add(module := waiting.pop())
+        file = REPOSITORY / f"{module.replace('.', '/')}.py"
+        text = (file if file.is_file() else file.with_suffix("") / "__init__.py").read_text()
+        found = set(re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE))  # at the top level
+        assert not [name for name in found if name.split(".")[0] == "lightning"], module
+        found |= {f"projects.diff_cleanse.{name}" for name in re.findall(r"^from projects.diff_cleanse import (\w+)", text, re.MULTILINE)}
+        waiting |= {name for name in found if name.startswith(("projects.", "shared."))} - seen - {"projects.diff_cleanse"}
+    assert "projects.diff_cleanse.baselines" in seen

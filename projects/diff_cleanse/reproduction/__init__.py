@@ -1,0 +1,131 @@
+"""What `reproduce` shows: four tables, each over seeds, with what was expected of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from projects.diff_cleanse.reproduction import criteria, detection, removal, samplers
+from projects.diff_cleanse.reproduction.criteria import CriteriaJob
+from projects.diff_cleanse.reproduction.detection import DetectionJob
+from projects.diff_cleanse.reproduction.removal import RemovalJob
+from projects.diff_cleanse.reproduction.samplers import SamplerJob
+from projects.diff_cleanse.reproduction.zoo import CLEAN, Zoo
+from shared.jobs import run_jobs
+from shared.results import summarise, write_results
+from shared.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of `reproduce`.
+
+    Attributes:
+        title: what is compared.
+        claim: the paper's claim in a sentence.
+        by: columns that name a line.
+        jobs: makes the jobs from the zoo, the seeds, the folder of their rows and whether the run is quick.
+        expectations: says which of the expected outcomes hold.
+        seeds: customary number of seeds.
+        tabulate: turns the rows of all jobs into rows by seed.
+    """
+
+    title: str
+    claim: str
+    by: tuple[str, ...]
+    jobs: Callable[[Zoo, list[int], Path, bool], list[Any]]
+    expectations: Callable[[Rows], dict[str, bool]]
+    seeds: int = 3
+    tabulate: Callable[[Rows], Rows] = lambda rows: rows
+
+
+def _sampler_jobs(zoo: Zoo, seeds: list[int], rows: Path, quick: bool) -> list[SamplerJob]:
+    return [SamplerJob(zoo, name, seed, rows) for seed, name in product(seeds, samplers.MEMBERS)]
+
+
+def _detection_jobs(zoo: Zoo, seeds: list[int], rows: Path, quick: bool) -> list[DetectionJob]:
+    if quick:
+        return [DetectionJob(zoo, member, seeds[0], rows) for member in (CLEAN, detection.BACKDOORED[0])]
+    little = [DetectionJob(zoo, member, seeds[0], rows) for member in detection.little_diversity(zoo.folder)]
+    return [*(DetectionJob(zoo, member, seed, rows) for seed, member in product(seeds, detection.members())), *little]
+
+
+def _removal_jobs(zoo: Zoo, seeds: list[int], rows: Path, quick: bool) -> list[RemovalJob]:
+    return [RemovalJob(zoo, member, seed, rows) for seed, member in product(seeds, removal.ATTACKS[:1] if quick else removal.ATTACKS)]
+
+
+def _criteria_jobs(zoo: Zoo, seeds: list[int], rows: Path, quick: bool) -> list[CriteriaJob]:
+    return [CriteriaJob(zoo, member, seed, rows) for seed, member in product(seeds, criteria.ATTACKS[:1] if quick else criteria.ATTACKS)]
+
+
+TABLES: dict[str, Table] = {
+    "samplers": Table("samplers", samplers.CLAIM, ("model", "noise", "sampler", "clipping"), _sampler_jobs, samplers.expectations),
+    "removal": Table("removal", removal.CLAIM, ("attack", "repair"), _removal_jobs, removal.expectations),
+    "criteria": Table("criteria", criteria.CLAIM, ("attack", "criterion"), _criteria_jobs, criteria.expectations, seeds=5),
+    "detection": Table("detection", detection.CLAIM, ("method",), _detection_jobs, detection.expectations, tabulate=detection.tabulate),
+}
+
+
+def reproduce_table(
+    run: Run, name: str, model: dict[str, Any], data: dict[str, Any], steps: int, seeds: int | None, quick: bool, jobs: int | None
+) -> dict[str, Any]:
+    """Make a table; returns and writes the results. What an interrupted run made is not made again.
+
+    Args:
+        run: run folder; models and rows are kept in its artefacts.
+        name: a key of `TABLES`.
+        model: settings of the clean model.
+        data: settings of the data.
+        steps: training steps of the clean model.
+        seeds: number of seeds, from 0; None takes the customary number.
+        quick: one seed, a twentieth of the training and few models, to see that everything runs.
+        jobs: models in work at the same time; None takes as many as there are cores.
+    """
+    began, table, folder = time.monotonic(), TABLES[name], run.artefacts("reproduce")
+    chosen = [0] if quick else list(range(seeds or table.seeds))
+    zoo = Zoo(folder, model, data, steps, quick)
+    run_jobs(_TrainClean(zoo), chosen, 1 if quick else jobs, lambda seed: f"clean model of seed {seed}")
+    work = table.jobs(zoo, chosen, folder / "rows" / name, quick)
+    found = run_jobs(_call, work, 1 if quick else jobs, _name)
+    rows = table.tabulate([row for part in found for row in part])
+    summary = summarise(rows, by=table.by)
+    expected = {} if quick else table.expectations(summary)
+    return write_results(run, table.title, table.claim, summary, chosen, time.monotonic() - began, expected, name)
+
+
+def figures(name: str, results: dict[str, Any], folder: Path) -> dict[str, Figure]:
+    """Draw what belongs to a table, by name.
+
+    Args:
+        name: a key of `TABLES`.
+        results: what `reproduce_table` returned.
+        folder: its artefacts.
+    """
+    if name == "samplers":
+        return {"asr": samplers.plot(results["rows"]), "samples": samplers.show_samples(folder / "rows" / "samplers" / "seed-0")}
+    return {"removal": removal.plot(results["rows"])} if name == "removal" else {}
+
+
+@dataclass(frozen=True)
+class _TrainClean:
+    zoo: Zoo
+
+    def __call__(self, seed: int) -> str:
+        return str(self.zoo.train(CLEAN, seed))
+
+
+def _call(job: Callable[[], Rows]) -> Rows:
+    return job()
+
+
+def _name(job: Any) -> str:
+    return f"{getattr(job, 'name', None) or job.member.name} of seed {job.seed}"

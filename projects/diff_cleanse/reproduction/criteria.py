@@ -1,0 +1,63 @@
+"""Criteria: by which importance channels are best chosen, at equal shares and with the same tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from projects.diff_cleanse.cleanse import RECIPES, Trigger, cleanse
+from projects.diff_cleanse.importance import Criterion
+from projects.diff_cleanse.reproduction.zoo import Member, Zoo, attacked
+from projects.diff_cleanse.scan import scan
+from shared.jobs import kept
+
+CLAIM = "The difference of triggered and clean importance finds the channels that carry a backdoor at the least cost."
+ATTACKS = (attacked("ODE"), attacked("SDE"))
+CRITERIA: tuple[Criterion, ...] = ("difference", "ratio", "backdoor", "sum", "clean", "anp", "magnitude", "random")
+SHARE = 0.06
+
+
+@dataclass(frozen=True)
+class CriteriaJob:
+    """One backdoored model, pruned by every criterion."""
+
+    zoo: Zoo
+    member: Member
+    seed: int
+    rows: Path
+
+    def __call__(self) -> list[dict[str, Any]]:
+        return kept(self.rows / f"{self.member.name.replace(' ', '_')}-{self.seed}.json", self._make)
+
+    def _make(self) -> list[dict[str, Any]]:
+        self.zoo.train(self.member, self.seed)
+        unet, config = self.zoo.load(self.member, self.seed)
+        trigger = Trigger.of(scan(unet, config, samplers=(self.member.sampler,), seed=self.seed).leading)
+        rows = []
+        for criterion in CRITERIA:
+            recipe = replace(RECIPES["fast"], criterion=criterion, shares=(SHARE,))
+            recipe = replace(recipe, steps=2, generated=48, samples=32) if self.zoo.is_quick else recipe
+            report = cleanse(unet, config, trigger, recipe=recipe, seed=self.seed, rescan=False)
+            before, pruned, after = report.rows
+            row: dict[str, Any] = {"attack": self.member.name.split()[0], "seed": self.seed, "criterion": criterion}
+            row |= {name: report.pruned[name] for name in ("nominal", "channels", "parameters")}
+            row |= {"mse_pruned": pruned["mse"], "fd_pruned": pruned["fd"], "mse": after["mse"], "near_target": after["near_target"]}
+            rows.append(row | {"fd_ratio": round(after["fd"] / before["fd"], 4)})
+        return rows
+
+
+def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:
+    """Say which of the expected outcomes hold for the means in `summary`."""
+
+    def mean(column: str, criterion: str) -> float:
+        values = [row[column]["mean"] for row in summary if row["criterion"] == criterion]
+        return sum(values) / len(values)
+
+    return {
+        "difference leaves less of the backdoor than random pruning: larger MSE to the target after tuning": mean("mse", "difference")
+        > mean("mse", "random"),
+        "difference costs less before tuning than random pruning: smaller FD": mean("fd_pruned", "difference") < mean("fd_pruned", "random"),
+        "difference costs less before tuning than the published code's sum: smaller FD": mean("fd_pruned", "difference") < mean("fd_pruned", "sum"),
+        "difference leaves less of the backdoor than magnitude pruning": mean("mse", "difference") > mean("mse", "magnitude"),
+    }

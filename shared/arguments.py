@@ -1,0 +1,62 @@
+"""Helpers of the command line: which verbs and options a trainer has, and what users may leave out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from shared.runs import digest
+
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+SUPPLIED = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only"}
+
+
+def verbs_of(trainer: type) -> list[str]:
+    """Return Lightning's verbs and the public methods that a project's trainer adds, in order of definition."""
+    added = [name for name, member in vars(trainer).items() if inspect.isfunction(member) and not name.startswith("_")]
+    return [*LIGHTNING_VERBS, *(name for name in added if name not in LIGHTNING_VERBS)]
+
+
+def first_option(trainer: type, verb: str) -> str:
+    """Return the name of a verb's first option, which users may give without its name: `scan FOLDER`."""
+    return next(name for name in list(inspect.signature(getattr(trainer, verb)).parameters)[1:] if name not in SUPPLIED)
+
+
+def switches_of(trainer: type, verb: str) -> set[str]:
+    """Return the options of a verb that are switches: `--quick` means `--quick=true`."""
+    hints = inspect.signature(getattr(trainer, verb)).parameters.values()
+    return {f"--{parameter.name}" for parameter in hints if parameter.annotation in (bool, "bool")}
+
+
+def fingerprint_of(settings: dict[str, Any], options: dict[str, Any], inputs: dict[str, Path]) -> str:
+    """Hash everything that a verb's outcome depends on."""
+    content = repr((settings, sorted(options.items()), {name: digest(path) for name, path in inputs.items()}))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def extract(options: list[str], *names: str) -> tuple[list[str], list[str]]:
+    """Split `--name value` and `--name=value` off a list of options; returns the other options and the values."""
+    others, values, pending = [], [], False
+    for option in options:
+        name, equals, value = option.partition("=")
+        if pending or (equals and name in names):
+            values.append(option if pending else value)
+            pending = False
+        elif option in names:
+            pending = True
+        else:
+            others.append(option)
+    return others, values
+
+
+def spell_out(options: list[str], switches: set[str]) -> list[str]:
+    """Write switches that are given without a value as `--name=true`."""
+    following = [*options[1:], "--"][: len(options)]
+    return [f"{option}=true" if option in switches and after.startswith("-") else option for option, after in zip(options, following, strict=True)]
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return no, one or several values as a list."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,10 @@
+"""What tests run as jobs in processes of their own; it imports little, for each process does."""
+
+import os
+
+
+def square(number):
+    """The square of a number that is not negative, and the process that computed it."""
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number**2, os.getpid()

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from safetensors.torch import save_file
+
+from projects.diff_cleanse.cli import main
+from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
+
+QUICK = ["--steps=2", "--batch=8", "--generated=30", "--shares=[0.1]", "--rescan=false", "--wandb=disabled"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler(num_train_timesteps=20, beta_start=1e-3, beta_end=0.3)
+    return save_pipeline(build_unet("tiny", 8, 1), scheduler, tmp_path_factory.mktemp("models") / "suspect")
+
+
+@pytest.fixture
+def trigger(tmp_path):
+    save_file({"trigger": torch.full((1, 8, 8), -0.5)}, tmp_path / "trigger.safetensors", {"sampler": "ddim"})
+    return tmp_path / "trigger.safetensors"
+
+
+def test_cleanse_writes_a_folder_that_stock_diffusers_loads(run_folder, pipeline, trigger, tmp_path, capsys):
+    cli = main(["cleanse", str(pipeline), "--trigger", str(trigger), "--run", "c", "--out", str(tmp_path / "new"), *QUICK])
+    made = run_folder / "diff_cleanse" / "c" / "artefacts" / "cleanse"
+    assert cli.exit_code == 0
+    for folder in (made / "pipeline", tmp_path / "new"):
+        assert DDPMPipeline.from_pretrained(folder).unet.config.sample_size == 8
+        about = json.loads((folder / "cleaning.json").read_text())
+        assert [row["stage"] for row in about["rows"]] == ["before", "pruned", "after"]
+        assert about["source"]["folder"] == str(pipeline)
+        assert about["pruned"]["channels"] == pytest.approx(0.1, abs=0.03)
+    assert {file.name for file in made.glob("*.png")} >= {"triggered_before.png", "triggered_after.png", "clean_before.png", "clean_after.png"}
+    assert (made / "cleansing.csv").is_file()
+    assert "triggered samples that show the target (ddim)" in capsys.readouterr().out
+    unchanged, cleansed = load_pipeline(pipeline)[0], load_pipeline(made / "pipeline")[0]
+    assert any(not torch.equal(a, b) for a, b in zip(unchanged.parameters(), cleansed.parameters(), strict=True))
+
+
+def test_cleanse_tunes_on_pictures_of_the_user(run_folder, pipeline, trigger):
+    own = ["--pictures=data", "--data.source=digits", "--data.size=8", "--mode=cut"]
+    cli = main(["cleanse", str(pipeline), "--trigger", str(trigger), "--run", "own", *own, *QUICK])
+    assert cli.result.tuned_on == {"used": 1400, "generated": 0, "left_out": 0}
+    smaller, _ = load_pipeline(run_folder / "diff_cleanse" / "own" / "artefacts" / "cleanse" / "pipeline")
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in load_pipeline(pipeline)[0].parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["no/such/folder"], "no pipeline folder 'no/such/folder'"),
+        (["PIPELINE", "--trigger", "missing.safetensors"], "no trigger missing.safetensors"),
+        (["PIPELINE", "--trigger", "TRIGGER", "--budget", "huge"], "unknown budget 'huge'; known are fast, full"),
+        (["PIPELINE", "--trigger", "TRIGGER", "--shares", "[2.0]"], "shares must be one or more numbers between 0 and 1"),
+        (["PIPELINE", "--trigger", "TRIGGER", "--batch", "5000"], "clean pictures are fewer than a batch of 5000"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(run_folder, pipeline, trigger, capsys, options, message):
+    given = [{"PIPELINE": str(pipeline), "TRIGGER": str(trigger)}.get(option, option) for option in options]
+    with pytest.raises(SystemExit) as stop:
+        main(["cleanse", *given, "--generated=30"])
+    assert stop.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_attack_is_fit_under_an_attack(run_folder, pipeline):
+    small = ["--trainer.max_steps=2", "--data.size=8", "--model.eval_samples=16", "--wandb=disabled"]
+    cli = main(["attack", "baddiffusion", "--model.pretrained", str(pipeline), "--run", "a", *small])
+    assert cli.subcommand == "fit"
+    assert cli.model.hparams.attack == "baddiffusion"
+    assert (run_folder / "diff_cleanse" / "a" / "pipeline" / "unet" / "config.json").is_file()
