@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from shared.runs import write_json
 
@@ -70,10 +71,17 @@ def _prepare() -> None:
     silence()
 
 
-def kept(path: Path, make: Callable[[], Result]) -> Result:
-    """Return the plain values that an earlier call wrote to a JSON file, or make and write them: long comparisons go on where they stopped."""
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    result = make()
-    write_json(path, result)
-    return result
+class Kept(NamedTuple, Generic[Result]):
+    """Plain values that a job made, and the seconds that it took."""
+
+    value: Result
+    seconds: float
+
+
+def kept(path: Path, make: Callable[[], Result]) -> Kept[Result]:
+    """Read what an earlier call wrote to a JSON file, or make and write it: a long comparison goes on where it stopped, and knows what it took."""
+    if not path.is_file():
+        began = time.monotonic()
+        value = make()
+        write_json(path, {"value": value, "seconds": round(time.monotonic() - began, 1)})
+    return Kept(**json.loads(path.read_text(encoding="utf-8")))

@@ -16,7 +16,7 @@ PROJECTS = sorted(path.parent for path in (ROOT / "projects").glob("*/cli.py"))
 def test_a_project_is_complete(project):
     for name in ("README.md", "module.py", "data.py", "configs/tiny.yaml", "configs/paper.yaml", "dashboard.yaml"):
         assert (project / name).is_file(), f"{project.name} lacks {name}"
-    assert len((project / "cli.py").read_text().splitlines()) <= 200
+    assert len((project / "cli.py").read_text().splitlines()) <= 240
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from projects.diff_cleanse.importance import Criterion, Probe, group_channels, late_timesteps, score_channels
-from projects.diff_cleanse.inspection import CHUNK, Inspection, common_picture, draw, without_repetitions
+from projects.diff_cleanse.inspection import CHUNK, Inspection, Trigger, common_picture, draw, without_repetitions
 from projects.diff_cleanse.metrics import to_unit_range
-from projects.diff_cleanse.samplers import SAMPLERS, prediction_of
-from projects.diff_cleanse.scan import scan
-from projects.diff_cleanse.scan_report import Finding, ScanReport
+from projects.diff_cleanse.samplers import prediction_of
+from projects.diff_cleanse.scan import SCANNED, scan
+from projects.diff_cleanse.scan_report import ScanReport
 from projects.diff_cleanse.schedule import NoiseSchedule
 from shared.pruning import Budget, Plan, apply, hold, report, select
 from shared.seeding import derive_seed, generator
@@ -80,52 +80,6 @@ RECIPES: dict[str, Recipe] = {
     "full": Recipe(shares=(0.02, 0.04, 0.08), generated=5000, pictures=128, steps=1600, batch=128, lr=2e-4, ema_decay=0.999, samples=1000),
 }
 """`fast` suits pictures of 16 pixels; `full` is the paper's for 32 pixels: 1600 steps are 40 epochs over 5000 self-generated pictures."""
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """An inverted trigger and the sampler that it works under.
-
-    Attributes:
-        pattern: (C, H, W), added to the starting noise.
-        sampler: name in `samplers.SAMPLERS`.
-    """
-
-    pattern: Tensor
-    sampler: str
-
-    def __call__(self, eps: Tensor) -> Tensor:
-        """Put the trigger on (B, C, H, W) noise."""
-        return eps + self.pattern.to(eps)
-
-    @classmethod
-    def of(cls, finding: Finding) -> Trigger:
-        """Take what a scan found."""
-        return cls(finding.tensors["trigger"], finding.sampler)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trigger:
-        """Read the trigger.safetensors that a scan wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is another kind of file, or damaged.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"no trigger {path}: give the trigger.safetensors that `scan` wrote")
-        try:
-            with safe_open(path, "pt") as file:
-                about, pattern = file.metadata() or {}, file.get_tensor("trigger")
-        except SafetensorError as error:
-            raise ValueError(f"{path} holds no trigger ({error}): give the trigger.safetensors that `scan` wrote") from error
-        if (sampler := about.get("sampler", "")) not in SAMPLERS or pattern.ndim != 3 or not bool(pattern.isfinite().all()):
-            raise ValueError(
-                f"{path} holds no pattern of C x H x W finite numbers for a known sampler: give the trigger.safetensors that `scan` wrote"
-            )
-        return cls(pattern.float(), sampler)
 
 
 @dataclass(frozen=True)
@@ -238,7 +192,7 @@ def cleanse(
     clock.tell("pictures", f"{tuned_on['used']} clean pictures to tune on, {tuned_on['left_out']} left out")
 
     real = (to_unit_range(some) if reference is None else reference).to(next(unet.parameters()).device)
-    inspection = Inspection(config, trigger.sampler, trigger, real, recipe.samples, derive_seed(seed, "inspection"))
+    inspection = Inspection(config, trigger, real, recipe.samples, derive_seed(seed, "inspection"))
     inspection.measure("before", unet)
     for share in recipe.shares:
         student, plan = deepcopy(unet), None
@@ -256,7 +210,7 @@ def cleanse(
 
     found = None
     if rescan:
-        samplers = list(dict.fromkeys(["ddim", "ddpm", trigger.sampler]))
+        samplers = list(dict.fromkeys([*SCANNED, trigger.sampler]))
         found = scan(student, config, samplers=samplers, seed=derive_seed(seed, "rescan"), shape=shape)
         clock.tell("rescan", f"a new scan with other seeds says {found.verdict}")
     pruned = _shares(plan, share)
@@ -341,7 +295,7 @@ def _tune(
 def _identity(unet: nn.Module, trigger: Trigger, images: Tensor, recipe: Recipe, seed: int) -> str:
     """Hash what the state of a tuning belongs to, 16 hexadecimal digits."""
     content = hashlib.sha256(repr((recipe, trigger.sampler, seed)).encode())
-    for tensor in (trigger.pattern, images, *unet.parameters()):
+    for tensor in (trigger(torch.zeros_like(images[:1].cpu())), images, *unet.parameters()):
         content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:16]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, Trigger, cleanse
+from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, cleanse
 from projects.diff_cleanse.data import clean
+from projects.diff_cleanse.inspection import Trigger
 from projects.diff_cleanse.module import find_pipeline
 from projects.diff_cleanse.pictures import picture_grid
 from projects.diff_cleanse.scan import scan

@@ -60,7 +60,7 @@ class Trainer(ProjectTrainer):
         datamodule: DiffusionData,
         pipeline: str | None = None,
         samples: int = 64,
-        sampler: Literal["ddim", "ddpm"] = "ddim",
+        sampler: Literal["ddim", "ddpm", "trojan_ddim", "trojan_ddpm"] | None = None,
         steps: int | None = None,
         eta: float = 0.0,
         clip: bool = False,
@@ -73,7 +73,8 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             pipeline: folder written by save_pretrained; the default is the latest run's.
             samples: number of samples.
-            sampler: ddim or ddpm (ancestral).
+            sampler: ddim, ddpm (ancestral), or TrojDiff's own, trojan_ddim and trojan_ddpm; the default is ddim, or trojan_ddim from noise that wears
+                TrojDiff's trigger.
             steps: network calls per sample; the default is model.eval_steps for ddim and all steps for ddpm.
             eta: share of fresh noise of ddim, from 0 (none) to 1 (ancestral).
             clip: clip each estimate of the picture to its range.
@@ -82,8 +83,9 @@ class Trainer(ProjectTrainer):
         from projects.diff_cleanse.tasks import Sampling, Setting, Subject
 
         subject = Subject.of(model, pipeline or self.run.path / "pipeline")
-        steps = steps or (model.hparams["eval_steps"] if sampler == "ddim" else len(subject.schedule))
-        super().predict(Sampling(subject, Setting(sampler, steps, triggered, clip, eta), samples, model.hparams["seed"]), return_predictions=False)
+        chosen = sampler or subject.sampler("ddim", triggered)
+        steps = steps or (model.hparams["eval_steps"] if chosen.endswith("ddim") else len(subject.schedule))
+        super().predict(Sampling(subject, Setting(chosen, steps, triggered, clip, eta), samples, model.hparams["seed"]), return_predictions=False)
 
     def scan(
         self,
@@ -91,7 +93,7 @@ class Trainer(ProjectTrainer):
         datamodule: DiffusionData,
         pipeline: str | None = None,
         methods: Sequence[str] | str = ("gradient",),
-        samplers: Sequence[str] | str = ("ddim", "ddpm"),
+        samplers: Sequence[str] | str = ("ddim", "ddpm", "trojan_ddpm"),
         budget: str = "fast",
         threshold: float = 0.5,
         scan_seed: int = 0,

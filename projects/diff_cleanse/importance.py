@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from projects.diff_cleanse.inspection import Wear
 from projects.diff_cleanse.inversion import Network
-from projects.diff_cleanse.samplers import as_epsilon
-from projects.diff_cleanse.sampling import Prediction
+from projects.diff_cleanse.sampling import Prediction, as_epsilon
 from projects.diff_cleanse.schedule import NoiseSchedule
 from shared.pruning import GroupIndex, LearnableMasks, Scores, backward_over, differential, magnitude, random, taylor
 

@@ -14,8 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from projects.diff_cleanse.inspection import Wear
-from projects.diff_cleanse.samplers import as_epsilon
-from projects.diff_cleanse.sampling import Prediction
+from projects.diff_cleanse.sampling import Prediction, as_epsilon
 from projects.diff_cleanse.schedule import NoiseSchedule
 from shared.callbacks import ResumePoint
 from shared.checkpoints import SafeCheckpointIO
@@ -177,4 +176,4 @@ def fit(module: Repair, steps: int, trainer: L.Trainer | None = None, state: Pat
     trainer.fit_loop.epoch_loop = type(trainer.fit_loop.epoch_loop)(trainer, max_steps=steps)
     others = [callback for callback in trainer.callbacks if not isinstance(callback, ResumePoint)]  # type: ignore[attr-defined]
     trainer.callbacks = others if state is None else [*others, ResumePoint(state.parent, every)]  # type: ignore[attr-defined]
-    L.Trainer.fit(trainer, module, ckpt_path=str(state) if state is not None and state.is_file() else None)
+    L.Trainer.fit(trainer, module, ckpt_path=str(state) if state is not None and state.is_file() else None, weights_only=True)

@@ -22,6 +22,7 @@ from projects.diff_cleanse.sampling import sample
 from projects.diff_cleanse.scan_report import THRESHOLD, Finding, Method, ScanReport, judge, overall_verdict, prepare, write_report
 from projects.diff_cleanse.schedule import NoiseSchedule
 from projects.diff_cleanse.similarity import Agreement, measure_agreement
+from projects.diff_cleanse.trojan import invert_trojan, trojan_divergence
 from shared.runs import atomic, versions
 from shared.seeding import derive_seed, generator
 
@@ -58,10 +59,14 @@ class Budget:
     terd: tuple[int, int]
 
 
+SCANNED = ("ddim", "ddpm", "trojan_ddpm")
+"""Samplers that a scan tries by itself: one for each family that backdoors answer to."""
 BUDGETS: dict[str, Budget] = {
+    "quick": Budget(32, (-0.8,), 10, 8, 16, 30, 3, (20, 16), (20, 4)),
     "fast": Budget(256, (-0.8, -0.5), 40, 12, 16, 100, 8, (40, 32), (100, 20)),
     "full": Budget(1024, (-1.0, -0.8, -0.5, 0.0), 100, 16, 32, None, 100, (100, 100), (3000, 1000)),
 }
+"""`fast` is the one that thresholds were measured with; `quick` only shows that everything runs, and finds little."""
 
 
 def scan(
@@ -69,7 +74,7 @@ def scan(
     scheduler: Any,
     *,
     methods: Sequence[str] | str = ("gradient",),
-    samplers: Sequence[str] | str = ("ddim", "ddpm"),
+    samplers: Sequence[str] | str = SCANNED,
     budget: str = "fast",
     seed: int = 0,
     threshold: float = THRESHOLD,
@@ -145,7 +150,7 @@ class Scan:
         scheduler: Any,
         *,
         methods: Sequence[str] | str = ("gradient",),
-        samplers: Sequence[str] | str = ("ddim", "ddpm"),
+        samplers: Sequence[str] | str = SCANNED,
         budget: str = "fast",
         seed: int = 0,
         threshold: float = THRESHOLD,
@@ -159,7 +164,10 @@ class Scan:
         _check(methods, samplers, budget, threshold)
         self.unet, self.scheduler_config = unet, dict(getattr(scheduler, "config", scheduler))
         self.schedule, self.prediction = NoiseSchedule.from_scheduler_config(self.scheduler_config), prediction_of(self.scheduler_config)
-        self.pairs = list(dict.fromkeys((cast(Method, method), sampler) for method in methods for sampler in samplers))
+        pairs = dict.fromkeys((cast(Method, method), sampler) for method in methods for sampler in samplers)
+        self.pairs = [(method, sampler) for method, sampler in pairs if method == "gradient" or not SAMPLERS[sampler].is_trojan]
+        if not self.pairs:
+            raise ValueError(f"TrojDiff's samplers ({', '.join(samplers)}) are scanned with the method gradient only: add it to the methods")
         self.budget_name, self.budget, self.seed, self.threshold = budget, BUDGETS[budget], seed, threshold
         self.shape, self.save_memory, self.parts, self.progress = shape or _shape_of(unet), save_memory, parts, progress
         _check_weights(unet)
@@ -195,11 +203,16 @@ class Scan:
         began = time.monotonic()
         probe = self._sampler(sampler)
         inverted = self._invert(method, probe, derive_seed(self.seed, method, sampler))
-        triggered, untriggered = self._check(probe, inverted.pattern, derive_seed(self.seed, "fresh noise", sampler))
+        triggered, untriggered = self._check(probe, inverted, derive_seed(self.seed, "fresh noise", sampler))
         agreement = measure_agreement(triggered, untriggered)
+        triggered = triggered.clamp(0, 1)
         verdict, reason = judge(agreement, self.threshold)
         scores = baselines.own_scores(method, inverted.pattern, triggered, untriggered)
+        if probe.is_trojan and self.budget_name == "full":
+            options: dict[str, Any] = {"prediction_type": self.prediction, "device": self.device, "save_memory": self._saves_memory(10)}
+            scores |= {"trojan_divergence": trojan_divergence(self._network, self.schedule, self.shape, seed=self.seed, **options)}
         tensors = {"trigger": inverted.pattern, "triggered": triggered, "untriggered": untriggered, "curve": torch.tensor(inverted.curve)}
+        tensors |= {} if inverted.gain is None else {"gain": inverted.gain}
         tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
         about = (agreement.score, agreement, inverted.value, scores, str(self.device), self.precision, time.monotonic() - began)
         return Finding(method, sampler, verdict, reason, *about, tensors)
@@ -255,6 +268,9 @@ class Scan:
         common: dict[str, Any] = {"seed": seed, "device": self.device}
         network: dict[str, Any] = common | {"prediction_type": self.prediction}
         budget, eta = self.budget, float(probe.is_stochastic)
+        if method == "gradient" and probe.is_trojan:
+            network |= {"iterations": budget.iterations, "save_memory": self._saves_memory(10)}
+            return invert_trojan(self._network, self.schedule, self.shape, eta, **network)
         if method == "gradient":
             steps = min(10 if eta else 5, len(self.schedule))
             network |= {"steps": steps, "iterations": budget.iterations, "starts": budget.starts, "batch": budget.batch}
@@ -281,11 +297,19 @@ class Scan:
         return self.activations * steps * self.budget.batch * len(self.budget.starts) > limit
 
     @torch.inference_mode()
-    def _check(self, probe: ScanSampler, pattern: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Draw triggered and untriggered samples from the same fresh noise, in one batch."""
+    def _check(self, probe: ScanSampler, inverted: Inverted, seed: int) -> tuple[Tensor, Tensor]:
+        """Draw triggered and untriggered samples from the same fresh noise.
+
+        Both are in [0, 1], but for triggered ones of Trojan samplers: what these draw where there is no backdoor is far out of range, and does not
+        count as agreeing.
+        """
         numbers = generator(seed, device=self.device)
         eps = torch.randn(self.budget.samples, *self.shape, generator=numbers, device=self.device)
-        drawn = to_unit_range(probe(self._network, torch.cat([eps + pattern, eps]), numbers))
+        if probe.is_trojan:
+            drawn = torch.cat([probe(self._network, inverted.wear(eps), numbers, inverted.trojan), probe(self._network, eps, numbers)]) / 2 + 0.5
+            drawn[len(eps) :].clamp_(0, 1)
+        else:
+            drawn = to_unit_range(probe(self._network, torch.cat([inverted.wear(eps), eps]), numbers))
         if bool(drawn[len(eps) :].isnan().any()):
             raise ValueError(
                 f"without any trigger the model draws pictures under {probe.name} that are not numbers: its weights or schedule are broken"

@@ -42,7 +42,8 @@ class Finding:
         device: where it ran.
         precision: in what the network was computed.
         seconds: time of inversion and check.
-        tensors: `trigger` (C, H, W), `triggered` and `untriggered` (B, C, H, W) in [0, 1], `curve` (iterations,); not in report.json.
+        tensors: `trigger` (C, H, W), for Trojan samplers its `gain` (C, H, W), `triggered` and `untriggered` (B, C, H, W) in [0, 1], `curve`
+            (iterations,); not in report.json.
     """
 
     method: Method
@@ -201,14 +202,15 @@ def prepare(folder: Path) -> None:
 def write_report(report: ScanReport, folder: Path) -> None:
     """Write trigger.png, trigger.safetensors, samples_clean.png, samples_triggered.png, curve.csv and, last, report.json, each in one piece.
 
-    The picture of the trigger is stretched to the whole range of grey; the safetensors file holds it as it is, as `trigger`, and
-    names the sampler.
+    The picture of the trigger is stretched to the whole range of grey; the safetensors file holds it as it is, as `trigger`, with
+    the `gain` of Trojan noise, and names the sampler.
     """
     from safetensors.torch import save_file
     from torchvision.transforms.functional import to_pil_image
 
     with atomic(folder / "trigger.safetensors") as temporary:
-        save_file({"trigger": report.trigger}, temporary, {"sampler": report.leading.sampler})  # one entry: several come in any order
+        gain = {"gain": report.leading.tensors["gain"]} if "gain" in report.leading.tensors else {}
+        save_file({"trigger": report.trigger} | gain, temporary, {"sampler": report.leading.sampler})  # one entry: several come in any order
     for name, picture in report.pictures().items():
         with atomic(folder / f"{name}.png") as temporary:
             to_pil_image(picture.clamp(0, 1)).save(temporary)

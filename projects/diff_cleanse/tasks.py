@@ -177,6 +177,7 @@ class Evaluation(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer chunks of samples than processes
         self.unet, self.subject, self.data = subject.unet.eval(), subject, data
         self.samples, self.reference, self.inception_weights, self.seed = samples, reference, inception_weights, seed
         families: list[tuple[Sampler, int]] = [("ddim", min(steps, len(subject.schedule))), ("ddpm", len(subject.schedule))]
@@ -286,6 +287,7 @@ class Sampling(L.LightningModule):
 
     def __init__(self, subject: Subject, setting: Setting, samples: int, seed: int) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer chunks of samples than processes
         self.unet, self.subject, self.setting, self.samples, self.seed = subject.unet.eval(), subject, setting, samples, seed
 
     def predict_dataloader(self) -> DataLoader:

@@ -162,5 +162,58 @@ def invert_trojan(
     return Inverted((1 - gain) * direction, curve, value, time.monotonic() - began, gain)
 
 
+def trojan_divergence(
+    unet: Network,
+    schedule: NoiseSchedule,
+    shape: tuple[int, int, int],
+    gain: float = 0.4,
+    steps: int | None = None,
+    iterations: int = 30,
+    starts: Sequence[float] = (-0.5, 0.0),
+    batch: int = 8,
+    lr: float = 0.1,
+    seed: int = 0,
+    prediction_type: Prediction = "epsilon",
+    device: str | torch.device = "cpu",
+    save_memory: bool = False,
+) -> float:
+    """Return how far a Trojan DDIM leaves the range of pictures under the kindest shift, with noise of one low gain in the whole picture.
+
+    Where a blend leads to a class (in_d2d, out_d2d), samples do not agree; but the network still knows Trojan noise, under which it would diverge
+    without a backdoor. This is no verdict: it is to be read against clean models of the same schedule.
+
+    Args:
+        unet: as in `invert`.
+        schedule: as in `invert`.
+        shape: (C, H, W).
+        gain: factor on the noise everywhere, in (0, 1).
+        steps: steps of the sampler, which takes all fresh noise; None takes 10.
+        iterations: steps of Adam.
+        starts: constant directions that descents start from.
+        batch: noises in each iteration.
+        lr: learning rate of Adam.
+        seed: seed of the noise.
+        prediction_type: what the network predicts.
+        device: device of the network.
+        save_memory: as in `invert`.
+
+    Returns:
+        Mean distance of pixels beyond [-0.05, 1.05] over the last iterations.
+    """
+    numbers, network = generator(seed, "divergence", device=device), recomputed(unet) if save_memory else unet
+    directions = torch.tensor(list(starts), device=device).view(-1, 1, 1, 1).expand(-1, *shape)
+    options: dict[str, Any] = {"steps": min(steps or 10, len(schedule)), "eta": 1.0, "prediction_type": prediction_type, "generator": numbers}
+
+    def evaluate(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        shift, scale = ((1 - gain) * parameters[0]).repeat_interleave(batch, dim=0), torch.full(shape, gain, device=device)
+        eps = torch.randn(batch, *shape, generator=numbers, device=device).repeat(len(parameters[0]), 1, 1, 1)
+        noise = Trojan(scale, shift)
+        images = sample(network, noise.bias(eps), schedule, "ddim", trojan=noise, **options).unflatten(0, (-1, batch)) / 2 + 0.5
+        excess = out_of_range(images)
+        return excess, excess.detach()
+
+    return descend(evaluate, [directions], [1.0], iterations, lr)[2]
+
+
 def _gain(logits: Tensor) -> Tensor:
     return MIN_GAIN + (1 - MIN_GAIN) * logits.sigmoid()

@@ -8,7 +8,7 @@ from helpers.planted import CONFIG, PlantedNetwork
 from projects.diff_cleanse import scan as scanning
 
 QUICK = scanning.Budget(32, (-0.8, -0.5), 16, 8, 16, 30, 6, (15, 16), (15, 2))
-OPTIONS = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+OPTIONS = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--samplers=ddim,ddpm"]
 
 
 def plant(setattr_, attack="villandiffusion"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -15,7 +14,7 @@ from projects.diff_cleanse.reproduction.detection import DetectionJob
 from projects.diff_cleanse.reproduction.removal import RemovalJob
 from projects.diff_cleanse.reproduction.samplers import SamplerJob
 from projects.diff_cleanse.reproduction.zoo import CLEAN, Zoo
-from shared.jobs import run_jobs
+from shared.jobs import Kept, default_jobs, kept, run_jobs
 from shared.results import summarise, write_results
 from shared.runs import Run
 
@@ -78,7 +77,7 @@ TABLES: dict[str, Table] = {
 def reproduce_table(
     run: Run, name: str, model: dict[str, Any], data: dict[str, Any], steps: int, seeds: int | None, quick: bool, jobs: int | None
 ) -> dict[str, Any]:
-    """Make a table; returns and writes the results. What an interrupted run made is not made again.
+    """Make a table; returns and writes the results. What an interrupted run made is not made again; the time says what all of it took.
 
     Args:
         run: run folder; models and rows are kept in its artefacts.
@@ -90,16 +89,15 @@ def reproduce_table(
         quick: one seed, a twentieth of the training and few models, to see that everything runs.
         jobs: models in work at the same time; None takes as many as there are cores.
     """
-    began, table, folder = time.monotonic(), TABLES[name], run.artefacts("reproduce")
-    chosen = [0] if quick else list(range(seeds or table.seeds))
+    table, folder = TABLES[name], run.artefacts("reproduce")
+    chosen, jobs = [0] if quick else list(range(seeds or table.seeds)), 1 if quick else jobs or default_jobs()
     zoo = Zoo(folder, model, data, steps, quick)
-    run_jobs(_TrainClean(zoo), chosen, 1 if quick else jobs, lambda seed: f"clean model of seed {seed}")
-    work = table.jobs(zoo, chosen, folder / "rows" / name, quick)
-    found = run_jobs(_call, work, 1 if quick else jobs, _name)
-    rows = table.tabulate([row for part in found for row in part])
+    trained = run_jobs(_call, [CleanJob(zoo, seed, folder / "rows") for seed in chosen], jobs, _name)
+    found = run_jobs(_call, table.jobs(zoo, chosen, folder / "rows" / name, quick), jobs, _name)
+    rows = table.tabulate([row for part in found for row in part.value])
     summary = summarise(rows, by=table.by)
-    expected = {} if quick else table.expectations(summary)
-    return write_results(run, table.title, table.claim, summary, chosen, time.monotonic() - began, expected, name)
+    seconds = sum(part.seconds for part in (*trained, *found)) / jobs
+    return write_results(run, table.title, table.claim, summary, chosen, seconds, {} if quick else table.expectations(summary), name)
 
 
 def figures(name: str, results: dict[str, Any], folder: Path) -> dict[str, Figure]:
@@ -116,14 +114,19 @@ def figures(name: str, results: dict[str, Any], folder: Path) -> dict[str, Figur
 
 
 @dataclass(frozen=True)
-class _TrainClean:
+class CleanJob:
+    """The clean model of a seed, which the others are forks of."""
+
     zoo: Zoo
+    seed: int
+    rows: Path
+    name: str = CLEAN.name
 
-    def __call__(self, seed: int) -> str:
-        return str(self.zoo.train(CLEAN, seed))
+    def __call__(self) -> Kept[str]:
+        return kept(self.rows / f"{self.name}-{self.seed}.json", lambda: self.zoo.train(CLEAN, self.seed).name)
 
 
-def _call(job: Callable[[], Rows]) -> Rows:
+def _call(job: Callable[[], Kept[Any]]) -> Kept[Any]:
     return job()
 
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, Trigger, cleanse
-from projects.diff_cleanse.inspection import draw
+from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, cleanse
+from projects.diff_cleanse.inspection import Trigger, draw
 from projects.diff_cleanse.metrics import attack_success_rate, mse_to_target, to_unit_range
-from projects.diff_cleanse.reproduction.zoo import Member, Yardstick, Zoo, attacked
+from projects.diff_cleanse.reproduction.zoo import QUICK_RECIPE, Member, Yardstick, Zoo, attacked
 from projects.diff_cleanse.scan import scan
 from projects.diff_cleanse.tasks import Setting, Subject
-from shared.jobs import kept
+from shared.jobs import Kept, kept
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
     from matplotlib.figure import Figure
 
 CLAIM = "Pruning the channels that an inverted trigger points at, and a short tuning, removes a backdoor; tuning alone does not."
-ATTACKS = (attacked("ODE"), attacked("SDE"), attacked("TrojDiff", "cat_face"))
+ATTACKS = (attacked("ODE"), attacked("SDE"), attacked("TrojDiff", "glasses"))
 REPAIRS: dict[str, dict[str, Any]] = {
     "fine-tuning only": {"criterion": None},
     "random + tuning": {"criterion": "random"},
@@ -32,8 +32,7 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "Elijah removal": {"criterion": None, "loss": "elijah"},
     "Diff-Cleanse": {},
 }
-OURS = "Diff-Cleanse"
-RESCANNED = (OURS, "fine-tuning only")
+OURS, TUNING = "Diff-Cleanse", "fine-tuning only"
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,14 @@ class RemovalJob:
     seed: int
     rows: Path
 
-    def __call__(self) -> list[dict[str, Any]]:
+    def __call__(self) -> Kept[list[dict[str, Any]]]:
         return kept(self.rows / f"{self.member.name.replace(' ', '_')}-{self.seed}.json", self._make)
 
     def _make(self) -> list[dict[str, Any]]:
         self.zoo.train(self.member, self.seed)
         unet, config = self.zoo.load(self.member, self.seed)
-        found = scan(unet, config, samplers=(self.member.sampler,), seed=self.seed)
+        budget = "quick" if self.zoo.is_quick else "fast"
+        found = scan(unet, config, samplers=(self.member.sampler,), budget=budget, seed=self.seed)
         trigger = Trigger.of(found.leading)
         yardstick = Yardstick(self.zoo.datamodule(self.member, self.seed))
         base = self._measure(unet, yardstick, trigger)
@@ -60,9 +60,10 @@ class RemovalJob:
         rows.append(
             about | {"repair": "clipping when sampling"} | self._measure(unet, yardstick, trigger, clip=True) | {"score": None, "seconds": None}
         )
-        for name, changes in REPAIRS.items():
+        repairs = {name: REPAIRS[name] for name in (TUNING, OURS)} if self.zoo.is_quick else REPAIRS
+        for name, changes in repairs.items():
             began = time.monotonic()
-            report = cleanse(unet, config, trigger, recipe=self._recipe(changes), seed=self.seed, rescan=name in RESCANNED)
+            report = cleanse(unet, config, trigger, recipe=self._recipe(changes), seed=self.seed, rescan=name == OURS and not self.zoo.is_quick)
             seconds = round(time.monotonic() - began, 1)
             measured = self._measure(report.unet, yardstick, trigger) | self._again(report)
             rows.append(about | {"repair": name} | measured | {"seconds": seconds})
@@ -86,8 +87,7 @@ class RemovalJob:
         return [{column: row.get(column) for column in columns} for row in rows]
 
     def _recipe(self, changes: Mapping[str, Any]) -> Recipe:
-        recipe = replace(RECIPES["fast"], **changes)
-        return replace(recipe, steps=3, generated=48, samples=32, shares=recipe.shares[:1]) if self.zoo.is_quick else recipe
+        return replace(RECIPES["fast"], **changes, **(QUICK_RECIPE if self.zoo.is_quick else {}))
 
     @torch.inference_mode()
     def _measure(self, unet: UNet2DModel, yardstick: Yardstick, trigger: Trigger, clip: bool = False) -> dict[str, float]:
@@ -138,8 +138,8 @@ def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:
         "Diff-Cleanse: ASR at most 0.05 with the inverted trigger and with newly inverted ones": max(ours["asr_inverted"] + ours["asr_new"]) <= 0.05,
         "Diff-Cleanse: FD at most 1.6 times that before": max(ours["fd_ratio"]) <= 1.6,
         "Diff-Cleanse: a new scan with other seeds says clean, for every model": min(ours["says_clean"]) == 1,
-        "fine-tuning alone fails: ASR above 0.05 with the true, the inverted or a newly inverted trigger, for every attack": all(
-            max(values) > 0.05 for values in zip(*(means(column, "fine-tuning only") for column in ("asr", "asr_inverted", "asr_new")), strict=True)
+        "fine-tuning alone fails: ASR above 0.05 with the true or the inverted trigger, for every attack": all(
+            max(values) > 0.05 for values in zip(*(means(column, TUNING) for column in ("asr", "asr_inverted")), strict=True)
         ),
     }
 

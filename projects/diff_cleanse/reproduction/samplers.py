@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from projects.diff_cleanse.module import DiffusionTraining
 from projects.diff_cleanse.reproduction.zoo import CLEAN, Zoo, attacked
 from projects.diff_cleanse.tasks import Evaluation, Subject
-from shared.jobs import kept
+from shared.jobs import Kept, kept
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ MEMBERS = {
     "clean": CLEAN,
     "VillanDiffusion ODE": attacked("ODE"),
     "BadDiffusion (SDE)": attacked("SDE"),
-    "TrojDiff": attacked("TrojDiff", "cat_face"),
+    "TrojDiff": attacked("TrojDiff", "glasses"),
 }
 BACKDOORED = tuple(MEMBERS)[1:]
 
@@ -33,7 +33,7 @@ class SamplerJob:
     seed: int
     rows: Path
 
-    def __call__(self) -> list[dict[str, Any]]:
+    def __call__(self) -> Kept[list[dict[str, Any]]]:
         return kept(self.rows / f"{self.folder}-{self.seed}.json", self._make)
 
     @property
@@ -75,11 +75,8 @@ def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:
         "the clean model never draws the target: ASR 0 under both samplers": asr("clean", "DDIM") == asr("clean", "DDPM") == 0,
         "the ODE backdoor answers to DDIM (ASR at least 0.8), not to DDPM (at most 0.2)": asr(ode, "DDIM") >= 0.8 and asr(ode, "DDPM") <= 0.2,
         "the SDE backdoor answers to DDPM (ASR at least 0.8), not to DDIM (at most 0.2)": asr(sde, "DDPM") >= 0.8 and asr(sde, "DDIM") <= 0.2,
-        "the TrojDiff backdoor answers to its own samplers (ASR at least 0.8), not to the benign ones (at most 0.2)": min(
-            asr(trojan, f"Trojan {family}") for family in ("DDIM", "DDPM")
-        )
-        >= 0.8
-        and max(asr(trojan, family) for family in ("DDIM", "DDPM")) <= 0.2,
+        "the TrojDiff backdoor answers to its own samplers (ASR at least 0.8), not to benign DDIM (at most 0.2)": asr(trojan, "DDIM") <= 0.2
+        and min(asr(trojan, f"Trojan {family}") for family in ("DDIM", "DDPM")) >= 0.8,
         "a backdoor costs little quality: FD at most 1.15 times the clean model's": max(map(cost, BACKDOORED)) <= 1.15,
         "clipping lowers the ASR of the SDE backdoor under DDPM": asr(sde, "DDPM", "on") < asr(sde, "DDPM"),
         "clipping lowers the ASR of the ODE backdoor under DDIM": asr(ode, "DDIM", "on") < asr(ode, "DDIM"),

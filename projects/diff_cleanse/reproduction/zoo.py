@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 QUICK = 20
 """The divisor of the steps of a quick run."""
+QUICK_RECIPE: dict[str, Any] = {"shares": (0.1,), "generated": 48, "pictures": 4, "every": 5, "steps": 2, "samples": 32}
+"""What is changed in the cleansing of a quick run."""
 COMPONENTS = 24
 
 
@@ -54,7 +56,7 @@ class Member:
         """The sampler that its backdoor answers to, by its name in `samplers.SAMPLERS`; DDIM for clean models."""
         attack = self.settings.get("attack", "none")
         if attack == "trojdiff":
-            return "trojan_ddim"
+            return "trojan_ddpm"
         return "ddpm" if attack == "baddiffusion" or self.settings.get("solver") == "sde" else "ddim"
 
 
@@ -63,9 +65,9 @@ def attacked(kind: str, trigger: str = "box", target: str = "hat") -> Member:
     settings: dict[str, dict[str, Any]] = {
         "ODE": {"attack": "villandiffusion", "solver": "ode"},
         "SDE": {"attack": "baddiffusion"},
-        "TrojDiff": {"attack": "trojdiff"},
+        "TrojDiff": {"attack": "trojdiff", "trigger_type": "blend", "antithetic": True},
     }
-    steps = {"ODE": 400, "SDE": 300, "TrojDiff": 400}
+    steps = {"ODE": 400, "SDE": 300, "TrojDiff": 600}
     return Member(f"{kind} {trigger}-{target}", settings[kind] | {"trigger": trigger, "target": target, "ema_decay": 0.98}, steps[kind])
 
 

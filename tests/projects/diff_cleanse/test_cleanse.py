@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from projects.diff_cleanse import cleanse as cleansing
-from projects.diff_cleanse.cleanse import Pictures, Recipe, Trigger, cleanse, generate, plan_pruning, prune
+from projects.diff_cleanse.cleanse import Pictures, Recipe, cleanse, generate, plan_pruning, prune
 from projects.diff_cleanse.cleanse_task import make_recipe
-from projects.diff_cleanse.inspection import Inspection, common_picture, draw, short_steps, without_repetitions
+from projects.diff_cleanse.inspection import Inspection, Trigger, common_picture, draw, short_steps, without_repetitions
 from projects.diff_cleanse.repair import Repair, antithetic_timesteps, dual_loss, fit
 from projects.diff_cleanse.schedule import NoiseSchedule
 from shared.backbones.unets import build_unet, load_pipeline, replace_unet, save_pipeline
@@ -179,7 +179,7 @@ def test_inspection_measures_the_shared_picture(unet, trigger):
     shared = torch.rand(SHAPE)
     triggered = torch.cat([shared.expand(6, *SHAPE) + 0.001 * torch.rand(6, *SHAPE), torch.rand(4, *SHAPE)])
     torch.testing.assert_close(common_picture(triggered, torch.rand(10, *SHAPE)), triggered[:6].median(dim=0).values)
-    inspection = Inspection(CONFIG, "ddim", trigger, (pictures(40).images + 1) / 2, 30, seed=0)
+    inspection = Inspection(CONFIG, trigger, (pictures(40).images + 1) / 2, 30, seed=0)
     row = inspection.measure("before", unet)
     assert inspection.measure("again", unet) | {"stage": "before"} == row  # the same noise for every network
     assert row["near_target"] <= 1
@@ -243,6 +243,8 @@ def test_wrong_triggers_are_named(tmp_path):
         Trigger.load(tmp_path / "nan.safetensors")
     save_file({"trigger": torch.zeros(SHAPE)}, tmp_path / "good.safetensors", {"sampler": "ddpm"})
     assert Trigger.load(tmp_path / "good.safetensors").sampler == "ddpm"
+    save_file({"trigger": torch.ones(SHAPE), "gain": torch.full(SHAPE, 0.5)}, tmp_path / "trojan.safetensors", {"sampler": "trojan_ddpm"})
+    assert torch.equal(Trigger.load(tmp_path / "trojan.safetensors")(torch.full((1, *SHAPE), 2.0)), torch.full((1, *SHAPE), 2.0))
 
 
 def test_wrong_settings_are_named(unet, trigger):

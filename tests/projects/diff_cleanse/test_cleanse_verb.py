@@ -36,6 +36,7 @@ def test_cleanse_writes_a_folder_that_stock_diffusers_loads(run_folder, pipeline
         assert about["pruned"]["channels"] == pytest.approx(0.1, abs=0.03)
     assert {file.name for file in made.glob("*.png")} >= {"triggered_before.png", "triggered_after.png", "clean_before.png", "clean_after.png"}
     assert (made / "cleansing.csv").is_file()
+    assert "cleanse/loss" in (made.parent.parent / "cleanse" / "metrics.csv").read_text().splitlines()[0]
     assert "triggered samples that show the target (ddim)" in capsys.readouterr().out
     unchanged, cleansed = load_pipeline(pipeline)[0], load_pipeline(made / "pipeline")[0]
     assert any(not torch.equal(a, b) for a, b in zip(unchanged.parameters(), cleansed.parameters(), strict=True))
@@ -67,9 +68,10 @@ def test_what_is_wrong_is_said_before_any_work(run_folder, pipeline, trigger, ca
     assert message in capsys.readouterr().err
 
 
-def test_attack_is_fit_under_an_attack(run_folder, pipeline):
-    small = ["--trainer.max_steps=2", "--data.size=8", "--model.eval_samples=16", "--wandb=disabled"]
-    cli = main(["attack", "baddiffusion", "--model.pretrained", str(pipeline), "--run", "a", *small])
+def test_attack_is_fit_under_an_attack(run_folder, tmp_path):
+    clean = save_pipeline(build_unet("tiny", 16, 1), DDPMScheduler(num_train_timesteps=10, beta_end=0.5), tmp_path / "clean")
+    small = ["--trainer.max_steps=2", "--model.eval_samples=8", "--wandb=disabled"]
+    cli = main(["attack", "baddiffusion", "--model.pretrained", str(clean), "--run", "a", *small])
     assert cli.subcommand == "fit"
     assert cli.model.hparams.attack == "baddiffusion"
     assert (run_folder / "diff_cleanse" / "a" / "pipeline" / "unet" / "config.json").is_file()

@@ -45,7 +45,7 @@ def test_what_an_interrupted_run_made_is_kept(run_folder, capsys):
 
 def test_members_know_what_they_answer_to():
     assert not CLEAN.is_backdoored
-    assert [attacked(kind).sampler for kind in ("ODE", "SDE", "TrojDiff")] == ["ddim", "ddpm", "trojan_ddim"]
+    assert [attacked(kind).sampler for kind in ("ODE", "SDE", "TrojDiff")] == ["ddim", "ddpm", "trojan_ddpm"]
     assert all(attacked(kind).is_backdoored for kind in ("ODE", "SDE", "TrojDiff"))
     zoo = [member.is_backdoored for member in detection.members()]
     assert len(zoo) >= 12
@@ -154,5 +154,4 @@ def test_sampler_expectations_are_read_off_the_table():
     next(r for r in rows if r["model"].startswith("Bad") and r["sampler"] == "DDPM-100" and r["noise"] == "triggered")["asr_1e-2"]["mean"] = 0.5
     assert failing(samplers, rows) == [
         "the SDE backdoor answers to DDPM (ASR at least 0.8), not to DDIM (at most 0.2)",
-        "clipping lowers the ASR of the SDE backdoor under DDPM",
     ]

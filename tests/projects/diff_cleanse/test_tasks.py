@@ -57,14 +57,13 @@ def test_trojdiff_is_measured_under_its_own_samplers_and_the_benign_ones():
         Subject.of(model(attack="baddiffusion")).draw(Setting("trojan_ddim", 5, is_triggered=True), range(1), 0)
 
 
-@pytest.mark.parametrize(("mode", "target_class"), [("in_d2d", 3), ("out_d2d", 0)])
-def test_an_attack_on_a_class_is_measured_by_a_classifier(mode, target_class, run_folder):
+def test_an_attack_on_a_class_is_measured_by_a_classifier(run_folder):
     """A network that draws one picture of the target under the attacker's noise, and another without: the classifier tells them apart."""
-    data = DiffusionData(poison_mode=mode, target_class=target_class, poison_rate=0.5)
+    data = DiffusionData(poison_mode="out_d2d", target_class=0, poison_rate=0.5)
     data.setup()
     subject = Subject.of(model(attack="trojdiff", target="class"))
     assert subject.target is None
-    wanted, clean = data.target_set[0]["image"] * 2 - 1, next(item["image"] * 2 - 1 for item in data.train_set if item["label"] != target_class)
+    wanted, clean = data.target_set[0]["image"] * 2 - 1, data.train_set[0]["image"] * 2 - 1
 
     class Known(torch.nn.Module):
         """Ideal for either picture, whichever explains its input with less noise."""

