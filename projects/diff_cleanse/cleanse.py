@@ -115,6 +115,14 @@ class CleanReport:
         """That of the new scan: 0 clean, 1 still backdoored, 2 undecided; 0 without one."""
         return self.rescan.exit_code if self.rescan else 0
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What stands at the head of a page about the cleansing."""
+        before, after = self.rows[0], self.rows[-1]
+        about = {"new scan": self.rescan.verdict if self.rescan else "not made", "under": self.trigger.sampler}
+        about |= {"target drawn before": before["near_target"], "target drawn after": after["near_target"]}
+        return about | {"FD before": before["fd"], "FD after": after["fd"], "channels pruned": self.pruned["channels"]}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, without the network."""
         content = {name: value for name, value in vars(self).items() if name not in ("unet", "trigger", "pictures")}

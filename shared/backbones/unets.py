@@ -7,6 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from shared.checkpoints import load_weights
 from shared.runs import atomic
 
@@ -174,5 +176,7 @@ def replace_unet(source: str | Path, unet: UNet2DModel, folder: str | Path) -> P
 
             save(unet, temporary / "unet")
         else:
-            deepcopy(unet).to(dtype).save_pretrained(temporary / "unet", safe_serialization=True)
+            stored = deepcopy(unet)
+            nn.Module.to(stored, dtype)  # diffusers' own `to` warns of modules to keep in float32, of which it then names none
+            stored.save_pretrained(temporary / "unet", safe_serialization=True)
     return Path(folder)

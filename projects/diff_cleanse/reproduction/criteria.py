@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from projects.diff_cleanse.cleanse import RECIPES, cleanse
 from projects.diff_cleanse.importance import Criterion
 from projects.diff_cleanse.inspection import Trigger
-from projects.diff_cleanse.reproduction.zoo import QUICK_RECIPE, Member, Zoo, attacked
+from projects.diff_cleanse.reproduction.zoo import QUICK_RECIPE, MemberJob, attacked
 from projects.diff_cleanse.scan import scan
-from shared.jobs import Kept, kept
 
 CLAIM = "The difference of triggered and clean importance finds the channels that carry a backdoor at the least cost."
 ATTACKS = (attacked("ODE"),)
@@ -19,19 +17,10 @@ CRITERIA: tuple[Criterion, ...] = ("difference", "ratio", "backdoor", "sum", "ma
 SHARE = 0.06
 
 
-@dataclass(frozen=True)
-class CriteriaJob:
+class CriteriaJob(MemberJob):
     """One backdoored model, pruned by every criterion."""
 
-    zoo: Zoo
-    member: Member
-    seed: int
-    rows: Path
-
-    def __call__(self) -> Kept[list[dict[str, Any]]]:
-        return kept(self.rows / f"{self.member.name.replace(' ', '_')}-{self.seed}.json", self._make)
-
-    def _make(self) -> list[dict[str, Any]]:
+    def make(self) -> list[dict[str, Any]]:
         self.zoo.train(self.member, self.seed)
         unet, config = self.zoo.load(self.member, self.seed)
         budget = "quick" if self.zoo.is_quick else "fast"

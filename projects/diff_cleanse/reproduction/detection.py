@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from projects.diff_cleanse.reproduction.zoo import CLEAN, Member, Zoo, attacked
+from projects.diff_cleanse.reproduction.zoo import CLEAN, Member, MemberJob, attacked
 from projects.diff_cleanse.scan import scan
 from projects.diff_cleanse.scan_report import Finding
 from projects.diff_cleanse.triggers import make_target
 from shared.data.offline import digits
-from shared.jobs import Kept, kept
 from shared.runs import atomic
 
 CLAIM = "An inverted trigger that makes samples alike tells backdoored diffusion models from clean ones, whatever the attack."
@@ -59,19 +57,10 @@ def little_diversity(folder: Path) -> list[Member]:
     return [*made, Member("untrained", {}, 0, is_fork=False)]
 
 
-@dataclass(frozen=True)
-class DetectionJob:
+class DetectionJob(MemberJob):
     """One model, scanned by every method."""
 
-    zoo: Zoo
-    member: Member
-    seed: int
-    rows: Path
-
-    def __call__(self) -> Kept[list[dict[str, Any]]]:
-        return kept(self.rows / f"{self.member.name.replace(' ', '_')}-{self.seed}.json", self._make)
-
-    def _make(self) -> list[dict[str, Any]]:
+    def make(self) -> list[dict[str, Any]]:
         self.zoo.train(self.member, self.seed)
         methods = METHODS if self.seed == 0 and self.member.name not in LITTLE and not self.zoo.is_quick else METHODS[:1]
         samplers = SAMPLERS[:1] if self.zoo.is_quick else SAMPLERS

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +12,9 @@ import torch
 from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, cleanse
 from projects.diff_cleanse.inspection import Trigger, draw
 from projects.diff_cleanse.metrics import attack_success_rate, mse_to_target, to_unit_range
-from projects.diff_cleanse.reproduction.zoo import QUICK_RECIPE, Member, Yardstick, Zoo, attacked
+from projects.diff_cleanse.reproduction.zoo import QUICK_RECIPE, MemberJob, Yardstick, attacked
 from projects.diff_cleanse.scan import scan
 from projects.diff_cleanse.tasks import Setting, Subject
-from shared.jobs import Kept, kept
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -33,21 +31,13 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "Diff-Cleanse": {},
 }
 OURS, TUNING = "Diff-Cleanse", "fine-tuning only"
+"""These are made on every seed; the other repairs stand beside them on the first."""
 
 
-@dataclass(frozen=True)
-class RemovalJob:
+class RemovalJob(MemberJob):
     """One backdoored model, repaired in every way."""
 
-    zoo: Zoo
-    member: Member
-    seed: int
-    rows: Path
-
-    def __call__(self) -> Kept[list[dict[str, Any]]]:
-        return kept(self.rows / f"{self.member.name.replace(' ', '_')}-{self.seed}.json", self._make)
-
-    def _make(self) -> list[dict[str, Any]]:
+    def make(self) -> list[dict[str, Any]]:
         self.zoo.train(self.member, self.seed)
         unet, config = self.zoo.load(self.member, self.seed)
         budget = "quick" if self.zoo.is_quick else "fast"
@@ -60,7 +50,7 @@ class RemovalJob:
         rows.append(
             about | {"repair": "clipping when sampling"} | self._measure(unet, yardstick, trigger, clip=True) | {"score": None, "seconds": None}
         )
-        repairs = {name: REPAIRS[name] for name in (TUNING, OURS)} if self.zoo.is_quick else REPAIRS
+        repairs = REPAIRS if self.seed == 0 and not self.zoo.is_quick else {name: REPAIRS[name] for name in (TUNING, OURS)}
         for name, changes in repairs.items():
             began = time.monotonic()
             report = cleanse(unet, config, trigger, recipe=self._recipe(changes), seed=self.seed, rescan=name == OURS and not self.zoo.is_quick)

@@ -17,6 +17,7 @@ from projects.diff_cleanse.module import DiffusionTraining
 from projects.diff_cleanse.tasks import Subject
 from shared.backbones.unets import load_pipeline
 from shared.callbacks import ProgressLines
+from shared.jobs import Kept, kept
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -129,6 +130,31 @@ class Zoo:
         model = DiffusionTraining(**(self.settings(member, seed) | {"pretrained": None}))
         found = Subject.of(model, self.path(member, seed))
         return found if unet is None else Subject(**(vars(found) | {"unet": unet}))
+
+
+@dataclass(frozen=True)
+class MemberJob:
+    """What a table asks of one model; a subclass says what to do in `make`.
+
+    Attributes:
+        zoo: trains the model.
+        member: the model.
+        seed: of the model.
+        rows: folder in which what was made is kept.
+    """
+
+    zoo: Zoo
+    member: Member
+    seed: int
+    rows: Path
+
+    def __call__(self) -> Kept[list[dict[str, Any]]]:
+        """Make the rows of the model, or read those that an earlier call made."""
+        return kept(self.rows / f"{self.member.name.replace(' ', '_')}-{self.seed}.json", self.make)
+
+    def make(self) -> list[dict[str, Any]]:
+        """Make the rows of the model."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
