@@ -34,5 +34,5 @@ def scan_as_a_script(arguments):
     from projects.diff_cleanse.cli import main
 
     plant(setattr)
-    sys.argv = ["cli.py", "scan", *arguments, *OPTIONS]
+    sys.argv = ["cli.py", "scan", *arguments[:1], *OPTIONS, *arguments[1:]]
     main()

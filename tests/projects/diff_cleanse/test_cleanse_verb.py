@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from projects.diff_cleanse.cli import main
 from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
 
-QUICK = ["--steps=2", "--batch=8", "--generated=30", "--shares=[0.1]", "--rescan=false", "--wandb=disabled"]
+QUICK = ["--steps=2", "--batch=8", "--generated=30", "--shares=[0.1]", "--rescan=false", "--wandb=disabled", "--trainer.log_every_n_steps=1"]
 
 
 @pytest.fixture(scope="module")

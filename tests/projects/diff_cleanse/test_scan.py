@@ -199,7 +199,7 @@ def test_messages():
         ({"methods": ["ufid"]}, "unknown method 'ufid'; known are gradient, bbti, bbti_released, elijah, terd"),
         ({"methods": []}, "a scan needs at least one method: gradient, bbti"),
         ({"samplers": ["euler"]}, "unknown sampler 'euler'; known are ddim, ddpm"),
-        ({"budget": "huge"}, "unknown budget 'huge'; known are fast, full"),
+        ({"budget": "huge"}, "unknown budget 'huge'; known are quick, fast, full"),
         ({"threshold": 0.0}, r"threshold must lie in \(0, 1\], got 0.0"),
         ({"threshold": 1.5}, r"threshold must lie in \(0, 1\], got 1.5"),
     ):

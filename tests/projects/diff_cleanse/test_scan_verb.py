@@ -42,7 +42,8 @@ def pipeline(tmp_path):
 
 def ended(capsys, *args):
     """Run the command as a script; returns the exit code, and what went to both streams."""
-    sys.argv = ["cli.py", "scan", *map(str, args), *OPTIONS]
+    named = [*map(str, args)]
+    sys.argv = ["cli.py", "scan", *named[:1], *OPTIONS, *named[1:]]
     try:
         main()
         code = 0
@@ -119,7 +120,7 @@ def test_a_foreign_folder_is_judged_by_itself(pipeline, run_folder, capsys, monk
         ("unet/diffusion_pytorch_model.safetensors", [], "unet/weights.bin is a pickle and is not read, for it could execute code"),
         (None, ["--methods", "ufid"], "unknown method 'ufid'; known are gradient, bbti, bbti_released, elijah, terd"),
         (None, ["--samplers", "[ddim,euler]"], "unknown sampler 'euler'; known are ddim, ddpm"),
-        (None, ["--budget", "huge"], "unknown budget 'huge'; known are fast, full"),
+        (None, ["--budget", "huge"], "unknown budget 'huge'; known are quick, fast, full"),
         (None, ["--threshold", "2"], "threshold must lie in (0, 1], got 2.0"),
         (None, ["--out", "file/out"], "cannot write a report into file/out (Not a directory): choose another folder"),
     ],
