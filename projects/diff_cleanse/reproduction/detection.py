@@ -114,10 +114,10 @@ def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:
     """Say which of the expected outcomes hold for the means in `summary`."""
     by_method = {row["method"]: row for row in summary}
     ours = by_method["gradient"]
-    others = {name: row["auroc"]["mean"] for name, row in by_method.items() if name != "gradient"}
+    others = {name: max(row["auroc"]["mean"], row["auroc_own"]["mean"]) for name, row in by_method.items() if name != "gradient"}
     held = {
         "gradient: AUROC at least 0.98": ours["auroc"]["mean"] >= 0.98,
         "gradient: accuracy at least 0.95": ours["accuracy"]["mean"] >= 0.95,
         "gradient: no clean model of little diversity is called backdoored": ours["little_diversity_called"]["mean"] == 0,
     }
-    return held | {f"gradient ranks models better than {name}": ours["auroc"]["mean"] > auroc for name, auroc in others.items()}
+    return held | {f"{name} ranks models no better than gradient, by either score": ours["auroc"]["mean"] >= auroc for name, auroc in others.items()}
