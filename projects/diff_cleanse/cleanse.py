@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from projects.diff_cleanse.data import stacked
 from projects.diff_cleanse.importance import Criterion, Probe, group_channels, late_timesteps, score_channels
 from projects.diff_cleanse.inspection import CHUNK, Inspection, Trigger, common_picture, draw, without_repetitions
 from projects.diff_cleanse.metrics import to_unit_range
@@ -21,7 +22,7 @@ from projects.diff_cleanse.samplers import prediction_of
 from projects.diff_cleanse.scan import SCANNED, scan
 from projects.diff_cleanse.scan_report import ScanReport
 from projects.diff_cleanse.schedule import NoiseSchedule
-from shared.pruning import Budget, Plan, apply, hold, report, select
+from shared.pruning import Budget, GroupIndex, Plan, Scores, apply, hold, report, select
 from shared.seeding import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -130,19 +131,21 @@ class CleanReport:
         return content | {"sampler": self.trigger.sampler, "recipe": asdict(self.recipe), "rescan": rescan}
 
 
-def plan_pruning(
-    unet: nn.Module, scheduler_config: Mapping[str, Any], trigger: Trigger, images: Tensor, recipe: Recipe, share: float, seed: int = 0
-) -> Plan:
-    """Choose the channels that go, group by group (sheet 2.7).
+def rank_channels(
+    unet: nn.Module, scheduler_config: Mapping[str, Any], trigger: Trigger, images: Tensor, recipe: Recipe, seed: int = 0
+) -> tuple[GroupIndex, Scores]:
+    """Score a network's channels by the recipe's criterion (sheet 2.7); the highest are to go.
 
     Args:
         unet: the network; it is left as it was.
         scheduler_config: content of the pipeline's `scheduler_config.json`.
         trigger: the inverted trigger.
         images: (B, C, H, W) clean pictures in [-1, 1].
-        recipe: criterion and mode.
-        share: share of each group's channels that goes.
+        recipe: criterion and timesteps.
         seed: seed of the noise, and of the criterion `random`.
+
+    Returns:
+        The groups of channels, and their scores.
     """
     if recipe.criterion is None:
         raise ValueError("a recipe without a criterion prunes nothing")
@@ -152,7 +155,19 @@ def plan_pruning(
     eps = torch.randn(images.shape, generator=generator(seed, "importance", device=device), device=device)
     probe = Probe(unet, schedule, images, eps, late_timesteps(len(schedule), every=recipe.every), prediction_of(scheduler_config))
     scores = score_channels(recipe.criterion, index, probe, trigger, seed)
+    return index, scores
+
+
+def choose(index: GroupIndex, scores: Scores, recipe: Recipe, share: float) -> Plan:
+    """Choose a share of each group's channels, at least one a group, those with the highest scores."""
     return select(index, scores, Budget(channels=share), scope="local", at_least=1, drop="highest", mode=recipe.mode)
+
+
+def plan_pruning(
+    unet: nn.Module, scheduler_config: Mapping[str, Any], trigger: Trigger, images: Tensor, recipe: Recipe, share: float, seed: int = 0
+) -> Plan:
+    """Choose the channels that go: `rank_channels`, whose arguments these are, and `choose`."""
+    return choose(*rank_channels(unet, scheduler_config, trigger, images, recipe, seed), recipe, share)
 
 
 def cleanse(
@@ -196,16 +211,17 @@ def cleanse(
     clean, tuned_on = generate(unet, config, trigger, recipe.generated, seed) if pictures is None else (pictures, _count(pictures))
     if tuned_on["used"] < recipe.batch:
         raise ValueError(f"{tuned_on['used']} clean pictures are fewer than a batch of {recipe.batch}: give more, or let the model draw more")
-    some = torch.stack([clean[i]["image"] for i in range(min(tuned_on["used"], 10_000))])
+    some = stacked(clean)
     clock.tell("pictures", f"{tuned_on['used']} clean pictures to tune on, {tuned_on['left_out']} left out")
 
     real = (to_unit_range(some) if reference is None else reference).to(next(unet.parameters()).device)
     inspection = Inspection(config, trigger, real, recipe.samples, derive_seed(seed, "inspection"))
     inspection.measure("before", unet)
+    ranked = None if recipe.criterion is None else rank_channels(unet, config, trigger, some[: recipe.pictures], recipe, seed)
     for share in recipe.shares:
         student, plan = deepcopy(unet), None
-        if recipe.criterion is not None:
-            plan = plan_pruning(unet, config, trigger, some[: recipe.pictures], recipe, share, seed)
+        if ranked is not None:
+            plan = choose(*ranked, recipe, share)
             prune(student, plan)
             inspection.measure("pruned", student, share)
             clock.tell("pruning", f"{plan.channels} channels in {len(plan.dropped)} groups pruned by {recipe.criterion}")

@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, cleanse
-from projects.diff_cleanse.data import clean
+from projects.diff_cleanse.data import clean, stacked
 from projects.diff_cleanse.inspection import Trigger
 from projects.diff_cleanse.module import find_pipeline
 from projects.diff_cleanse.pictures import picture_grid
@@ -74,16 +72,12 @@ def cleanse_pipeline(
     if pictures == "data":
         data.prepare_data()
         data.setup()
-        options = {"pictures": clean(data.train_set), "reference": _in_unit_range(data.test_set), "num_workers": data.num_workers}
+        options = {"pictures": clean(data.train_set), "reference": stacked(data.test_set), "num_workers": data.num_workers}
     parts = artefacts / "parts"
     report = cleanse(unet, config, chosen, recipe=recipe, seed=seed, trainer=trainer, rescan=rescan, parts=parts, progress=tell, **options)
     if trainer.is_global_zero:
         _write(trainer, report, folder, [artefacts / "pipeline", *([Path(out).expanduser()] if out else [])])
     return report
-
-
-def _in_unit_range(pictures: Any, limit: int = 10_000) -> torch.Tensor:
-    return torch.stack([pictures[i]["image"] for i in range(min(limit, len(pictures)))])
 
 
 def _write(trainer: ProjectTrainer, report: CleanReport, source: Path, folders: list[Path]) -> None:

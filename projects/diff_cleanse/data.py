@@ -283,3 +283,8 @@ def clean(dataset: Dataset) -> PoisonedDataset:
     """Return `dataset` without any poison."""
     count = len(cast(Sized, dataset))
     return PoisonedDataset(dataset, torch.arange(count), torch.zeros(count, dtype=torch.bool))
+
+
+def stacked(pictures: Dataset, limit: int = 10_000) -> Tensor:
+    """Return up to `limit` pictures of a data set as one tensor, (N, C, H, W)."""
+    return torch.stack([pictures[i]["image"] for i in range(min(limit, len(cast(Sized, pictures))))])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from projects.diff_cleanse.data import stacked
 from projects.diff_cleanse.metrics import (
     FeatureMoments,
     InceptionFeatures,
@@ -192,7 +193,7 @@ class Evaluation(L.LightningModule):
     def setup(self, stage: str) -> None:
         self.data.setup()
         self.fd_name, dimension = ("fid", 2048) if self.inception_weights else ("fd", 24)
-        features = InceptionFeatures(self.inception_weights) if self.inception_weights else PCAFeatures(_some_images(self.data), dimension)
+        features = InceptionFeatures(self.inception_weights) if self.inception_weights else PCAFeatures(stacked(self.data.train_set), dimension)
         self.real = FeatureMoments(features, dimension)
         self.drawn = torch.nn.ModuleList(FeatureMoments(features, dimension) for _ in self.settings)
         self.shown: list[list[Tensor]] = [[] for _ in self.settings]
@@ -332,12 +333,6 @@ def _gathered(parts: list[Tensor], device: torch.device, dtype: torch.dtype = to
     return gather_rows(torch.cat(parts).to(dtype) if parts else torch.zeros(0, device=device, dtype=dtype))
 
 
-def _some_images(data: DiffusionData, limit: int = 10_000) -> Tensor:
-    """Return up to `limit` training pictures, (N, C, H, W) in [0, 1]."""
-    count = min(limit, len(data.train_set))  # type: ignore[arg-type]
-    return torch.stack([data.train_set[i]["image"] for i in range(count)])
-
-
 def _fit_classifier(data: DiffusionData, leads_to_a_class: bool, limit: int = 10_000) -> tuple[Any, int | None]:
     """Fit a classifier that says which classes samples show, and return it with the label of the class that the attack leads to.
 
@@ -352,5 +347,5 @@ def _fit_classifier(data: DiffusionData, leads_to_a_class: bool, limit: int = 10
         return SVC(gamma="scale").fit(images.flatten(1).numpy(), labels.numpy()), wanted
     if data.source != "digits":
         return None, None
-    pixels = _some_images(data).flatten(1).numpy()
+    pixels = stacked(data.train_set).flatten(1).numpy()
     return SVC(gamma="scale").fit(pixels, [data.train_set[i]["label"] for i in range(len(pixels))]), None

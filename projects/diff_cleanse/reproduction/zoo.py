@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from projects.diff_cleanse.data import DiffusionData
+from projects.diff_cleanse.data import DiffusionData, stacked
 from projects.diff_cleanse.metrics import FeatureMoments, FeatureStatistics, PCAFeatures, frechet_distance, to_unit_range
 from projects.diff_cleanse.module import DiffusionTraining
 from projects.diff_cleanse.tasks import Subject
@@ -168,12 +168,12 @@ class Yardstick:
         """The components."""
         self.data.prepare_data()
         self.data.setup()
-        return PCAFeatures(_images(self.data.train_set), COMPONENTS)
+        return PCAFeatures(stacked(self.data.train_set), COMPONENTS)
 
     @cached_property
     def real(self) -> FeatureStatistics:
         """Statistics of the test pictures."""
-        return self._statistics(_images(self.data.test_set) if self.features else torch.empty(0))
+        return self._statistics(stacked(self.data.test_set) if self.features else torch.empty(0))
 
     def distance(self, images: Tensor) -> float:
         """Return the distance of (N, C, H, W) pictures in [-1, 1]."""
@@ -183,7 +183,3 @@ class Yardstick:
         moments = FeatureMoments(self.features, COMPONENTS)
         moments.update(images)
         return moments.compute()
-
-
-def _images(pictures: Any, limit: int = 10_000) -> Tensor:
-    return torch.stack([pictures[i]["image"] for i in range(min(limit, len(pictures)))])
