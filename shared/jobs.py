@@ -1,17 +1,21 @@
-"""Independent computations side by side: a comparison over models and seeds uses all cores, one thread each."""
+"""Independent computations side by side, in processes or in threads, so that small networks use all cores."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from shared.runs import write_json
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,6 +59,54 @@ def run_jobs(function: Callable[[Item], Result], items: Sequence[Item], jobs: in
             pool.shutdown(cancel_futures=True)
             raise
     return [results[number] for number in range(len(items))]
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], device: str | torch.device = "cpu", stop: threading.Event | None = None
+) -> list[Result]:
+    """Apply a function of torch computations to items, on a CPU several at a time in threads of this process, else one after the other.
+
+    torch's threads are dealt out: small networks keep them busier side by side than together. Gradient mode, inference mode and autocast are the
+    caller's in all of them.
+
+    Args:
+        function: must not change what others read; its random numbers come from generators of its own.
+        items: what it is applied to; the slow ones first make for the shortest time.
+        device: where it computes.
+        stop: is set when a call fails or this process is interrupted; long calls ask it now and then, for all must end before this returns.
+
+    Returns:
+        The results in the order of the items.
+
+    Raises:
+        Exception: the first that `function` raises; what was not begun is not done then.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items)) if torch.device(device).type == "cpu" else 1
+    if workers <= 1:
+        return [function(item) for item in items]
+    is_inference, has_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    autocast: dict[str, Any] = {"dtype": torch.get_autocast_dtype("cpu"), "enabled": torch.is_autocast_enabled("cpu")}
+
+    def call(item: Item) -> Result:
+        with torch.inference_mode(is_inference), torch.set_grad_enabled(has_gradients), torch.autocast("cpu", **autocast):
+            return function(item)
+
+    with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads // workers)) as pool:
+        futures = [pool.submit(call, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            if stop is not None:
+                stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(threads)  # the workers' number is also that of threads to come
+    return [future.result() for future in futures]
 
 
 def _tell(result: Result, number: int, items: Sequence[Any], name: Callable[[Any], str]) -> Result:

@@ -111,7 +111,7 @@ class Trainer(ProjectTrainer):
             budget: fast (half a minute for 16 pixels on two cores) or full (ten times that and more).
             threshold: score in (0, 1] from which a model is backdoored; up to half of it it is clean.
             scan_seed: seed of all noise.
-            save_memory: compute activations twice instead of keeping them; by default above 4 GiB (on a GPU half of the free memory).
+            save_memory: compute activations twice instead of keeping them; by default above 2 GiB for a sampler (on a GPU half of the free memory).
             out: folder for the report besides the run's own artefacts/scan.
         """
         from projects.diff_cleanse.scan_task import scan_pipeline

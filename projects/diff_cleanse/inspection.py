@@ -15,6 +15,7 @@ from projects.diff_cleanse.samplers import SAMPLERS, ScanSampler
 from projects.diff_cleanse.sampling import Trojan
 from projects.diff_cleanse.schedule import NoiseSchedule
 from projects.diff_cleanse.similarity import agreeing_images, agreement_graph, guard_beside, measure_agreement, tolerance_beside
+from shared.jobs import in_threads
 from shared.seeding import generator
 
 if TYPE_CHECKING:
@@ -109,12 +110,14 @@ def draw(
     device, was_training = next(unet.parameters()).device, unet.training
     run = ScanSampler(sampler, scheduler_config, short_steps(scheduler_config) if sampler.endswith("ddim") else None)
     unet.eval()
-    drawn = []
-    for first in range(0, count, CHUNK):
+
+    def chunk(first: int) -> Tensor:
         numbers = generator(seed, "chunk", first, device=device)
         eps = torch.randn(min(CHUNK, count - first), *shape, generator=numbers, device=device)
         images = run(unet, eps, numbers) if trigger is None else run(unet, trigger(eps), numbers, trigger.trojan)
-        drawn.append(to_unit_range(images).nan_to_num(nan=0.0))
+        return to_unit_range(images).nan_to_num(nan=0.0)
+
+    drawn = in_threads(chunk, range(0, count, CHUNK), device)
     unet.train(was_training)
     return torch.cat(drawn).clone()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from projects.diff_cleanse.scan_report import THRESHOLD, Finding, Method, ScanRe
 from projects.diff_cleanse.schedule import NoiseSchedule
 from projects.diff_cleanse.similarity import Agreement, measure_agreement
 from projects.diff_cleanse.trojan import invert_trojan, trojan_divergence
+from shared.jobs import in_threads
 from shared.runs import atomic, versions
 from shared.seeding import derive_seed, generator
 
 PIXELS = 2**18
 """Pixels that the network is called on at a time where no gradient is wanted: 1024 pictures of 16 x 16, 4 of 256 x 256."""
-MEMORY = 4 * 2**30
-"""Bytes on the CPU up to which an inversion keeps the network's activations; on a GPU it is half of what is free."""
+MEMORY = 2 * 2**30
+"""Bytes on the CPU up to which each inversion keeps the network's activations; on a GPU it is half of what is free."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,14 @@ def scan(
     job = Scan(unet, scheduler, parts=None if out is None else Path(out) / "parts", **options)
     if out is not None:
         prepare(Path(out))
-    report = job.report([job.find(*pair) for pair in job.pairs])
+    report = job.report(job.find(job.pairs))
     if out is not None:
         write_report(report, Path(out))
     return report
 
 
 class Scan:
-    """A scan of one model with one setting, checked before any work; each finding can be made by itself, in any order and process.
+    """A scan of one model with one setting, checked before any work; its findings can be made apart, in any order and process.
 
     Args:
         unet: as in `scan`, like all that is not named here.
@@ -171,6 +173,7 @@ class Scan:
         self.budget_name, self.budget, self.seed, self.threshold = budget, BUDGETS[budget], seed, threshold
         self.shape, self.save_memory, self.parts, self.progress = shape or _shape_of(unet), save_memory, parts, progress
         _check_weights(unet)
+        self.stop = threading.Event()
         self.activations = self._try_network()
         self.model_hash = model_hash or _hash_of(unet, self.scheduler_config)
 
@@ -186,13 +189,18 @@ class Scan:
         kinds += [f"autocast to {torch.get_autocast_dtype(self.device.type)}"] if torch.is_autocast_enabled(self.device.type) else []
         return ", ".join(kinds).replace("torch.", "")
 
-    def find(self, method: Method, sampler: str) -> Finding:
-        """Take up the finding that an earlier scan kept, or make and keep it."""
+    def find(self, pairs: Sequence[tuple[Method, str]]) -> list[Finding]:
+        """Take up the findings of some of the pairs that an earlier scan kept, or make and keep them, on a CPU side by side."""
+        self.stop.clear()
+        with frozen(self.unet):
+            return in_threads(self._find, pairs, self.device, self.stop)
+
+    def _find(self, pair: tuple[Method, str]) -> Finding:
+        method, sampler = pair
         fingerprint = self._fingerprint(method, sampler)
         finding, how = _resumed(self.parts, method, sampler, fingerprint), "found earlier"
         if finding is None:
-            with frozen(self.unet):
-                finding, how = self.make(method, sampler), "found"
+            finding, how = self.make(method, sampler), "found"
             _keep(self.parts, finding, fingerprint)
         if self.progress is not None:
             self.progress(f"{method} under {sampler}: {finding.verdict}, {how} in {finding.seconds:.0f} s ({finding.reason})")
@@ -238,6 +246,8 @@ class Scan:
 
     def _network(self, x: Tensor, t: Tensor) -> Tensor:
         """Call the network in its own precision, in parts where no gradient is wanted, and return its answer in the precision of `x`."""
+        if self.stop.is_set():
+            raise InterruptedError("the scan was stopped")
         dtype = next((parameter.dtype for parameter in self.unet.parameters()), x.dtype)
         size = len(x) if torch.is_grad_enabled() else max(1, PIXELS // x[0, 0].numel())
         outputs = [self.unet(part.to(dtype), steps) for part, steps in zip(x.split(size), t.split(size), strict=True)]

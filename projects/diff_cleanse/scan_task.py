@@ -29,7 +29,7 @@ from shared.runs import remove
 
 
 class Scanning(L.LightningModule):
-    """Makes the findings of a scan, each on one of the processes.
+    """Makes the findings of a scan, each process its share of them.
 
     Args:
         job: the scan.
@@ -43,11 +43,11 @@ class Scanning(L.LightningModule):
 
     def predict_dataloader(self) -> DataLoader:
         numbers = range(len(self.job.pairs))
-        return DataLoader(numbers, batch_size=None, sampler=UnpaddedSampler(numbers))  # type: ignore[arg-type]
+        return DataLoader(numbers, batch_size=len(numbers), sampler=UnpaddedSampler(numbers), collate_fn=list)  # type: ignore[arg-type]
 
-    def predict_step(self, number: int, batch_idx: int) -> None:
+    def predict_step(self, numbers: list[int], batch_idx: int) -> None:
         with _ordinary_torch():
-            self.findings.append(self.job.find(*self.job.pairs[number]))
+            self.findings += self.job.find([self.job.pairs[number] for number in numbers])
 
     def gathered(self) -> list[Finding]:
         """Return the findings of all processes."""

@@ -20,9 +20,12 @@ def plant(setattr_, attack="villandiffusion"):
 
 
 def scan_until_killed(folder, run):
-    """Scan, and hang in the second finding."""
+    """Scan by two threads, and hang in the second finding."""
+    import torch
+
     from projects.diff_cleanse.cli import main
 
+    torch.set_num_threads(2)
     make = scanning.Scan.make
     scanning.Scan.make = lambda job, method, sampler: make(job, method, sampler) if sampler == "ddim" else time.sleep(600)
     plant(setattr)

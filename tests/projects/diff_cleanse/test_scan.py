@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 
 import pytest
@@ -285,7 +287,7 @@ def test_large_batches_are_put_through_the_network_in_parts(monkeypatch):
 def test_a_scan_that_lacks_findings_has_no_verdict():
     job = Scan(PlantedDenoiser(), CONFIG, shape=SHAPE, samplers=["ddim", "ddpm"])
     with pytest.raises(ValueError, match="cut short before gradient under ddpm: there is no verdict"):
-        job.report([job.find("gradient", "ddim")])
+        job.report(job.find(job.pairs[:1]))
 
 
 def test_the_verdict_in_words(tmp_path):
@@ -312,3 +314,42 @@ def test_scanning_needs_no_lightning():
         found |= {f"projects.diff_cleanse.{name}" for name in re.findall(r"^from projects.diff_cleanse import (\w+)", text, re.MULTILINE)}
         waiting |= {name for name in found if name.startswith(("projects.", "shared."))} - seen - {"projects.diff_cleanse"}
     assert "projects.diff_cleanse.baselines" in seen
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_findings_made_side_by_side_are_those_made_one_by_one(precision):
+    job = Scan(PlantedDenoiser(), CONFIG, shape=SHAPE, samplers=["ddim", "ddpm"])
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        alone = [finding for pair in job.pairs for finding in job.find([pair])]
+        together = job.find(job.pairs)
+    assert [replace(finding, seconds=0) for finding in together] == [replace(finding, seconds=0) for finding in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in other.tensors)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_interrupt_ends_findings_in_all_threads(monkeypatch):
+    job = Scan(PlantedDenoiser(), CONFIG, shape=SHAPE, samplers=["ddim", "ddpm"])
+    ended = []
+
+    def make(job, method, sampler):
+        if sampler == "ddpm":
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            while True:
+                job._network(torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64))
+        finally:
+            ended.append(sampler)
+
+    monkeypatch.setattr(Scan, "make", make)
+    with pytest.raises(KeyboardInterrupt):
+        job.find(job.pairs)
+    assert sorted(ended) == ["ddim", "ddpm"]
