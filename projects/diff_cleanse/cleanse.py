@@ -52,7 +52,7 @@ class Recipe:
         batch: pictures in a step, over all processes together.
         lr: learning rate of the tuning.
         ema_decay: decay of the tuned weights' running average, which is the outcome.
-        samples: drawn for each line of the table.
+        samples: drawn for each line of the table, and half as many that wear the trigger.
     """
 
     criterion: Criterion | None = "difference"

@@ -155,7 +155,7 @@ class Inspection:
         scheduler_config: content of the pipeline's `scheduler_config.json`.
         trigger: the inverted trigger.
         real: (N, C, H, W) pictures in [0, 1].
-        samples: drawn from each network, triggered and untriggered.
+        samples: drawn from each network untriggered, and half as many triggered.
         seed: seed of the noise.
     """
 
@@ -177,7 +177,7 @@ class Inspection:
             share: of its channels that was pruned.
         """
         clean = self._draw(unet, "ddim", self.samples)
-        triggered = self._draw(unet, self.trigger.sampler, self.samples, self.trigger)
+        triggered = self._draw(unet, self.trigger.sampler, -(-self.samples // 2), self.trigger)
         untriggered = clean[:CHUNK] if self.trigger.sampler == "ddim" else self._draw(unet, self.trigger.sampler, min(CHUNK, self.samples))
         if self.target is None:
             self.target = common_picture(triggered, untriggered)
