@@ -133,12 +133,14 @@ def test_removal_is_judged_on_the_worst_attack():
 
 
 def test_criteria_are_compared_over_the_attacks():
-    worst = spread(mse=0.05, fd_pruned=20.0)
-    rows = [{"attack": "ODE", "criterion": name} | worst for name in ("random", "magnitude", "sum")]
-    rows.append({"attack": "ODE", "criterion": "difference"} | spread(mse=0.2, fd_pruned=5.0))
+    worst = spread(mse=0.05, fd_pruned=20.0, share_needed=0.2, fd_needed=40.0)
+    rows = [{"attack": "ODE", "criterion": name} | dict(worst) for name in criteria.CRITERIA[1:]]
+    rows.append({"attack": "ODE", "criterion": "difference"} | spread(mse=0.2, fd_pruned=5.0, share_needed=0.2, fd_needed=4.0))
     assert failing(criteria, rows) == []
     rows[-1] |= spread(fd_pruned=30.0)
     assert len(failing(criteria, rows)) == 2
+    rows[-1] |= spread(fd_pruned=5.0, share_needed=0.3, fd_needed=41.0)
+    assert [name.split(",")[0] for name in failing(criteria, rows)] == ["without tuning", "at that share"]
 
 
 def test_sampler_expectations_are_read_off_the_table():
