@@ -46,7 +46,7 @@ def _cut_group(group: Group, dropped: Tensor | None, renumbered: dict[tuple[str,
         if place not in renumbered:
             return item
         if place not in done:
-            left = stays[item.root]
+            left = stays[item.root].nonzero().flatten()
             done[place] = renumbered[place][item.idx[left]], channel[item.root[left]]
         return Item(item.module, item.tensor, item.dim, item.kind, *done[place], item.groups)
 

@@ -32,7 +32,8 @@ def attribute_changes(model: nn.Module, after: GroupIndex) -> dict[str, Attribut
             wanted |= _classifier(module, after)
         for path, value in wanted.items():
             owner, _, attribute = f"{name}.{path}".lstrip(".").rpartition(".")
-            if getattr(model.get_submodule(owner), attribute, value) != value:
+            holder = model.get_submodule(owner) if "." in path else module
+            if getattr(holder, attribute, value) != value:
                 changes.setdefault(owner, {})[attribute] = value
     return changes
 
