@@ -58,10 +58,15 @@ class Inverted:
         return eps + self.pattern if self.trojan is None else self.trojan.bias(eps)
 
 
+def contrast(images: Tensor) -> Tensor:
+    """Variance over the pixels of each channel, averaged over channels, of (..., C, H, W) images; returns (...): 0 for any plain colour."""
+    return images.flatten(-2).var(dim=-1, unbiased=False).mean(dim=-1)
+
+
 def disagreement(images: Tensor) -> Tensor:
     """Variance over samples relative to the contrast of their mean: `mean_pixels Var_i(u_i) / (Var_pixels(mean_i u_i) + 0.02)`.
 
-    The ratio is (nearly) free of scale: it cannot be won by shrinking contrast.
+    The ratio is (nearly) free of scale: it cannot be won by shrinking contrast, nor by plain colours.
 
     Args:
         images: (..., B, C, H, W), nominally in [0, 1] but not clamped.
@@ -70,7 +75,7 @@ def disagreement(images: Tensor) -> Tensor:
         (...) at least 0; 0 where all samples agree.
     """
     variance = images.var(dim=-4, unbiased=False).mean(dim=(-3, -2, -1))
-    return variance / (images.mean(dim=-4).flatten(-3).var(dim=-1, unbiased=False) + 0.02)
+    return variance / (contrast(images.mean(dim=-4)) + 0.02)
 
 
 def out_of_range(images: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ def out_of_range(images: Tensor) -> Tensor:
 
 def attraction(images: Tensor, anchor: Tensor) -> Tensor:
     """Mean squared distance of (..., B, C, H, W) images to one (C, H, W), relative to its contrast, as `disagreement`; returns (...)."""
-    return (images - anchor).square().mean(dim=(-4, -3, -2, -1)) / (anchor.var(unbiased=False) + 0.02)
+    return (images - anchor).square().mean(dim=(-4, -3, -2, -1)) / (contrast(anchor) + 0.02)
 
 
 def objective(

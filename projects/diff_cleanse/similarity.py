@@ -30,21 +30,25 @@ def cosine_matrix(images: Tensor) -> Tensor:
 
 
 def is_admissible(images: Tensor, share: float = 0.5) -> Tensor:
-    """Say which images are neither mostly black nor mostly white: a collapse to a constant is no agreement (2.5, step 3 of the method).
+    """Say which images are not mostly black, white or another colour at the end of its range: a collapse is no agreement (2.5, step 3 of the method).
 
     Nor may an image leave the range of pictures by more than `MAX_EXCESS`: clamped, whatever diverges the same way would look alike.
 
     Args:
-        images: (B, C, H, W), nominally in [0, 1]; a pixel is black or white if its mean over channels is at most 0.01 or at least 0.99.
-        share: an image is ruled out if more than this share of its pixels is black, or is white.
+        images: (B, C, H, W), nominally in [0, 1]; a pixel is saturated if each of its channels is at most 0.01 or at least 0.99, which is black or
+            white in grey pictures, and one of eight colours in those of three channels.
+        share: an image is ruled out if more than this share of its pixels has one and the same saturated colour.
 
     Returns:
         (B,) bool; images that are not finite are not admissible.
     """
-    grey = images.mean(dim=1).flatten(1)
-    black, white = ((extreme).float().mean(dim=1) for extreme in (grey <= 0.01, grey >= 0.99))
+    dark, bright = images <= 0.01, images >= 0.99
+    saturated = (dark | bright).all(dim=1)
+    place = 2 ** torch.arange(images.shape[1], device=images.device).view(-1, 1, 1)
+    colour = torch.where(saturated, (bright * place).sum(dim=1), -1).flatten(1)  # (B, H W)
+    counts = torch.stack([(colour == corner).float().mean(dim=1) for corner in range(2 ** images.shape[1])])
     excess = (images - images.clamp(0, 1)).abs().flatten(1).mean(dim=1)
-    return (black <= share) & (white <= share) & grey.isfinite().all(dim=1) & (excess <= MAX_EXCESS)
+    return (counts.amax(dim=0) <= share) & images.flatten(1).isfinite().all(dim=1) & (excess <= MAX_EXCESS)
 
 
 def agreement_graph(images: Tensor, threshold: float = 0.999, share: float = 0.5) -> Tensor:

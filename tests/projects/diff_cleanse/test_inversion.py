@@ -33,7 +33,7 @@ def draw_with(model, eta=0.0, steps=20, seed=0):
 def test_disagreement_by_numpy():
     batch = images(2, 5, 3, 4, 4) * 1.4 - 0.2
     for found, one in zip(disagreement(batch), batch.numpy(), strict=True):
-        assert float(found) == pytest.approx(one.var(axis=0).mean() / (one.mean(axis=0).var() + 0.02), rel=1e-5)
+        assert float(found) == pytest.approx(one.var(axis=0).mean() / (one.mean(axis=0).var(axis=(1, 2)).mean() + 0.02), rel=1e-5)
     for found, one in zip(out_of_range(batch), batch.numpy(), strict=True):
         assert float(found) == pytest.approx((np.maximum(one - 1.05, 0) + np.maximum(-0.05 - one, 0)).mean(), rel=1e-4)
     assert disagreement(batch[:, :1].expand(-1, 5, -1, -1, -1)).max() < 1e-12
@@ -43,6 +43,8 @@ def test_contrast_hardly_changes_disagreement_and_cannot_win_it():
     batch = 20 * images(6, 1, 8, 8)  # the constant 0.02 keeps flat images from dividing by zero
     assert float(disagreement(batch / 2)) == pytest.approx(float(disagreement(batch)), rel=0.05)
     assert float(disagreement(batch + 3)) == pytest.approx(float(disagreement(batch)), rel=1e-4)
+    plain = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1) + 0.02 * images(6, 3, 8, 8)
+    torch.testing.assert_close(disagreement(plain), disagreement(plain - plain.mean(dim=(0, 2, 3)).view(3, 1, 1)))  # colour itself is no contrast
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -75,7 +77,7 @@ def test_a_planted_trigger_is_found_and_a_clean_model_yields_none(eta, probes):
 
 def test_attraction_by_numpy():
     batch, anchor = images(2, 5, 3, 4, 4), images(3, 4, 4, seed=1)
-    expected = [((one.numpy() - anchor.numpy()) ** 2).mean() / (anchor.numpy().var() + 0.02) for one in batch]
+    expected = [((one.numpy() - anchor.numpy()) ** 2).mean() / (anchor.numpy().var(axis=(1, 2)).mean() + 0.02) for one in batch]
     assert attraction(batch, anchor).tolist() == pytest.approx(expected, rel=1e-5)
 
 

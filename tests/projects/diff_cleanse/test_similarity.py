@@ -89,12 +89,21 @@ def test_the_guard_rules_out_black_and_white():
     images[1] = 1.0
     images[2, :, :2] = 0.0  # exactly half is no majority
     images[3, :, :2] = images[3, :, 2, 0] = torch.tensor(0.005)  # just over half
-    images[4, 0] = 0.0  # one channel: the pixels are not black
+    images[4, 0] = 0.0  # one channel: the pixels are of no saturated colour
     images[5, 0, 0, 0] = torch.nan
     assert is_admissible(images).tolist() == [False, False, True, False, True, False]
     assert is_admissible(images, share=0.95).tolist() == [False, False, True, True, True, False]
     assert similar_set(images.nan_to_num(nan=0.5)[[0, 0, 2, 2]]).tolist() == [False, False, True, True]
     assert mscr(images[[0, 0, 0]]) == 0
+
+
+def test_the_guard_rules_out_every_saturated_colour():
+    colours = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
+    plain = colours.view(8, 3, 1, 1).expand(8, 3, 4, 4)
+    assert not is_admissible(plain).any()
+    assert is_admissible(plain, share=1.0).all()
+    assert is_admissible(plain[:1].clone().index_fill_(3, torch.tensor([0, 1]), 1.0)).tolist() == [True]  # half black, half white
+    assert is_admissible(plain * 0.9 + 0.05).all()
 
 
 def test_any_partner_and_clique_differ_along_a_chain():
