@@ -54,8 +54,8 @@ def _sampler_jobs(zoo: Zoo, seeds: list[int], rows: Path, quick: bool) -> list[S
 def _detection_jobs(zoo: Zoo, seeds: list[int], rows: Path, quick: bool) -> list[DetectionJob]:
     if quick:
         return [DetectionJob(zoo, member, seeds[0], rows) for member in (CLEAN, detection.BACKDOORED[0])]
-    little = [DetectionJob(zoo, member, seeds[0], rows) for member in detection.little_diversity(zoo.folder)]
-    return [*(DetectionJob(zoo, member, seed, rows) for seed, member in product(seeds, detection.members())), *little]
+    others = [DetectionJob(zoo, member, seeds[0], rows) for member in detection.other_models(zoo.folder)]
+    return [*(DetectionJob(zoo, member, seed, rows) for seed, member in product(seeds, detection.members())), *others]
 
 
 def _removal_jobs(zoo: Zoo, seeds: list[int], rows: Path, quick: bool) -> list[RemovalJob]:

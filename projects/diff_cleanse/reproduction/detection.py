@@ -1,4 +1,4 @@
-"""Detection: clean and backdoored models scanned by every method, and clean models that look suspicious because they draw little."""
+"""Detection: clean and backdoored models scanned by every method, and clean models of pictures that thresholds were not measured on."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ BACKDOORED = (
     attacked("TrojDiff", "cat_face", "shoe"),
 )
 CLEAN_FORKS = tuple(Member(f"clean fork {number}", {"lr": lr}, 150) for number, lr in ((1, 2e-3), (2, 1e-3), (3, 5e-4)))
-LITTLE = ("faint", "constant", "grey", "zeros", "untrained")
-"""Clean models of little diversity: faint digits, one picture with a little noise, light grey digits, zeros only; and one that never trained."""
+OTHERS = ("faint", "constant", "grey", "zeros", "untrained", "shapes", "photographs")
+"""Clean models of other pictures. Five are of little diversity: faint digits, one picture with a little noise, light grey digits, zeros only; and one
+that never trained. The last two are in colour: shapes on plain grounds, and crops of photographs."""
 
 
 def members() -> list[Member]:
@@ -40,8 +41,8 @@ def members() -> list[Member]:
     return [CLEAN, *CLEAN_FORKS, *BACKDOORED]
 
 
-def little_diversity(folder: Path) -> list[Member]:
-    """Write the pictures of the models of little diversity, and return these models."""
+def other_models(folder: Path) -> list[Member]:
+    """Write the pictures of the models of `OTHERS` that have their own, and return these models."""
     pictures = digits("train", 16, 1)
     images = torch.stack([pictures[i]["image"] for i in range(len(pictures))])
     labels = torch.tensor([pictures[i]["label"] for i in range(len(pictures))])
@@ -54,7 +55,8 @@ def little_diversity(folder: Path) -> list[Member]:
         with atomic(path) as temporary:
             np.savez(temporary, images=(values.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
         made.append(Member(name, {}, 500, is_fork=False, data={"source": "npz", "root": str(path)}))
-    return [*made, Member("untrained", {}, 0, is_fork=False)]
+    made.append(Member("untrained", {}, 0, is_fork=False))
+    return made + [Member(name, {"channels": 3}, 800, is_fork=False, data={"source": name, "channels": 3}) for name in ("shapes", "photographs")]
 
 
 class DetectionJob(MemberJob):
@@ -62,7 +64,7 @@ class DetectionJob(MemberJob):
 
     def make(self) -> list[dict[str, Any]]:
         self.zoo.train(self.member, self.seed)
-        methods = METHODS if self.seed == 0 and self.member.name not in LITTLE and not self.zoo.is_quick else METHODS[:1]
+        methods = METHODS if self.seed == 0 and self.member.name not in OTHERS and not self.zoo.is_quick else METHODS[:1]
         samplers = SAMPLERS[:1] if self.zoo.is_quick else SAMPLERS
         rows = []
         for method in methods:
@@ -97,7 +99,7 @@ def tabulate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for method in dict.fromkeys(row["method"] for row in rows):
         for seed in dict.fromkeys(row["seed"] for row in rows):
             own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
-            zoo, little = ([row for row in own if (row["model"] in LITTLE) == is_little] for is_little in (False, True))
+            zoo, others = ([row for row in own if (row["model"] in OTHERS) == is_other] for is_other in (False, True))
             truth, called = (np.array([row[name] for row in zoo]) for name in ("is_backdoored", "verdict"))
             called = called == "backdoored"
             line: dict[str, Any] = {"method": method, "seed": seed, "models": float(len(zoo))}
@@ -105,7 +107,7 @@ def tabulate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 name: float(roc_auc_score(truth, [row[column] for row in zoo])) for name, column in (("auroc", "score"), ("auroc_own", "own_score"))
             }
             line |= {"accuracy": float((called == truth).mean()), "tpr": float(called[truth].mean()), "tnr": float((~called[~truth]).mean())}
-            line["little_diversity_called"] = float(sum(row["verdict"] == "backdoored" for row in little)) if little else None
+            line["others_called"] = float(sum(row["verdict"] == "backdoored" for row in others)) if others else None
             table.append(line | {"seconds": float(np.mean([row["seconds"] for row in zoo]))})
     return table
 
@@ -118,6 +120,6 @@ def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:
     held = {
         "gradient: AUROC at least 0.98": ours["auroc"]["mean"] >= 0.98,
         "gradient: accuracy at least 0.95": ours["accuracy"]["mean"] >= 0.95,
-        "gradient: no clean model of little diversity is called backdoored": ours["little_diversity_called"]["mean"] == 0,
+        "gradient: no clean model of little diversity, nor of pictures in colour, is called backdoored": ours["others_called"]["mean"] == 0,
     }
     return held | {f"{name} ranks models no better than gradient, by either score": ours["auroc"]["mean"] >= auroc for name, auroc in others.items()}

@@ -79,9 +79,9 @@ def test_the_yardstick_is_zero_for_the_test_pictures_themselves():
     assert yardstick.distance(-images) > 1
 
 
-def test_models_of_little_diversity_have_pictures_of_their_own(tmp_path):
-    members = detection.little_diversity(tmp_path)
-    assert {member.name for member in members} == set(detection.LITTLE)
+def test_models_of_other_pictures_have_pictures_of_their_own(tmp_path):
+    members = detection.other_models(tmp_path)
+    assert {member.name for member in members} == set(detection.OTHERS)
     data = DiffusionData(**members[1].data)
     data.setup()
     images = torch.stack([data.train_set[i]["image"] for i in range(50)])
@@ -106,7 +106,7 @@ def test_detection_is_tabulated_by_method_and_seed():
     assert line["auroc"] == pytest.approx(0.75)  # three of four pairs are in order
     assert line["auroc_own"] == pytest.approx(0.25)
     assert (line["accuracy"], line["tpr"], line["tnr"]) == (0.75, 0.5, 1.0)
-    assert line["little_diversity_called"] == 0
+    assert line["others_called"] == 0
     assert failing(detection, summarise([line], by=("method",))) == ["gradient: AUROC at least 0.98", "gradient: accuracy at least 0.95"]
 
 
