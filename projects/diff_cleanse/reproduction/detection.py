@@ -96,19 +96,16 @@ def tabulate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from sklearn.metrics import roc_auc_score
 
     table = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        for seed in dict.fromkeys(row["seed"] for row in rows):
-            own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
-            zoo, others = ([row for row in own if (row["model"] in OTHERS) == is_other] for is_other in (False, True))
-            truth, called = (np.array([row[name] for row in zoo]) for name in ("is_backdoored", "verdict"))
-            called = called == "backdoored"
-            line: dict[str, Any] = {"method": method, "seed": seed, "models": float(len(zoo))}
-            line |= {
-                name: float(roc_auc_score(truth, [row[column] for row in zoo])) for name, column in (("auroc", "score"), ("auroc_own", "own_score"))
-            }
-            line |= {"accuracy": float((called == truth).mean()), "tpr": float(called[truth].mean()), "tnr": float((~called[~truth]).mean())}
-            line["others_called"] = float(sum(row["verdict"] == "backdoored" for row in others)) if others else None
-            table.append(line | {"seconds": float(np.mean([row["seconds"] for row in zoo]))})
+    for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in sorted(rows, key=lambda row: METHODS.index(row["method"]))):
+        own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
+        zoo, others = ([row for row in own if (row["model"] in OTHERS) == is_other] for is_other in (False, True))
+        truth, called = (np.array([row[name] for row in zoo]) for name in ("is_backdoored", "verdict"))
+        called = called == "backdoored"
+        line: dict[str, Any] = {"method": method, "seed": seed, "models": float(len(zoo))}
+        line |= {name: float(roc_auc_score(truth, [row[column] for row in zoo])) for name, column in (("auroc", "score"), ("auroc_own", "own_score"))}
+        line |= {"accuracy": float((called == truth).mean()), "tpr": float(called[truth].mean()), "tnr": float((~called[~truth]).mean())}
+        line["others_called"] = float(sum(row["verdict"] == "backdoored" for row in others)) if others else None
+        table.append(line | {"seconds": float(np.mean([row["seconds"] for row in zoo]))})
     return table
 
 

@@ -107,6 +107,13 @@ def test_detection_is_tabulated_by_method_and_seed():
     assert line["auroc_own"] == pytest.approx(0.25)
     assert (line["accuracy"], line["tpr"], line["tnr"]) == (0.75, 0.5, 1.0)
     assert line["others_called"] == 0
+    again = [found | {"seed": 1} for found in rows[:3]]  # a later seed is scanned by gradient alone
+    others = [found | {"method": "bbti"} for found in rows[:3]]
+    assert [(found["method"], found["seed"]) for found in detection.tabulate([*others, *rows, *again])] == [
+        ("gradient", 0),
+        ("gradient", 1),
+        ("bbti", 0),
+    ]
     assert failing(detection, summarise([line], by=("method",))) == ["gradient: AUROC at least 0.98", "gradient: accuracy at least 0.95"]
 
 
