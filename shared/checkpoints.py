@@ -51,6 +51,29 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise ValueError(f"{path} is damaged or no checkpoint ({error}); use an earlier one or train again") from error
 
 
+def weights_file(folder: Path) -> Path:
+    """Find the weights that a network of diffusers was saved with in a folder, whatever their variant (`fp16`).
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if there are several, or none that can be read without executing code.
+    """
+    plain = folder / "diffusion_pytorch_model.safetensors"
+    if shards := sorted(folder.glob("*.safetensors.index.*json")):
+        raise ValueError(f"the weights in {folder} are sharded ({shards[0].name}): write them again with save_pretrained(..., max_shard_size='1TB')")
+    files = [plain] if plain.is_file() else sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise ValueError(f"{folder} holds several weights ({', '.join(file.name for file in files)}) and no {plain.name}: keep one")
+    if pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt*")]):
+        raise ValueError(
+            f"{pickled[0]} is a pickle and is not read, for it could execute code: load the pipeline where you trust it, "
+            "and write it again with save_pretrained(..., safe_serialization=True)"
+        )
+    raise FileNotFoundError(f"no weights in {folder}: expected {plain.name}")
+
+
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read the weights in a .safetensors file, or in a .ckpt/.pt/.pth file with plain tensors (its `state_dict` entry if it has one).
 

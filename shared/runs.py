@@ -19,6 +19,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,37 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def claim_folder(folder: Path | str, mark: str, source: Path | str | None = None) -> Path:
+    """Check, before any work, that a result may be written as the folder that a user named: nothing else may be lost by it.
+
+    Args:
+        folder: the folder; it may be absent, empty, or an earlier result.
+        mark: file that tells an earlier result, which is replaced.
+        source: folder that the result is made from.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        ValueError: if the folder is, holds or lies in `source`, is a file, or holds something else than an earlier result.
+        OSError: if it cannot be written.
+    """
+    path = Path(folder).expanduser().resolve()
+    origin = None if source is None else Path(source).expanduser().resolve()
+    if origin is not None and (path == origin or path in origin.parents or origin in path.parents):
+        raise ValueError(f"{folder} is, holds or lies in the folder that is read ({source}): name another one")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
+        raise ValueError(f"{folder} is not empty and no earlier result (it has no {mark}), so it is not replaced: name another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(f"cannot write into {path.parent} ({error.strerror}): choose another folder") from error
+    return path
 
 
 def write_text(path: Path | str, text: str) -> None:

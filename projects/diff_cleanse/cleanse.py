@@ -19,7 +19,7 @@ from projects.diff_cleanse.importance import Criterion, Probe, group_channels, l
 from projects.diff_cleanse.inspection import CHUNK, Inspection, Trigger, common_picture, draw, without_repetitions
 from projects.diff_cleanse.metrics import to_unit_range
 from projects.diff_cleanse.samplers import prediction_of
-from projects.diff_cleanse.scan import SCANNED, scan
+from projects.diff_cleanse.scan import SCANNED, check_weights, scan
 from projects.diff_cleanse.scan_report import ScanReport
 from projects.diff_cleanse.schedule import NoiseSchedule
 from shared.pruning import Budget, GroupIndex, Plan, Scores, apply, hold, report, select
@@ -203,11 +203,13 @@ def cleanse(
         progress: is told, in a line each, what was done.
 
     Raises:
-        ValueError: if the trigger is of another shape than the network's pictures, or there are fewer clean pictures than a batch.
+        ValueError: if the trigger is of another shape than the network's pictures, there are fewer clean pictures than a batch, weights are not
+            finite, or the tuning diverges.
     """
     config: dict[str, Any] = dict(getattr(scheduler_config, "config", scheduler_config))
     recipe, clock = recipe or RECIPES["fast"], _Clock(progress)
     shape = _check_shape(unet, trigger)
+    check_weights(unet)
     clean, tuned_on = generate(unet, config, trigger, recipe.generated, seed) if pictures is None else (pictures, _count(pictures))
     if tuned_on["used"] < recipe.batch:
         raise ValueError(f"{tuned_on['used']} clean pictures are fewer than a batch of {recipe.batch}: give more, or let the model draw more")
@@ -216,7 +218,9 @@ def cleanse(
 
     real = (to_unit_range(some) if reference is None else reference).to(next(unet.parameters()).device)
     inspection = Inspection(config, trigger, real, recipe.samples, derive_seed(seed, "inspection"))
-    inspection.measure("before", unet)
+    before = inspection.measure("before", unet)
+    if before["near_target"] <= SURVIVING and before["score"] <= SURVIVING:
+        clock.tell("pictures", "this trigger makes no samples of this model alike: is it another model's, or the model clean? Scan it to see")
     ranked = None if recipe.criterion is None else rank_channels(unet, config, trigger, some[: recipe.pictures], recipe, seed)
     for share in recipe.shares:
         student, plan = deepcopy(unet), None
@@ -225,8 +229,11 @@ def cleanse(
             prune(student, plan)
             inspection.measure("pruned", student, share)
             clock.tell("pruning", f"{plan.channels} channels in {len(plan.dropped)} groups pruned by {recipe.criterion}")
-        state = None if parts is None else Path(parts) / _identity(unet, trigger, some, replace(recipe, shares=(share,)), seed) / "last.ckpt"
+        own = replace(recipe, shares=(share,))
+        state = None if parts is None else Path(parts) / _identity(unet, config, trigger, some, own, seed) / "last.ckpt"
         student = _tune(student, unet, config, trigger, clean, plan, recipe, seed, num_workers, trainer, state)
+        if not all(bool(parameter.isfinite().all()) for parameter in student.parameters()):
+            raise ValueError(f"the tuning diverged: its weights are no finite numbers; lower the learning rate lr={recipe.lr}")
         row = inspection.measure("after", student, share)
         clock.tell("tuning", f"{recipe.steps} steps of tuning: {row['near_target']:.0%} of triggered samples still show the target")
         if plan is None or row["near_target"] <= SURVIVING:
@@ -284,11 +291,10 @@ def prune(unet: nn.Module, plan: Plan) -> None:
 def _check_shape(unet: nn.Module, trigger: Trigger) -> tuple[int, int, int]:
     channels, height, width = trigger.pattern.shape
     config: Any = getattr(unet, "config", {})
-    made = config.get("in_channels", channels), config.get("sample_size", height)
-    if made != (channels, height):
-        raise ValueError(
-            f"the trigger is for pictures of {channels} channels and {height} pixels, the model makes {made[0]} and {made[1]}: scan this model first"
-        )
+    size = config.get("sample_size") or (height, width)
+    made = (config.get("in_channels", channels), *((size, size) if isinstance(size, int) else size))
+    if made != (channels, height, width):
+        raise ValueError(f"the trigger is for pictures of shape {(channels, height, width)}, the model makes {made}: scan this model first")
     return channels, height, width
 
 
@@ -316,10 +322,11 @@ def _tune(
     return module.ema.float().to(device).requires_grad_(True)  # the trainer may have left it elsewhere, and in another precision
 
 
-def _identity(unet: nn.Module, trigger: Trigger, images: Tensor, recipe: Recipe, seed: int) -> str:
+def _identity(unet: nn.Module, config: dict[str, Any], trigger: Trigger, images: Tensor, recipe: Recipe, seed: int) -> str:
     """Hash what the state of a tuning belongs to, 16 hexadecimal digits."""
-    content = hashlib.sha256(repr((recipe, trigger.sampler, seed)).encode())
-    for tensor in (trigger(torch.zeros_like(images[:1].cpu())), images, *unet.parameters()):
+    content = hashlib.sha256(repr((recipe, sorted(config.items()), trigger.sampler, seed)).encode())
+    gain = () if trigger.gain is None else (trigger.gain,)
+    for tensor in (trigger.pattern, *gain, images, *unet.parameters()):
         content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:16]
 

@@ -16,7 +16,7 @@ from projects.diff_cleanse.scan_report import ScanReport
 from shared.backbones.unets import load_pipeline, replace_unet
 from shared.loggers import artefact_folder, log_image, log_table
 from shared.messages import shown_path
-from shared.runs import digest, remove, write_json
+from shared.runs import claim_folder, digest, remove, write_json
 
 if TYPE_CHECKING:
     from projects.diff_cleanse.data import DiffusionData
@@ -54,6 +54,7 @@ def cleanse_pipeline(
         FileNotFoundError, ValueError: if the pipeline or the trigger cannot be read, or they do not belong together.
     """
     folder, artefacts = find_pipeline(pipeline), artefact_folder(trainer)
+    wanted = [claim_folder(out, "cleaning.json", folder)] if out else []
     unet, config = load_pipeline(folder)
     unet.to(trainer.strategy.root_device)
     tell = (lambda line: print(line, flush=True)) if trainer.is_global_zero else None
@@ -70,13 +71,16 @@ def cleanse_pipeline(
         chosen = Trigger.load(trigger)
     options: dict[str, Any] = {}
     if pictures == "data":
+        data.channels, data.size, width = chosen.pattern.shape
+        if width != data.size:
+            raise ValueError("--pictures data reads square pictures, which this model does not make: take --pictures generated")
         data.prepare_data()
         data.setup()
         options = {"pictures": clean(data.train_set), "reference": stacked(data.test_set), "num_workers": data.num_workers}
     parts = artefacts / "parts"
     report = cleanse(unet, config, chosen, recipe=recipe, seed=seed, trainer=trainer, rescan=rescan, parts=parts, progress=tell, **options)
     if trainer.is_global_zero:
-        _write(trainer, report, folder, [artefacts / "pipeline", *([Path(out).expanduser()] if out else [])])
+        _write(trainer, report, folder, [artefacts / "pipeline", *wanted])
     return report
 
 
@@ -89,7 +93,10 @@ def _write(trainer: ProjectTrainer, report: CleanReport, source: Path, folders: 
     log_table(trainer, "cleansing", report.rows)
     for name in ("triggered_before", "triggered_after", "clean_before", "clean_after"):
         log_image(trainer, name, picture_grid(report.pictures[name]))
-    print(f"\n{describe(report)}\nthe cleansed pipeline: {shown_path(folders[-1])}\n")
+    print(f"\n{describe(report)}\nthe cleansed pipeline: {shown_path(folders[-1])}")
+    if report.recipe.mode == "cut":
+        print(f"its network is smaller than its settings say: load it with shared.backbones.unets.load_pipeline({shown_path(folders[-1])!r})")
+    print()
 
 
 def describe(report: CleanReport) -> str:

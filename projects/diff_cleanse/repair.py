@@ -99,7 +99,9 @@ class Repair(L.LightningModule):
             raise ValueError(f"unknown loss {loss!r}; known are {', '.join(get_args(Loss))}")
         if loss == "elijah" and wear is None:
             raise ValueError("the loss elijah needs a trigger")
-        self.unet, self.ema = unet.train().requires_grad_(True), deepcopy(unet).eval().requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in unet.parameters()):  # else what is frozen, such as Fourier frequencies, stays so
+            unet.requires_grad_(True)
+        self.unet, self.ema = unet.train(), deepcopy(unet).eval().requires_grad_(False)
         self.teacher = teacher.eval().requires_grad_(False)
         self.schedule, self.plan, self.loss, self.wear, self.weight = schedule, plan, loss, wear, weight
         self.pictures, self.batch, self.num_workers = pictures, batch, num_workers

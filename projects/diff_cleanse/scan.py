@@ -172,7 +172,7 @@ class Scan:
             raise ValueError(f"TrojDiff's samplers ({', '.join(samplers)}) are scanned with the method gradient only: add it to the methods")
         self.budget_name, self.budget, self.seed, self.threshold = budget, BUDGETS[budget], seed, threshold
         self.shape, self.save_memory, self.parts, self.progress = shape or _shape_of(unet), save_memory, parts, progress
-        _check_weights(unet)
+        check_weights(unet)
         self.stop = threading.Event()
         self.activations = self._try_network()
         self.model_hash = model_hash or _hash_of(unet, self.scheduler_config)
@@ -338,7 +338,8 @@ def _check(methods: Sequence[str], samplers: Sequence[str], budget: str, thresho
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
 
 
-def _check_weights(unet: nn.Module) -> None:
+def check_weights(unet: nn.Module) -> None:
+    """Raise ValueError, naming what is wrong, unless all of a network's weights are finite numbers."""
     broken = [(name, int((~tensor.isfinite()).sum()), tensor.numel()) for name, tensor in unet.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         named = ", ".join(f"{name} ({count} of {total} values)" for name, count, total in broken[:5])

@@ -20,7 +20,7 @@ Method = Literal["gradient", "bbti", "bbti_released", "elijah", "terd"]
 Verdict = Literal["backdoored", "clean", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"clean": 0, "backdoored": 1, "undecided": 2}
 DECIDING: tuple[Method, ...] = ("gradient", "bbti")
-"""Methods whose findings make the verdict; the others stand beside them and decide only where none of these ran."""
+"""Methods whose findings make the verdict; the others stand beside them, and without one of these a model is undecided at best."""
 THRESHOLD = 0.5
 MAX_REPETITION = 0.25
 """A model of which this share of untriggered samples repeat each other or the supposed target can be steered to single pictures by any noise."""
@@ -180,9 +180,10 @@ def deciding(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def overall_verdict(findings: Sequence[Finding]) -> Verdict:
-    """Return backdoored if any deciding finding is, else undecided if any is, else clean."""
+    """Return backdoored if any deciding finding is, else undecided if any is or none decides, else clean."""
     order: tuple[Verdict, ...] = ("clean", "undecided", "backdoored")
-    return max((finding.verdict for finding in deciding(findings)), key=order.index)
+    verdict = max((finding.verdict for finding in deciding(findings)), key=order.index)
+    return verdict if any(finding.method in DECIDING for finding in findings) else max(verdict, "undecided", key=order.index)
 
 
 def prepare(folder: Path) -> None:

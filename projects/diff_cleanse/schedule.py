@@ -64,12 +64,14 @@ class NoiseSchedule:
             config: the file's content; absent keys take the defaults of `diffusers.DDPMScheduler`.
 
         Raises:
-            ValueError: if `beta_schedule` is unknown or `rescale_betas_zero_snr` is set: with `a_T = 0` no image can be recovered from the noise.
+            ValueError: if the scheduler is of another process, such as a variance-exploding one or a flow, `beta_schedule` is unknown, or
+                `rescale_betas_zero_snr` is set: with `a_T = 0` no image can be recovered from the noise.
         """
+        name = str(config.get("_class_name", ""))
+        if name and not {"beta_start", "beta_end", "beta_schedule", "trained_betas"} & set(config):
+            raise ValueError(f"scheduler config: {name} is not supported, only processes that are described by betas are (DDPM, DDIM, ...)")
         if config.get("rescale_betas_zero_snr"):
-            raise ValueError(
-                "scheduler config: rescale_betas_zero_snr is not supported, the last step would carry no image (a_T = 0); set it to false"
-            )
+            raise ValueError("scheduler config: rescale_betas_zero_snr is not supported: the last step carries no image (a_T = 0)")
         if config.get("trained_betas") is not None:
             return NoiseSchedule(config["trained_betas"])
         steps, start, end = int(config.get("num_train_timesteps", 1000)), config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
@@ -80,8 +82,10 @@ class NoiseSchedule:
             return NoiseSchedule(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square())
         if kind == "squaredcos_cap_v2":
             return NoiseSchedule(_cosine_betas(steps))
+        if kind == "sigmoid":
+            return NoiseSchedule(torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start)
         raise ValueError(
-            f"scheduler config: unknown beta_schedule {kind!r}; known are linear, scaled_linear, squaredcos_cap_v2, or a list trained_betas"
+            f"scheduler config: unknown beta_schedule {kind!r}; known are linear, scaled_linear, squaredcos_cap_v2, sigmoid, or a list trained_betas"
         )
 
     def __len__(self) -> int:

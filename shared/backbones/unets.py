@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from shared.checkpoints import load_weights
+from shared.checkpoints import load_weights, weights_file
 from shared.runs import atomic
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
     """
     folder = Path(folder).expanduser()
     unet_config, scheduler_config = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
+    if (folder / "model_index.json").is_file() and (others := _other_parts(_read_json(folder / "model_index.json"))):
+        raise ValueError(
+            f"{folder} holds a pipeline with {', '.join(others)} beside its U-Net: only pipelines of a U-Net and a scheduler are read, "
+            "whose U-Net draws the pictures themselves"
+        )
     is_pruned = (folder / "unet" / "structure.json").is_file()
     missing = [path for path in (unet_config, scheduler_config) if not path.is_file() and not (is_pruned and path == unet_config)]
     if missing:
@@ -96,7 +101,7 @@ def _load_unet(config: Path) -> UNet2DModel:
     from diffusers import UNet2DModel
 
     unet = UNet2DModel.from_config({name: value for name, value in settings.items() if not name.startswith("_")})
-    load_weights(unet, _weights_file(config.parent))
+    load_weights(unet, weights_file(config.parent))
     return unet
 
 
@@ -111,19 +116,9 @@ def _load_pruned(folder: Path) -> UNet2DModel:
     return unet
 
 
-def _weights_file(folder: Path) -> Path:
-    plain = folder / "diffusion_pytorch_model.safetensors"
-    files = [plain] if plain.is_file() else sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise ValueError(f"{folder} holds several weights ({', '.join(file.name for file in files)}) and no {plain.name}: keep one")
-    if pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt*")]):
-        raise ValueError(
-            f"{pickled[0]} is a pickle and is not read, for it could execute code: load the pipeline where you trust it, "
-            "and write it again with save_pretrained(..., safe_serialization=True)"
-        )
-    raise FileNotFoundError(f"no weights in {folder}: expected {plain.name}")
+def _other_parts(index: dict[str, Any]) -> list[str]:
+    """Return the parts of a pipeline that are neither its U-Net nor its scheduler."""
+    return [name for name, part in index.items() if isinstance(part, list) and part[0] is not None and name not in ("unet", "scheduler")]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -151,7 +146,7 @@ def save_pipeline(unet: UNet2DModel, scheduler: Any, folder: str | Path) -> Path
 def replace_unet(source: str | Path, unet: UNet2DModel, folder: str | Path) -> Path:
     """Write a pipeline folder with another network and everything else as in `source`, in one piece or not at all.
 
-    Weights are stored in the precision that they have in `source`. Other files of `source` are left behind.
+    Weights are stored in the precision and under the name that they have in `source`. Other files of `source` are left behind.
 
     Args:
         source: a pipeline folder that `load_pipeline` reads.
@@ -163,8 +158,6 @@ def replace_unet(source: str | Path, unet: UNet2DModel, folder: str | Path) -> P
     from safetensors import safe_open
 
     source = Path(source).expanduser()
-    with safe_open(_weights_file(source / "unet"), "pt") as file:
-        dtype = file.get_tensor(next(iter(file.keys()))).dtype
     with atomic(folder) as temporary:
         temporary.mkdir(parents=True)
         for name in ("model_index.json", "scheduler/scheduler_config.json"):
@@ -176,7 +169,11 @@ def replace_unet(source: str | Path, unet: UNet2DModel, folder: str | Path) -> P
 
             save(unet, temporary / "unet")
         else:
+            weights = weights_file(source / "unet")
+            with safe_open(weights, "pt") as file:
+                dtype = file.get_tensor(next(iter(file.keys()))).dtype
             stored = deepcopy(unet)
             nn.Module.to(stored, dtype)  # diffusers' own `to` warns of modules to keep in float32, of which it then names none
-            stored.save_pretrained(temporary / "unet", safe_serialization=True)
+            variant = weights.name.removeprefix("diffusion_pytorch_model.").removesuffix("safetensors").strip(".") or None
+            stored.save_pretrained(temporary / "unet", safe_serialization=True, variant=variant, max_shard_size="1TB")
     return Path(folder)

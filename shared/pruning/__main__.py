@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import sys
@@ -13,14 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from shared.checkpoints import load_tensors, load_weights, weights_file
 from shared.pruning.apply import apply, verify
-from shared.pruning.costs import Budget
+from shared.pruning.costs import Budget, measure_latency
 from shared.pruning.groups import GroupIndex
 from shared.pruning.masks import hold
 from shared.pruning.plan import Plan
 from shared.pruning.report import report
 from shared.pruning.scores import Scores, geometric_median, magnitude, random
 from shared.pruning.select import select
+from shared.pruning.store import STRUCTURE, build_base, load, save
+from shared.runs import atomic, claim_folder
 
 _DIFFUSERS_WEIGHTS, _TIMM_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
@@ -45,8 +49,13 @@ def _parser() -> argparse.ArgumentParser:
             "folder", type=Path, help="a diffusers pipeline or network, a timm folder (config.json and model.safetensors), or an earlier result"
         )
         budget = one.add_mutually_exclusive_group(required=True)
-        for measure in ("channels", "parameters", "flops"):
-            budget.add_argument(f"--{measure}", type=float, metavar="SHARE", help=f"share of the {measure} to remove, in [0, 1)")
+        for measure, what in {
+            "channels": "channels",
+            "parameters": "parameters",
+            "flops": "flops",
+            "latency": "time, as measured on this CPU,",
+        }.items():
+            budget.add_argument(f"--{measure}", type=float, metavar="SHARE", help=f"share of the {what} to remove, in [0, 1)")
         one.add_argument("--criterion", choices=("magnitude", "geometric_median", "random"), default="magnitude", help="scores that need no data")
         one.add_argument("--scope", choices=("global", "local", "isomorphic"), default="global", help="whether groups compete (default: global)")
         one.add_argument(
@@ -66,11 +75,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.verb == "apply":
+        options.out = claim_folder(options.out, STRUCTURE, options.folder)
     model, base = load_model(options.folder)
     inputs = _parse_inputs(options.input) or example_inputs(model, base)
-    index = GroupIndex.build(model, inputs, options.protect)
+    try:
+        index = GroupIndex.build(copy.deepcopy(model), inputs, options.protect)  # a copy, for networks that keep what they compute while traced
+    except (RuntimeError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"the network cannot be called with these inputs ({str(error).splitlines()[0]}): describe them by --input") from error
     mode: Literal["cut", "mask"] = getattr(options, "mode", "cut")
-    budget = Budget(channels=options.channels, parameters=options.parameters, flops=options.flops)
+    table = None if options.latency is None else measure_latency(index, model)
+    budget = Budget(options.channels, options.parameters, options.flops, options.latency, table)
     settings = {"scope": options.scope, "norm": options.norm, "heads": options.heads, "cap": options.cap, "round_to": options.round_to}
     plan = select(index, _scores(options, index, model), budget, mode=mode, **settings)
     made = report(plan)
@@ -88,11 +103,6 @@ def _scores(options: argparse.Namespace, index: GroupIndex, model: nn.Module) ->
 
 
 def _write(model: nn.Module, base: dict[str, Any], plan: Plan, inputs: Any, options: argparse.Namespace) -> None:
-    from shared.pruning.store import save
-    from shared.runs import atomic
-
-    if options.out.resolve() == options.folder.resolve():
-        raise ValueError(f"--out {options.out} is the folder that is read: name another one")
     if plan.mode == "cut":
         difference = verify(model, plan, inputs)
         apply(model, plan)
@@ -100,21 +110,31 @@ def _write(model: nn.Module, base: dict[str, Any], plan: Plan, inputs: Any, opti
         print(f"\nwritten to {options.out}; the pruned network differs from the masked one by {difference:.2g} at most")
         print(f"load it with: shared.pruning.store.load({str(options.out)!r})")
         return
-    weights = _weights_file(options.folder)
-    if weights is None:
-        raise ValueError(f"{options.folder} is a result of pruning: --mode mask writes the formats of diffusers and timm only")
+    source = _network_folder(options.folder)
+    if (source / STRUCTURE).is_file():
+        raise ValueError(f"{source} is a result of pruning: --mode mask writes the formats of diffusers and timm only")
     from safetensors.torch import save_model
 
+    weights = _weights_file(source)
     hold(model, plan)
+    for name, tensor in load_tensors(weights).items():  # in the precision that they were stored in
+        owner, _, last = name.rpartition(".")
+        held = getattr(model.get_submodule(owner), last)
+        held.data = held.data.to(tensor.dtype)
     with atomic(options.out) as temporary:
         shutil.copytree(options.folder, temporary)
         save_model(model, str(temporary / weights.relative_to(options.folder)), metadata={"format": "pt"})
     print(f"\nwritten to {options.out}, which loads as {options.folder} does")
 
 
-def _weights_file(folder: Path) -> Path | None:
-    places = (folder / "unet" / _DIFFUSERS_WEIGHTS, folder / _DIFFUSERS_WEIGHTS, folder / _TIMM_WEIGHTS)
-    return None if (folder / "structure.json").is_file() else next((place for place in places if place.is_file()), None)
+def _network_folder(folder: Path) -> Path:
+    """Return the folder of the network itself: a pipeline's `unet`, or the folder as it is."""
+    inner = folder / "unet"
+    return inner if any((inner / name).is_file() for name in ("config.json", STRUCTURE)) else folder
+
+
+def _weights_file(folder: Path) -> Path:
+    return folder / _TIMM_WEIGHTS if (folder / _TIMM_WEIGHTS).is_file() else weights_file(folder)
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -124,18 +144,16 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         FileNotFoundError: if the folder is of no known kind.
         ValueError: if files are damaged.
     """
-    from shared.pruning.store import STRUCTURE, build_base, load
-
+    folder = _network_folder(folder)
     if (folder / STRUCTURE).is_file():
         return load(folder), json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))["base"]
-    if (folder / "unet" / "config.json").is_file():
-        folder = folder / "unet"
-    config, weights = folder / "config.json", _weights_file(folder)
-    if not config.is_file() or weights is None:
+    config = folder / "config.json"
+    if not config.is_file():
         raise FileNotFoundError(
             f"{folder} holds no network: expected config.json with {_DIFFUSERS_WEIGHTS} (diffusers) or {_TIMM_WEIGHTS} (timm), "
             "a pipeline with unet/, or a result of pruning with structure.json"
         )
+    weights = _weights_file(folder)
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -149,9 +167,9 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     else:
         raise ValueError(f"{config} names neither a diffusers class (_class_name) nor a timm architecture")
     model = build_base(base)
-    from shared.checkpoints import load_weights
-
     load_weights(model, weights)
+    if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{weights} holds weights that are not finite numbers ({broken[0]} first): there is nothing to prune by")
     return model.eval(), base
 
 

@@ -118,6 +118,8 @@ def norm_groups(name: str, site: Site, keep: Tensor, mode: NormMode) -> int:
         ValueError: if what is left does not divide as the mode demands.
     """
     left, before = int(keep.sum()), site.groups
+    if before == 1:
+        return 1
     if mode == "regroup":
         return min((d for d in range(1, left + 1) if left % d == 0), key=lambda d: (abs(math.log(d / before)), d))
     if mode == "per_offset":

@@ -119,10 +119,10 @@ def _queue(
     mode: str,
 ) -> _Queue:
     values = scores[group.name].detach().to("cpu", torch.float64)
-    if values.shape != (group.channels,) or not values.isfinite().all():
-        raise ValueError(
-            f"the scores of {group.name} must be {group.channels} finite numbers, got shape {tuple(values.shape)}; score this index anew"
-        )
+    if values.shape != (group.channels,):
+        raise ValueError(f"the scores of {group.name} must be {group.channels} numbers, got shape {tuple(values.shape)}; score this index anew")
+    if not values.isfinite().all():
+        raise ValueError(f"the scores of {group.name} are not all finite numbers: are the network's weights and gradients?")
     values = values if drop == "lowest" else -values
     units = Units(torch.arange(group.channels), [1] * group.channels) if mode == "mask" else smallest_units(index, group, norm, heads)
     units = units.ordered(units.means(values).argsort(stable=True))  # ties go by index

@@ -111,7 +111,7 @@ def _norm_labels(group: Group, item: Item, parts: int, width: int, norm: NormMod
     size = width // parts
     if norm == "regroup":
         return None, None
-    if norm == "whole_group":
+    if norm == "whole_group" and parts > 1:
         label = item.idx // size
         incomplete = label.bincount(minlength=parts)[label] < size  # its other channels belong to another group of layers
         return (label, item.root), item.root[incomplete]

@@ -1,12 +1,14 @@
 import json
+from copy import deepcopy
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import save_file
+from torch import nn
 
 from shared.backbones.factory import build_backbone
-from shared.backbones.unets import PRESETS, build_unet, load_pipeline, save_pipeline
+from shared.backbones.unets import PRESETS, build_unet, load_pipeline, replace_unet, save_pipeline
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,17 @@ def several_weights(folder):
     weights.rename(folder / "unet" / "diffusion_pytorch_model.bf16.safetensors")
 
 
+def shard_weights(folder):
+    unet = load_pipeline(folder)[0]
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    unet.save_pretrained(folder / "unet", max_shard_size="50KB")
+
+
+def add_decoder(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"vqvae": ["diffusers", "VQModel"]}))
+
+
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
@@ -75,6 +88,8 @@ def several_weights(folder):
         (change_class, ValueError, "describes a UNet2DConditionModel: only unconditional"),
         (pickle_weights, ValueError, "is a pickle and is not read.*safe_serialization"),
         (several_weights, ValueError, "holds several weights"),
+        (shard_weights, ValueError, "are sharded .* write them again with save_pretrained"),
+        (add_decoder, ValueError, "holds a pipeline with vqvae beside its U-Net: only pipelines of a U-Net and a scheduler"),
         (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), FileNotFoundError, "no weights in"),
         (
             lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
@@ -87,6 +102,15 @@ def test_bad_folders_are_explained(folder, harm, error, message):
     harm(folder)
     with pytest.raises(error, match=message):
         load_pipeline(folder)
+
+
+def test_a_variant_keeps_its_name_and_precision(folder, tmp_path):
+    unet = load_pipeline(folder)[0]
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    nn.Module.to(deepcopy(unet), torch.float16).save_pretrained(folder / "unet", variant="fp16")
+    replace_unet(folder, load_pipeline(folder)[0], tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new" / "unet").glob("*.safetensors")] == ["diffusion_pytorch_model.fp16.safetensors"]
+    assert DDPMPipeline.from_pretrained(tmp_path / "new", variant="fp16", torch_dtype=torch.float16).unet.dtype == torch.float16
 
 
 def test_timm_networks_by_name_and_local_weights(tmp_path):

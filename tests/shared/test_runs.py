@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from shared.runs import Run, atomic, digest, find_run, new_run, resolve_run, write_json, write_text
+from shared.runs import Run, atomic, claim_folder, digest, find_run, new_run, resolve_run, write_json, write_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -25,6 +25,25 @@ def test_a_folder_is_replaced_whole(tmp_path):
             temporary.mkdir()
             (temporary / content).touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+def test_only_results_are_replaced(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "mark.json").touch()
+    for name in ("absent", "absent/below", "empty", "earlier"):
+        assert claim_folder(tmp_path / name, "mark.json") == tmp_path / name
+    (tmp_path / "letters" / "old").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"letters is not empty and no earlier result \(it has no mark.json\)"):
+        claim_folder(tmp_path / "letters", "mark.json")
+    with pytest.raises(ValueError, match="file is a file: name a folder"):
+        claim_folder(tmp_path / "file", "mark.json")
+    with pytest.raises(OSError, match=r"cannot write into .*file"):
+        claim_folder(tmp_path / "file" / "below", "mark.json")
+    for inside in ("earlier", "earlier/below", "."):
+        with pytest.raises(ValueError, match="is, holds or lies in the folder that is read"):
+            claim_folder(tmp_path / inside, "mark.json", tmp_path / "earlier")
 
 
 def test_a_file_does_not_replace_a_folder(tmp_path):

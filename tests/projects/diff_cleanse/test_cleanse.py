@@ -247,6 +247,18 @@ def test_wrong_triggers_are_named(tmp_path):
     assert torch.equal(Trigger.load(tmp_path / "trojan.safetensors")(torch.full((1, *SHAPE), 2.0)), torch.full((1, *SHAPE), 2.0))
 
 
+def test_what_cannot_be_repaired_is_said(unet, trigger):
+    told = []
+    cleanse(unet, CONFIG, trigger, pictures(), recipe=QUICK, rescan=False, progress=told.append)
+    assert any("this trigger makes no samples of this model alike" in line for line in told)
+    with pytest.raises(ValueError, match=r"the tuning diverged: .* lower the learning rate lr=1e"):
+        cleanse(unet, CONFIG, trigger, pictures(), recipe=replace(QUICK, lr=1e30), rescan=False)
+    broken = deepcopy(unet)
+    broken.conv_in.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"weights are not all finite numbers.*conv_in\.weight"):
+        cleanse(broken, CONFIG, trigger, pictures(), recipe=QUICK)
+
+
 def test_wrong_settings_are_named(unet, trigger):
     with pytest.raises(ValueError, match="shares must be one or more numbers between 0 and 1"):
         Recipe(shares=(1.5,))
@@ -255,7 +267,7 @@ def test_wrong_settings_are_named(unet, trigger):
     with pytest.raises(ValueError, match="unknown budget 'huge'; known are fast, full"):
         make_recipe("huge")
     assert make_recipe("fast", steps=7, lr=None) == Recipe(steps=7)
-    with pytest.raises(ValueError, match="pictures of 3 channels and 8 pixels, the model makes 1 and 8: scan this model first"):
+    with pytest.raises(ValueError, match=r"pictures of shape \(3, 8, 8\), the model makes \(1, 8, 8\): scan this model first"):
         cleanse(unet, CONFIG, Trigger(torch.zeros(3, 8, 8), "ddim"))
     with pytest.raises(ValueError, match="5 clean pictures are fewer than a batch of 8"):
         cleanse(unet, CONFIG, trigger, pictures(5), recipe=QUICK)

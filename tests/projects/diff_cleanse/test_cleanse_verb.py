@@ -43,11 +43,31 @@ def test_cleanse_writes_a_folder_that_stock_diffusers_loads(run_folder, pipeline
 
 
 def test_cleanse_tunes_on_pictures_of_the_user(run_folder, pipeline, trigger):
-    own = ["--pictures=data", "--data.source=digits", "--data.size=8", "--mode=cut"]
+    own = ["--pictures=data", "--data.source=digits", "--mode=cut"]  # size and channels are the model's
     cli = main(["cleanse", str(pipeline), "--trigger", str(trigger), "--run", "own", *own, *QUICK])
     assert cli.result.tuned_on == {"used": 1400, "generated": 0, "left_out": 0}
     smaller, _ = load_pipeline(run_folder / "diff_cleanse" / "own" / "artefacts" / "cleanse" / "pipeline")
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in load_pipeline(pipeline)[0].parameters())
+
+
+def test_a_cut_pipeline_is_cleansed_again(run_folder, pipeline, trigger, tmp_path, capsys):
+    for source, out in ((pipeline, "cut"), (tmp_path / "cut", "twice")):
+        main(["cleanse", str(source), "--trigger", str(trigger), "--run", out, "--out", str(tmp_path / out), "--mode=cut", *QUICK])
+        assert "load it with shared.backbones.unets.load_pipeline" in capsys.readouterr().out
+    once, twice = (load_pipeline(tmp_path / name)[0] for name in ("cut", "twice"))
+    assert sum(p.numel() for p in twice.parameters()) < sum(p.numel() for p in once.parameters())
+
+
+def test_pictures_need_not_be_square(run_folder, tmp_path):
+    from diffusers import UNet2DModel
+
+    from shared.backbones.unets import PRESETS
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=(8, 12), in_channels=3, out_channels=3, **PRESETS["tiny"])
+    wide = save_pipeline(unet, DDPMScheduler(num_train_timesteps=20, beta_start=1e-3, beta_end=0.3), tmp_path / "wide")
+    save_file({"trigger": torch.full((3, 8, 12), -0.5)}, tmp_path / "wide.safetensors", {"sampler": "ddim"})
+    assert main(["cleanse", str(wide), "--trigger", str(tmp_path / "wide.safetensors"), "--run", "wide", *QUICK]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -58,6 +78,8 @@ def test_cleanse_tunes_on_pictures_of_the_user(run_folder, pipeline, trigger):
         (["PIPELINE", "--trigger", "TRIGGER", "--budget", "huge"], "unknown budget 'huge'; known are fast, full"),
         (["PIPELINE", "--trigger", "TRIGGER", "--shares", "[2.0]"], "shares must be one or more numbers between 0 and 1"),
         (["PIPELINE", "--trigger", "TRIGGER", "--batch", "5000"], "clean pictures are fewer than a batch of 5000"),
+        (["PIPELINE", "--trigger", "TRIGGER", "--out", "PIPELINE"], "is, holds or lies in the folder that is read"),
+        (["PIPELINE", "--trigger", "TRIGGER", "--out", "."], "is not empty and no earlier result"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(run_folder, pipeline, trigger, capsys, options, message):

@@ -99,6 +99,7 @@ def test_verdicts():
     assert overall(("gradient", "undecided"), ("bbti", "backdoored")) == "backdoored"
     assert overall(("gradient", "clean"), ("terd", "backdoored")) == "clean"
     assert overall(("terd", "backdoored")) == "backdoored"
+    assert overall(("terd", "clean"), ("bbti_released", "clean")) == "undecided"
     assert EXIT_CODES == {"clean": 0, "backdoored": 1, "undecided": 2}
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
 
 from projects.diff_cleanse.schedule import AttackSchedule, NoiseSchedule
 
@@ -166,19 +166,23 @@ def test_starting_noise(schedule):
         {"num_train_timesteps": 50},
         {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
         {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 200},
+        {"beta_schedule": "sigmoid", "beta_start": 1e-3, "beta_end": 0.1, "num_train_timesteps": 50},
         {"trained_betas": [0.1, 0.2, 0.3]},
     ],
 )
 def test_scheduler_configs_are_read_as_diffusers_reads_them(options):
-    stock = DDIMScheduler(**options)
+    stock = DDPMScheduler(**options)
     own = NoiseSchedule.from_scheduler_config(dict(stock.config))
     torch.testing.assert_close(own.alphas_cumprod.float(), stock.alphas_cumprod, atol=1e-6, rtol=1e-3 if "cap" in str(options) else 1e-5)
     torch.testing.assert_close(own.betas.float(), stock.betas, atol=1e-7, rtol=1e-5)
 
 
 def test_messages(schedule):
-    with pytest.raises(ValueError, match="unknown beta_schedule 'sigmoid'; known are linear, scaled_linear, squaredcos_cap_v2"):
-        NoiseSchedule.from_scheduler_config({"beta_schedule": "sigmoid"})
+    with pytest.raises(ValueError, match="unknown beta_schedule 'exponential'; known are linear, scaled_linear, squaredcos_cap_v2"):
+        NoiseSchedule.from_scheduler_config({"beta_schedule": "exponential"})
+    for foreign in (ScoreSdeVeScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler):
+        with pytest.raises(ValueError, match=f"{foreign.__name__} is not supported, only processes that are described by betas"):
+            NoiseSchedule.from_scheduler_config(dict(foreign().config) | {"_class_name": foreign.__name__})
     with pytest.raises(ValueError, match="rescale_betas_zero_snr is not supported"):
         NoiseSchedule.from_scheduler_config({"rescale_betas_zero_snr": True})
     with pytest.raises(ValueError, match="betas must be a non-empty sequence of numbers strictly between 0 and 1"):

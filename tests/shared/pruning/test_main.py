@@ -38,6 +38,21 @@ def test_a_pipeline_is_cut_and_loaded_again(part, pipeline, tmp_path, capsys):
     assert len(load(tmp_path / "twice").pruned_structure.history) == 2
 
 
+def test_a_pipeline_with_a_cut_network_is_read(pipeline, tmp_path, capsys):
+    assert main(["apply", str(pipeline), "--latency", "0.2", "--out", str(tmp_path / "pipe" / "unet")]) == 0
+    assert main(["report", str(tmp_path / "pipe"), "--channels", "0.1"]) == 0
+    assert "channels" in capsys.readouterr().out
+
+
+def test_a_mask_keeps_the_precision_of_the_file(pipeline, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert main(["apply", str(pipeline), "--channels", "0.1", "--mode", "mask", "--out", str(tmp_path / "out")]) == 0
+    assert {t.dtype for t in load_file(tmp_path / "out" / "unet" / weights.name).values()} == {torch.bfloat16}
+
+
 def test_a_masked_pipeline_loads_in_stock_diffusers(pipeline, tmp_path):
     from diffusers import DDPMPipeline
 
@@ -71,7 +86,15 @@ def test_requests_that_cannot_be_met_are_explained(pipeline, tmp_path, capsys):
         assert error.startswith("error: ")
         assert message in error
     assert main(["apply", str(pipeline), "--channels", "0.1", "--out", str(pipeline)]) == 1
-    assert "is the folder that is read" in capsys.readouterr().err
+    assert "is, holds or lies in the folder that is read" in capsys.readouterr().err
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "letter.txt").write_text("dear")
+    for out, message in ((tmp_path / "letters", "is not empty and no earlier result"), (pipeline / "unet", "is, holds or lies in")):
+        assert main(["apply", str(pipeline), "--channels", "0.1", "--out", str(out)]) == 1
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "letters" / "letter.txt").read_text() == "dear"
+    assert main(["report", str(pipeline), "--channels", "0.1", "--input", "sample=1x1x7x7", "timestep=int:1"]) == 1
+    assert "cannot be called with these inputs" in capsys.readouterr().err
     (pipeline / "unet" / "config.json").write_text("{")
     assert main(["report", str(pipeline), "--channels", "0.1"]) == 1
     assert "is no JSON file" in capsys.readouterr().err

@@ -224,7 +224,7 @@ def test_wrong_requests_are_refused(index):
             Budget(**wrong)
     with pytest.raises(ValueError, match="cap must lie in"):
         select(index, even(index), Budget(channels=0.1), cap=1.5)
-    with pytest.raises(ValueError, match=r"the scores of conv must be 16 finite numbers, got shape \(16,\)"):
+    with pytest.raises(ValueError, match="the scores of conv are not all finite numbers"):
         select(index, even(index, float("nan")), Budget(channels=0.1))
     with pytest.raises(ValueError, match="no group 'cnv'; there are conv"):
         Plan.of(index, {"cnv": [1]})
