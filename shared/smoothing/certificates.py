@@ -1,0 +1,204 @@
+"""From counts of votes to certified radii: one function a certificate, each with its split of alpha, none above what is proven.
+
+Notation: k_i hits of the top class in n draws of branch i, p_i a lower bound of its probability, a_i = Phi^-1(p_i). The class is chosen from other
+draws than those that are counted here. Certificates of several branches: Xia et al. 2024 (arXiv 2404.09586), by the Neyman-Pearson argument of
+Cohen et al. 2019 in every branch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shared.smoothing.alpha import AlphaPlan, corrected_lower
+from shared.smoothing.anytime import lower_sequence
+from shared.smoothing.bounds import clopper_pearson_lower, normal_quantile, round_down
+from shared.smoothing.joint import fisher_sum, martingale_sum
+from shared.smoothing.runner_up import gaussian_radius, mean_fusion_radius, runner_up_bounds
+
+ABSTAIN = -1
+Rule = Literal["main", "pooled", "joint", "shared", "runner_up", "l1"]
+RULES: tuple[Rule, ...] = ("main", "pooled", "joint", "shared", "runner_up", "l1")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A class and the radius within which it stays, or an abstention.
+
+    Attributes:
+        predicted: class, or -1 for an abstention.
+        radius: certified radius, rounded down; 0 where `predicted` is -1.
+        rule: which certificate it is.
+        alpha: how the failure probability is split.
+        norm: norm of the ball.
+    """
+
+    predicted: int
+    radius: float
+    rule: str
+    alpha: AlphaPlan
+    norm: Literal["l1", "l2"] = "l2"
+
+    @property
+    def is_abstention(self) -> bool:
+        """Whether nothing is claimed."""
+        return self.predicted == ABSTAIN
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What the votes were drawn with, and which certificate was fixed before they were drawn.
+
+    Args:
+        sigmas: standard deviation of each branch's Gaussian noise; for rule "l1" the half-width of its uniform noise.
+        rule: "main" bounds each branch; "pooled" the mean over two branches; "joint" the sum of two branches' quantiles at once; "shared" is for
+            branches that see one noise; "runner_up" also bounds the other classes; "l1" is for uniform noise. With one branch main, pooled, joint and
+            shared are Cohen's certificate.
+        alpha: failure probability of a certificate.
+        anytime: bounds hold at every number of draws, so that the engine may stop early; for rules "main", "joint" and "shared".
+        sidak: split alpha over branches by 1 - (1 - alpha)^(1/k) instead of alpha / k; needs independent noise in the branches.
+        tail: mass that the sampler's tails lack in a branch, which is taken off every lower bound; see `alpha.tail_mass`.
+
+    Raises:
+        ValueError: if the certificate is not proven for these branches.
+    """
+
+    sigmas: tuple[float, ...]
+    rule: Rule = "joint"
+    alpha: float = 0.001
+    anytime: bool = False
+    sidak: bool = False
+    tail: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"rule {self.rule!r} is none of {', '.join(RULES)}")
+        if not self.sigmas or min(self.sigmas) <= 0:
+            raise ValueError(f"sigmas must be positive, one a branch, got {self.sigmas}")
+        branches, is_even = len(self.sigmas), len(set(self.sigmas)) == 1
+        if self.rule in ("pooled", "joint", "runner_up") and branches > 2:
+            raise ValueError(f"the certificate {self.rule!r} is derived for one or two branches, not for {branches}: take 'main'")
+        if self.rule in ("pooled", "shared", "runner_up") and not is_even:
+            raise ValueError(f"the certificate {self.rule!r} needs one sigma for all branches, got {self.sigmas}: take 'main' or 'joint'")
+        if self.rule == "l1" and branches > 1:
+            raise ValueError("the l1 certificate has one branch")
+        if self.rule == "pooled" and branches == 2 and self.alpha >= 0.25:
+            raise ValueError(f"pooling is proven for alpha below 1/4 (Hoeffding 1956), got {self.alpha}")
+        if self.anytime and branches > 1 and self.rule not in ("main", "joint", "shared"):
+            raise ValueError(f"the certificate {self.rule!r} of two branches needs a fixed number of draws; anytime ones are main, joint and shared")
+        if self.anytime and self.rule == "runner_up":
+            raise ValueError("the certificate 'runner_up' needs a fixed number of draws")
+        if self.sidak and self.rule == "shared":
+            raise ValueError("branches that share their noise are not independent: alpha is split by Bonferroni, not Sidak")
+
+    @property
+    def plan(self) -> AlphaPlan:
+        """The split of alpha."""
+        names = [f"branch {branch}" for branch in range(len(self.sigmas))]
+        if self.rule in ("main", "shared") and len(names) > 1:
+            return AlphaPlan.equal(self.alpha, names, self.sidak)
+        return AlphaPlan.whole(self.alpha)
+
+    @property
+    def scale(self) -> float:
+        """What the sum of the branches' a_i is multiplied with: 1 / sqrt(sum 1 / sigma_i^2), or sigma / k if they share their noise."""
+        if self.rule == "shared":
+            return self.sigmas[0] / len(self.sigmas)
+        return 1 / math.sqrt(math.fsum(sigma**-2 for sigma in self.sigmas))
+
+    def lower_bounds(self, hits: Tensor, draws: int, alpha: float) -> Tensor:
+        """Bound each branch's probability from below, (k,) hits -> (k,), each at failure probability `alpha`."""
+        bound = lower_sequence if self.anytime else clopper_pearson_lower
+        return corrected_lower(bound(hits, draws, alpha), self.tail)
+
+    def radius(self, counts: Tensor, draws: int, top: int) -> float:
+        """Radius of the class `top`, before rounding; not positive where nothing is certified.
+
+        Args:
+            counts: (branches, K) votes of the estimation draws.
+            draws: draws of each branch.
+            top: class chosen by other draws.
+        """
+        hits = counts[:, top].cpu()
+        if self.rule == "l1":
+            return 2 * self.sigmas[0] * (float(self.lower_bounds(hits, draws, self.alpha)[0]) - 0.5)
+        if self.rule == "runner_up":
+            return self._runner_up(counts.cpu(), draws, top)
+        if len(hits) == 2 and self.rule == "pooled":
+            pooled = corrected_lower(clopper_pearson_lower(hits.sum(), 2 * draws, self.alpha), self.tail)
+            return self.scale * 2 * float(normal_quantile(pooled))
+        if len(hits) == 2 and self.rule == "joint":
+            total = martingale_sum if self.anytime else fisher_sum
+            return self.scale * total(hits, draws, self.alpha, self.tail)
+        share = next(iter(self.plan.parts.values()))
+        return self.scale * float(normal_quantile(self.lower_bounds(hits, draws, share)).sum())
+
+    def _runner_up(self, counts: Tensor, draws: int, top: int) -> float:
+        lower, upper = runner_up_bounds(counts, draws, top, self.alpha, self.tail)
+        by_branches: Callable[[Tensor, Tensor, float], float] = gaussian_radius if len(lower) == 1 else mean_fusion_radius
+        return by_branches(lower, upper, self.sigmas[0])
+
+    def certify(self, counts: Tensor, draws: int, top: int) -> Certificate:
+        """Turn the votes of the estimation draws into a certificate of the class `top`.
+
+        Args:
+            counts: (branches, K) votes; the votes for no valid class are left out and count against `top`.
+            draws: draws of each branch.
+            top: class chosen by other draws.
+
+        Returns:
+            The certificate, its radius rounded down; an abstention where the radius is not positive.
+        """
+        radius = float(round_down(torch.tensor(self.radius(counts, draws, top), dtype=torch.float64)))
+        plan = AlphaPlan.with_runner_ups(self.alpha, *counts.shape) if self.rule == "runner_up" else self.plan
+        norm: Literal["l1", "l2"] = "l1" if self.rule == "l1" else "l2"
+        return Certificate(top if radius > 0 else ABSTAIN, radius, self.rule, plan, norm)
+
+
+def choose_class(counts: Tensor) -> int:
+    """Return the class with most votes over all branches, (branches, K) -> class, the lowest of those with as many."""
+    total = counts.sum(0)
+    return int((total == total.max()).to(torch.int64).argmax())
+
+
+@dataclass(frozen=True)
+class AnisotropicRadii:
+    """What anisotropic Gaussian noise certifies (Eiras et al. 2022, ANCER), all rounded down.
+
+    Attributes:
+        ellipsoid: R with |delta / theta|_2 <= R certified.
+        l2: radius of the ball inside, min(theta) R.
+        proxy: radius of the ball of the same volume, (prod theta)^(1/d) R: for comparisons, not a certificate.
+        scope: "classifier" if theta is the same for all inputs; "point" if it was fitted to this one: the claim is then about the classifier that is
+            smoothed with this very theta everywhere, not about one that fits it anew at each input.
+    """
+
+    ellipsoid: float
+    l2: float
+    proxy: float
+    scope: Literal["classifier", "point"]
+
+
+def anisotropic_radii(p_lower: float, theta: Tensor, fitted_to_input: bool) -> AnisotropicRadii:
+    """Radii of noise N(0, diag(theta^2)).
+
+    Args:
+        p_lower: lower bound of the top class's probability.
+        theta: standard deviations of all elements, positive.
+        fitted_to_input: theta depends on the input; then neighbours would get another theta, and the claim is labelled per point.
+
+    Raises:
+        ValueError: if a standard deviation is not positive.
+    """
+    spread = theta.to(torch.float64)
+    if float(spread.min()) <= 0:
+        raise ValueError("standard deviations theta must be positive")
+    quantile = normal_quantile(p_lower)
+    radii = round_down(quantile * torch.stack([torch.ones((), dtype=torch.float64), spread.min(), spread.log().mean().exp()]))
+    ellipsoid, ball, proxy = radii.tolist()
+    return AnisotropicRadii(ellipsoid, ball, proxy, "point" if fitted_to_input else "classifier")
