@@ -1,0 +1,278 @@
+"""The smoothed classifier: certifies and predicts many images, with results that do not depend on how they are batched."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.smoothing.bounds import hung_fithian_p_value
+from shared.smoothing.budget import Budget, highest_radius
+from shared.smoothing.certificates import ABSTAIN, Certificate, Smoothing, choose_class
+from shared.smoothing.log import CertificationLog, Row
+from shared.smoothing.noise import Law, check_grid, random_words, stream_key
+from shared.smoothing.votes import Branch, Classifier, VoteCounter, Work, evaluating
+
+SELECTION, ESTIMATION, PREDICTION = 0, 1, 2
+_COIN = 15  # the branch number of the coins that deal predictions to branches
+_BATCHES = 8  # about so many batches are made before counts are looked at
+
+
+@dataclass(frozen=True)
+class Result:
+    """A certificate and how it came about.
+
+    Attributes:
+        index: index in the data set.
+        certificate: class and radius.
+        selection: (branches, K + 1) votes that chose the class; the last are of logits that are not finite.
+        estimation: (branches, K + 1) votes that were counted.
+        draws: draws of each branch that were counted.
+        seconds: share of the time that this image's draws took.
+    """
+
+    index: int
+    certificate: Certificate
+    selection: Tensor
+    estimation: Tensor
+    draws: int
+    seconds: float
+
+    def row(self, label: int) -> Row:
+        """Return a row of the log with the counts of the classes that got votes."""
+        details: dict[str, Any] = {
+            "rule": self.certificate.rule,
+            "norm": self.certificate.norm,
+            "alpha": dict(self.certificate.alpha.parts),
+            "draws": self.draws,
+            "selection": sparse(self.selection),
+            "estimation": sparse(self.estimation),
+        }
+        return Row(self.index, label, self.certificate.predicted, self.certificate.radius, self.seconds, details)
+
+
+def sparse(counts: Tensor) -> list[dict[str, int]]:
+    """Return the votes of each branch by class, without zeros; "invalid" are those of logits that are not finite."""
+    last = counts.shape[1] - 1
+    return [{"invalid" if c == last else str(c): n for c, n in enumerate(row) if n} for row in counts.tolist()]
+
+
+@dataclass
+class _Active:
+    """An image in the works."""
+
+    index: int
+    look: int = 0
+    best: Certificate | None = None
+    seconds: float = 0.0
+
+
+class SmoothedClassifier:
+    """A classifier smoothed by noise.
+
+    Args:
+        branches: a classifier of whole images, or the branches of a fused one.
+        classes: K.
+        smoothing: noise and certificate, fixed before anything is drawn.
+        budget: draws of an image.
+        key: 64 bits that all noise of certificates follows from; log it, and choose it independently of the images.
+        law: "gaussian", "grid" (for images of 8 bits, sound in floating point) or, with rule "l1", "uniform".
+        batch_size: copies of images in one forward pass; results do not depend on it.
+        device: where the classifiers compute.
+        dtype: floating type that they get.
+        channels_last: memory format that they get.
+
+    Raises:
+        ValueError: if noise, certificate and budget do not go together.
+    """
+
+    def __init__(
+        self,
+        branches: Classifier | Sequence[Branch],
+        classes: int,
+        smoothing: Smoothing,
+        budget: Budget,
+        key: int = 0,
+        law: Law = "gaussian",
+        batch_size: int = 256,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        self.branches = list(branches) if isinstance(branches, Sequence) else [Branch(branches)]
+        self.classes, self.budget, self.key, self.law, self.batch_size = classes, budget, key, law, batch_size
+        self.device, self.dtype, self.channels_last = torch.device(device), dtype, channels_last
+        self.smoothing = dataclasses.replace(smoothing, anytime=budget.is_anytime)
+        if len(self.branches) != len(smoothing.sigmas):
+            raise ValueError(f"{len(self.branches)} branches need as many sigmas, got {smoothing.sigmas}")
+        if (law == "uniform") != (smoothing.rule == "l1"):
+            raise ValueError(f"noise {law!r} does not go with the certificate {smoothing.rule!r}: uniform noise certifies l1, Gaussian noise l2")
+        if batch_size < 1 or classes < 2:
+            raise ValueError(f"there must be at least one image in a batch and two classes, got {batch_size} and {classes}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What results depend on, as plain values for `CertificationLog`; the caller adds what the classifier and the data are."""
+        smoothing = {name: value for name, value in dataclasses.asdict(self.smoothing).items() if name != "tail"}
+        device = {"device": self.device.type, "dtype": str(self.dtype), "channels_last": self.channels_last}
+        shared = {"classes": self.classes, "key": self.key, "law": self.law, "noise": "philox4x32-10/1"}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in (smoothing | dataclasses.asdict(self.budget)).items()} | shared | device
+
+    def certify(self, images: Tensor, indices: Sequence[int] | None = None) -> list[Result]:
+        """Certify images.
+
+        Args:
+            images: (N, ...) in [0, 1].
+            indices: their indices in the data set, which their noise follows from; None: 0 to N - 1.
+
+        Returns:
+            The results in the order of the images.
+        """
+        names = list(range(len(images))) if indices is None else [int(index) for index in indices]
+        if len(set(names)) < len(names) or len(names) != len(images):
+            raise ValueError(f"{len(images)} images need as many different indices, got {len(names)}")
+        found = {result.index: result for result in self.certify_stream(zip(names, images, strict=True))}
+        return [found[index] for index in names]
+
+    def certify_stream(self, images: Iterable[tuple[int, Tensor]]) -> Iterator[Result]:
+        """Certify images as they come, (index in the data set, image), and yield each result when it is settled.
+
+        As many images are worked on at once as fill some batches; between two looks nothing is read from the device.
+        """
+        waiting, looks = iter(images), self.budget.looks()
+        slots = max(1, _BATCHES * self.batch_size // (self.budget.selection + looks[0]))
+        counter, active = self._counter(slots, stages=2), dict[int, _Active]()
+        while True:
+            with evaluating(self.branches):
+                self._refill(waiting, counter, active, slots)
+                if not active:
+                    return
+                results = self._round(counter, active, looks)
+            yield from results  # outside inference mode, which would else leak into the caller's code
+
+    def _counter(self, slots: int, stages: int, key: int | None = None) -> VoteCounter:
+        return VoteCounter(
+            self.branches,
+            self.smoothing.sigmas,
+            self.classes,
+            self.key if key is None else key,
+            self.law,
+            slots,
+            stages,
+            self.batch_size,
+            self.smoothing.rule == "shared",
+            self.device,
+            self.dtype,
+            self.channels_last,
+        )
+
+    def _refill(self, waiting: Iterator[tuple[int, Tensor]], counter: VoteCounter, active: dict[int, _Active], slots: int) -> None:
+        for slot in range(slots):
+            if slot not in active and (item := next(waiting, None)) is not None:
+                if self.law == "grid":
+                    check_grid(item[1])
+                counter.load(slot, item[1])
+                active[slot] = _Active(item[0])
+
+    def _round(self, counter: VoteCounter, active: dict[int, _Active], looks: list[int]) -> list[Result]:
+        """Bring every image to its next look, and return and remove those that are settled."""
+        began, work = time.monotonic(), []
+        for slot, image in active.items():
+            if image.look == 0:
+                work.append(Work(slot, image.index, SELECTION, 0, self.budget.selection))
+            work.append(Work(slot, image.index, ESTIMATION, looks[image.look - 1] if image.look else 0, looks[image.look]))
+        counter.count(work)
+        counts = counter.counts.to("cpu", copy=True)  # the only wait of a round; slots are reused, results must not change with them
+        pace = (time.monotonic() - began) / sum(part.stop - part.start for part in work)
+        for part in work:
+            active[part.slot].seconds += pace * (part.stop - part.start)
+        smoothing = dataclasses.replace(self.smoothing, tail=counter.tail)
+        settled = [slot for slot, image in active.items() if self._look(smoothing, image, counts[slot], looks)]
+        return [self._result(active.pop(slot), counts[slot], looks) for slot in settled]
+
+    def _look(self, smoothing: Smoothing, image: _Active, counts: Tensor, looks: list[int]) -> bool:
+        """Bound the radius after the draws so far; say whether the image is settled."""
+        top, draws = choose_class(counts[SELECTION, :, :-1]), looks[image.look]
+        found = smoothing.certify(counts[ESTIMATION, :, :-1], draws, top)
+        if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
+            image.best = found
+        image.look += 1
+        if image.look == len(looks):
+            return True
+        highest = highest_radius(smoothing, counts[ESTIMATION, :, top], draws, self.budget.futility)
+        return self.budget.is_settled(image.best.radius, highest)
+
+    def _result(self, image: _Active, counts: Tensor, looks: list[int]) -> Result:
+        assert image.best is not None
+        return Result(image.index, image.best, counts[SELECTION], counts[ESTIMATION], looks[image.look - 1], image.seconds)
+
+    def predict(self, images: Tensor, alpha: float = 0.001, draws: int = 1000, key: int | None = None) -> Tensor:
+        """Predict the classes of smoothed images (PREDICT of Cohen et al. 2019), or abstain.
+
+        Of two branches, every draw is dealt to one by a fair coin, so that all votes are those of one multinomial with the mean of the branches'
+        probabilities, and the test is exact.
+
+        Args:
+            images: (N, ...) in [0, 1].
+            alpha: probability that a class is returned that is not the smoothed classifier's.
+            draws: draws of an image, over all branches.
+            key: 64 bits; None draws a fresh one, so that nobody can fit an image to the noise.
+
+        Returns:
+            (N,) int64 classes, -1 for abstentions.
+
+        Raises:
+            ValueError: for more than two branches, which certificates fuse by quantiles and not by the mean.
+        """
+        if len(self.branches) > 2:
+            raise ValueError(f"predictions are exact for one or two branches, not for {len(self.branches)}")
+        run_key = secrets.randbits(64) if key is None else key
+        with evaluating(self.branches):
+            counter = self._counter(1, PREDICTION + 1, run_key)
+            return torch.tensor([self._predict(counter, index, image, alpha, draws) for index, image in enumerate(images)])
+
+    def _predict(self, counter: VoteCounter, index: int, image: Tensor, alpha: float, draws: int) -> int:
+        counter.load(0, image)
+        keys, numbers = torch.full((draws,), stream_key(counter.run_key, index, PREDICTION, _COIN)), torch.arange(draws)
+        coins = (random_words(keys, numbers, torch.empty(draws, 1, dtype=torch.int32))[:, 0].long() & 0xFFFFFFFF) * len(self.branches) >> 32
+        for branch in range(len(self.branches)):
+            counter.count_branch(branch, [Work(0, index, PREDICTION, draw, draw + 1) for draw in numbers[coins == branch].tolist()])
+        votes = counter.counts[0, PREDICTION].sum(0).cpu()[:-1]
+        highest = votes.topk(2).values
+        return choose_class(votes[None]) if float(hung_fithian_p_value(highest[0], highest[1])) <= alpha else ABSTAIN
+
+
+def certify_dataset(
+    classifier: SmoothedClassifier, items: Iterable[tuple[int, Tensor, int]], log: CertificationLog, rank: int = 0, world_size: int = 1
+) -> int:
+    """Certify a data set into a log; what the log holds already is not done again.
+
+    Args:
+        classifier: the smoothed classifier.
+        items: (index in the data set, image, label), the same on all processes; process r takes every `world_size`-th, the r-th first.
+        log: the log of this process.
+        rank: number of this process.
+        world_size: number of processes.
+
+    Returns:
+        How many images this process certified now.
+    """
+    labels: dict[int, int] = {}
+
+    def own() -> Iterator[tuple[int, Tensor]]:
+        for number, (index, image, label) in enumerate(items):
+            if number % world_size == rank and index not in log.done:
+                labels[index] = label
+                yield index, image
+
+    count = 0
+    for result in classifier.certify_stream(own()):
+        log.append(result.row(labels.pop(result.index)))
+        count += 1
+    return count

@@ -1,0 +1,201 @@
+"""Counts votes of classifiers under noise, on the device, for several images in one batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared.smoothing.noise import Law, Sampler, stream_key
+
+Classifier = nn.Module | Callable[[Tensor], Tensor]
+
+
+def whole(images: Tensor) -> Tensor:
+    """Take images as they are."""
+    return images
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A classifier of a part of the image.
+
+    Args:
+        classifier: maps (B, ...) noised parts to (B, K) logits; whatever it does with them, normalisation first, keeps the certificate.
+        take: maps (M, ...) clean images to their parts, without noise.
+    """
+
+    classifier: Classifier
+    take: Callable[[Tensor], Tensor] = whole
+
+
+@dataclass(frozen=True)
+class Work:
+    """Draws of one branch that are to be counted: `start` to `stop` - 1 of an image, for one stage."""
+
+    slot: int
+    index: int
+    stage: int
+    start: int
+    stop: int
+
+
+class LogitMean(nn.Module):
+    """Averages the logits of several networks, (B, ...) -> (B, K): an ensemble as one classifier (Horvath et al. 2022)."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = [network(images) for network in self.networks]
+        return torch.stack(logits).mean(0)
+
+
+class VoteCounter:
+    """Counts the votes of all branches for a number of images at once.
+
+    Args:
+        branches: classifiers, and what each sees.
+        sigmas: noise of each branch, see `noise.Sampler`.
+        classes: K.
+        run_key: 64 bits.
+        law: law of the noise.
+        slots: images that are worked on at once.
+        stages: numbers of stages with counts of their own.
+        batch_size: copies of images in one forward pass.
+        is_noise_shared: all branches get the noise of the first.
+        device: where the classifiers compute.
+        dtype: floating type that they get.
+        channels_last: memory format that they get.
+
+    Attributes:
+        counts: (slots, stages, branches, K + 1) int64 on the device; the last class holds the votes of logits that are not finite.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        sigmas: Sequence[float],
+        classes: int,
+        run_key: int,
+        law: Law = "gaussian",
+        slots: int = 1,
+        stages: int = 2,
+        batch_size: int = 256,
+        is_noise_shared: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        self.branches, self.sigmas, self.classes, self.run_key, self.law = branches, sigmas, classes, run_key, law
+        self.batch_size, self.is_noise_shared, self.device, self.dtype, self.channels_last = batch_size, is_noise_shared, device, dtype, channels_last
+        self.counts = torch.zeros(slots, stages, len(branches), classes + 1, dtype=torch.int64, device=device)
+        self.parts: list[Tensor] = []
+        self._samplers: list[Sampler] = []
+        self._buffers: list[Tensor] = []
+
+    def load(self, slot: int, image: Tensor) -> None:
+        """Put an image, (...) float32 in [0, 1], into a slot and set its counts to zero."""
+        parts = [branch.take(image[None].to(self.device, torch.float32)) for branch in self.branches]
+        if not self.parts:
+            check_parts(self.branches, image.shape, may_overlap=self.is_noise_shared)
+            self._prepare(parts)
+        for held, part in zip(self.parts, parts, strict=True):
+            held[slot] = part[0]
+        self.counts[slot] = 0
+
+    def _prepare(self, parts: list[Tensor]) -> None:
+        for part, sigma in zip(parts, self.sigmas, strict=True):
+            shape = part.shape[1:]
+            self.parts.append(torch.zeros(len(self.counts), *shape, device=self.device))
+            self._samplers.append(Sampler(self.law, sigma, shape.numel(), self.device))
+            buffer = torch.empty(self.batch_size, *shape, dtype=self.dtype, device=self.device)
+            self._buffers.append(buffer.to(memory_format=torch.channels_last) if self.channels_last and buffer.ndim == 4 else buffer)
+
+    @property
+    def tail(self) -> float:
+        """What is to be taken off lower bounds for the sampler's tails, the largest of all branches; known once an image is loaded."""
+        return max(sampler.tail for sampler in self._samplers)
+
+    def count(self, work: Sequence[Work]) -> None:
+        """Make the draws and add their votes to the counts, without waiting for the device."""
+        for branch in range(len(self.branches)):
+            self.count_branch(branch, work)
+
+    def count_branch(self, branch: int, work: Sequence[Work]) -> None:
+        """Make the draws of one branch; on a CUDA device the last batch is filled up, so that all have one shape."""
+        slots, stages, keys, starts, ends = self._lay_out(branch, work)
+        total, size = sum(part.stop - part.start for part in work), self.batch_size
+        for first in range(0, total, size):
+            filled = min(first + size, total) - first
+            number = torch.arange(first, first + (size if slots.is_cuda else filled), device=self.device).clamp_(max=total - 1)
+            row = torch.searchsorted(ends, number, right=True)
+            slot = slots[row]
+            out = self._buffers[branch][: len(row)]
+            votes = self._votes(branch, self._samplers[branch].perturb(self.parts[branch], slot, keys[row], number + starts[row], out))
+            place = ((slot * self.counts.shape[1] + stages[row]) * len(self.branches) + branch) * (self.classes + 1) + votes
+            self.counts.view(-1).scatter_add_(0, place[:filled], torch.ones_like(place[:filled]))
+
+    def _lay_out(self, branch: int, work: Sequence[Work]) -> Tensor:
+        """Return slot, stage, key, what makes a draw's number from its place in all the work, and the place of the end of every work, (5, works)."""
+        stream, end, rows = 0 if self.is_noise_shared else branch, 0, []
+        for part in work:
+            begin, end = end, end + part.stop - part.start
+            rows.append([part.slot, part.stage, stream_key(self.run_key, part.index, part.stage, stream), part.start - begin, end])
+        return torch.tensor(rows).T.contiguous().to(self.device, non_blocking=True)
+
+    def _votes(self, branch: int, noised: Tensor) -> Tensor:
+        """Classify (B, ...) -> (B,) votes; K where a logit is not finite."""
+        logits = self.branches[branch].classifier(noised)
+        if logits.ndim != 2 or logits.shape != (len(noised), self.classes):
+            raise ValueError(
+                f"classifier {branch} returned {tuple(logits.shape)} for {len(noised)} images of {self.classes} classes; it must return logits"
+            )
+        return torch.where(logits.isfinite().all(1), logits.argmax(1), self.classes)
+
+
+def check_parts(branches: Sequence[Branch], shape: Sequence[int], may_overlap: bool) -> None:
+    """Check that branches take elements as they are, none twice: certificates of several branches rest on |delta|^2 >= sum_i |delta_i|^2.
+
+    Args:
+        branches: the branches.
+        shape: shape of an image.
+        may_overlap: branches may take the same elements, as the certificate for shared noise allows.
+
+    Raises:
+        ValueError: if a branch computes with elements, or one is taken twice.
+    """
+    numbers = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    probe, taken = (
+        torch.rand(numbers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        torch.zeros(len(numbers), dtype=torch.bool),
+    )
+    for number, branch in enumerate(branches):
+        places = branch.take(numbers.view(1, *shape)).flatten()
+        elements = places.long().clamp(0, len(numbers) - 1)
+        if not torch.equal(branch.take(probe.view(1, *shape)).flatten(), probe[elements]):
+            raise ValueError(f"branch {number} must take elements of the image as they are; what computes with them belongs into its classifier")
+        if len(elements.unique()) < len(elements) or (not may_overlap and bool(taken[elements].any())):
+            raise ValueError(
+                f"branch {number} takes elements twice, or those of another branch: no certificate holds then, but 'shared' for one noise"
+            )
+        taken[elements] = True
+
+
+@contextlib.contextmanager
+def evaluating(branches: Sequence[Branch]) -> Iterator[None]:
+    """Set all networks to evaluation for a while: in training mode a vote depends on the rest of its batch, and there is nothing to certify."""
+    modules = [module for branch in branches if isinstance(branch.classifier, nn.Module) for module in branch.classifier.modules()]
+    training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, was in zip(modules, training, strict=True):
+            module.training = was
