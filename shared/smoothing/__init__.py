@@ -1,0 +1,43 @@
+"""Randomized smoothing: certificates from votes under noise that never claim more than was proven.
+
+smoothed = SmoothedClassifier(network, classes=10, smoothing=Smoothing(sigmas=(0.25,), alpha=0.001), budget=Budget(draws=100_000), key=key)
+for result in smoothed.certify(images):
+    print(result.certificate.predicted, result.certificate.radius)
+classes = smoothed.predict(images)                                    # -1: abstains
+with CertificationLog(folder, smoothed.settings | {"weights": digest}) as log:
+    certify_dataset(smoothed, items, log)                             # goes on where it was killed
+    table = read_table(log.merge())
+print(summarise(table, [0.0, 0.25, 0.5], alpha=0.001), audit(table, sigma=0.25, draws=100_000, alpha=0.001))
+"""
+
+from shared.smoothing.alpha import AlphaPlan
+from shared.smoothing.analysis import average_certified_radius, certified_accuracy, envelope, summarise
+from shared.smoothing.audit import audit
+from shared.smoothing.budget import Budget
+from shared.smoothing.certificates import Certificate, Smoothing, anisotropic_radii
+from shared.smoothing.engine import Result, SmoothedClassifier, certify_dataset
+from shared.smoothing.log import CertificationLog, Row
+from shared.smoothing.tables import Table, read_table
+from shared.smoothing.votes import Branch, LogitMean
+
+__all__ = [
+    "AlphaPlan",
+    "Branch",
+    "Budget",
+    "Certificate",
+    "CertificationLog",
+    "LogitMean",
+    "Result",
+    "Row",
+    "SmoothedClassifier",
+    "Smoothing",
+    "Table",
+    "anisotropic_radii",
+    "audit",
+    "average_certified_radius",
+    "certified_accuracy",
+    "certify_dataset",
+    "envelope",
+    "read_table",
+    "summarise",
+]

@@ -197,16 +197,17 @@ class SmoothedClassifier:
         return [self._result(active.pop(slot), counts[slot], looks) for slot in settled]
 
     def _look(self, smoothing: Smoothing, image: _Active, counts: Tensor, looks: list[int]) -> bool:
-        """Bound the radius after the draws so far; say whether the image is settled."""
-        top, draws = choose_class(counts[SELECTION, :, :-1]), looks[image.look]
-        found = smoothing.certify(counts[ESTIMATION, :, :-1], draws, top)
+        """Bound the radius after the draws so far, unless a glance says that this settles nothing; say whether the image is settled."""
+        top, draws, votes = choose_class(counts[SELECTION, :, :-1]), looks[image.look], counts[ESTIMATION, :, :-1]
+        image.look += 1
+        is_last = image.look == len(looks)
+        highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self.budget.futility)
+        if not is_last and not self.budget.is_settled(smoothing.at_most(votes, draws, top), highest):
+            return False
+        found = smoothing.certify(votes, draws, top)
         if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
             image.best = found
-        image.look += 1
-        if image.look == len(looks):
-            return True
-        highest = highest_radius(smoothing, counts[ESTIMATION, :, top], draws, self.budget.futility)
-        return self.budget.is_settled(image.best.radius, highest)
+        return is_last or self.budget.is_settled(image.best.radius, highest)
 
     def _result(self, image: _Active, counts: Tensor, looks: list[int]) -> Result:
         assert image.best is not None

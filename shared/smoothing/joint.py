@@ -71,6 +71,16 @@ def martingale_sum(hits: Tensor, draws: int, alpha: float, tail: float = 0.0) ->
     return least_sum(lambda t: quantile(0, 1 - t), lambda t: quantile(1, t))
 
 
+def martingale_glance(hits: Tensor, draws: int, alpha: float) -> float:
+    """Return one point of the curve whose minimum `martingale_sum` bounds, the one at which the branches share the room evenly: never below it."""
+    k = hits.to(torch.float64)
+    n = torch.full_like(k, draws)
+    if bool((k == 0).any()):
+        return -math.inf
+    least = log_martingale(k, n, k / n)
+    return float(normal_quantile(lower_root(k, n, least + (math.log(1 / alpha) - least.sum()) / 2)).sum())
+
+
 def least_sum(rising: Curve, falling: Curve) -> float:
     """Bound the minimum over t in [0, 1] of a rising and a falling function from below.
 

@@ -23,7 +23,7 @@ from shared.smoothing.alpha import RADIUS_BITS, tail_mass
 Law = Literal["gaussian", "uniform", "grid"]
 LEVELS = 255
 _MASK = 0xFFFFFFFF
-_CHUNK = 1 << 15  # elements that are made at once on a CPU: what its cache holds
+_CHUNK = 1 << 17  # elements that are made at once on a CPU: few calls, and still in its cache
 
 
 def stream_key(run_key: int, index: int, stage: int, branch: int) -> int:
@@ -109,28 +109,30 @@ def half_length(elements: int) -> int:
     return -(-elements // 8) * 4
 
 
-def box_muller(words: Tensor, out: Tensor) -> Tensor:
+def box_muller(words: Tensor, out: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Turn words into normals.
 
     The radius word and the lowest 8 bits of the angle word make a uniform number of 39 bits, so that normals reach 7.4; the highest 24 bits of the
     angle word, all that float32 holds, make the angle.
 
     Args:
-        words: (B, 2 h) int32, first the radii's words, then the angles'.
-        out: (B, d) float32 with h < d <= 2 h or d <= h; elements 0 to h - 1 are r cos, the others r sin.
+        words: (B, 2 h) int32, first the radii's words, then the angles'; they are lost.
+        out: (B, d) float32, d <= 2 h; elements 0 to h - 1 are r cos, the others r sin.
+        scratch: (2, B, h) float32 to compute in; None makes it.
 
     Returns:
         `out`.
     """
-    half, elements = words.shape[1] // 2, out.shape[1]
+    half = words.shape[1] // 2
+    radius, angle = torch.empty(2, len(words), half, device=words.device) if scratch is None else scratch
     low, angles = words[:, :half], words[:, half:]
-    uniform = (angles & 0xFF).to(torch.float32).add_(0.5).mul_(2.0**-8).add_(low & 0x7FFFFFFF).mul_(2.0**-31)
-    radius = uniform.log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
-    angle = (angles >> 8).to(torch.float32).add_(0.5).mul_(math.pi * 2.0**-23)
-    torch.mul(radius[:, :elements], angle[:, :elements].cos(), out=out[:, :half])
-    if elements > half:
-        rest = elements - half
-        torch.mul(radius[:, :rest], angle[:, :rest].sin_(), out=out[:, half:])
+    radius.copy_(low.bitwise_and_(0x7FFFFFFF))
+    angle.copy_(torch.bitwise_and(angles, 0xFF, out=low)).add_(0.5)
+    radius.add_(angle, alpha=2.0**-8).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+    angle.copy_(angles.bitwise_right_shift_(8)).add_(0.5).mul_(math.pi * 2.0**-23)
+    first, rest = out[:, :half], out[:, half:]
+    torch.cos(angle[:, : first.shape[1]], out=first).mul_(radius[:, : first.shape[1]])
+    torch.sin(angle[:, : rest.shape[1]], out=rest).mul_(radius[:, : rest.shape[1]])
     return out
 
 
@@ -154,7 +156,11 @@ class Sampler:
         self._rows = max(1, _CHUNK // elements) if torch.device(device).type == "cpu" else max(1, (1 << 26) // elements)
         self._words = torch.empty(self._rows, count, dtype=torch.int32, device=device)
         self._noise = torch.empty(self._rows, elements, device=device)
-        self.tail = tail_mass(elements) if law == "gaussian" else 0.0
+        self._clean = torch.empty(self._rows, elements, device=device)
+        self.tail = 0.0
+        if law == "gaussian":
+            self._scratch = torch.empty(2, self._rows, count // 2, device=device)
+            self.tail = tail_mass(elements)
         if law == "grid":
             self._thresholds = rounded_gaussian_thresholds(sigma).to(device)
             self.tail = elements * len(self._thresholds) * 2.0**-52
@@ -178,16 +184,19 @@ class Sampler:
             return perturb(images, slots, keys, draws, self.sigma, out)
         for start in range(0, len(out), self._rows):
             part = slice(start, start + self._rows)
-            noise = self.noise(keys[part], draws[part]).view(-1, *images.shape[1:])
-            clean = images[slots[part]]
-            out[part] = (clean.mul_(LEVELS).round_().add_(noise) / LEVELS) if self.law == "grid" else clean.add_(noise, alpha=self.sigma)
+            noise, target = self.noise(keys[part], draws[part]).view(-1, *images.shape[1:]), out[part]
+            clean = torch.index_select(images.flatten(1), 0, slots[part], out=self._clean[: len(target)]).view_as(noise)
+            if self.law == "grid":
+                torch.div(clean.mul_(LEVELS).round_().add_(noise), LEVELS, out=target)
+            else:
+                torch.add(clean, noise, alpha=self.sigma, out=target)
         return out
 
     def noise(self, keys: Tensor, draws: Tensor) -> Tensor:
         """Return (B, d) float32 noise of standard deviation 1 (half-width 1; for law "grid" integers, steps of 1/255), valid until the next call."""
         words, out = random_words(keys, draws, self._words[: len(keys)]), self._noise[: len(keys)]
         if self.law == "gaussian":
-            return box_muller(words, out)
+            return box_muller(words, out, self._scratch[:, : len(keys)])
         if self.law == "uniform":
             return out.copy_(words).add_(0.5).mul_(2.0**-31)
         high, low = words[:, : self.elements].long() & 0x7FFFFFFF, words[:, self.elements :].long() & _MASK

@@ -8,7 +8,7 @@ import torch
 from scipy import optimize, stats
 
 from shared.smoothing.certificates import Smoothing, anisotropic_radii, choose_class
-from shared.smoothing.joint import fisher_sum, least_sum, martingale_sum
+from shared.smoothing.joint import fisher_sum, least_sum, martingale_glance, martingale_sum
 from shared.smoothing.runner_up import mean_fusion_radius, probit_fusion_radius, runner_up_bounds
 
 
@@ -88,6 +88,9 @@ def test_joint_bounds_are_symmetric_and_never_claim_without_hits():
     for total in (fisher_sum, martingale_sum):
         assert total(torch.tensor([95, 80]), 100, 0.01) == pytest.approx(total(torch.tensor([80, 95]), 100, 0.01), abs=2e-6)
         assert total(torch.tensor([0, 100]), 100, 0.01) == -math.inf
+    for hits in ([95, 80], [100, 100], [60, 99]):
+        glance = martingale_glance(torch.tensor(hits), 100, 0.01)
+        assert martingale_sum(torch.tensor(hits), 100, 0.01) <= glance < martingale_sum(torch.tensor(hits), 100, 0.01) + 0.3
     assert least_sum(lambda t: t, lambda t: -t) == pytest.approx(0, abs=1e-3)
 
 
@@ -122,6 +125,9 @@ def test_measured_runner_up_certifies_below_one_half():
     lower, upper = stats.beta.ppf(0.0005, 4500, 5501), stats.beta.ppf(1 - 0.0005 / 3, 2001, 8000)
     assert found.radius == pytest.approx(0.25 * (stats.norm.ppf(lower) - stats.norm.ppf(upper)), rel=1e-8)
     assert math.fsum(found.alpha.parts.values()) == pytest.approx(0.001)
+    four = Smoothing((0.5,) * 4, "runner_up").certify(counts.repeat(4, 1), 10_000, 0)
+    lower, upper = stats.beta.ppf(0.000125, 4500, 5501), stats.beta.ppf(1 - 0.000125 / 3, 2001, 8000)
+    assert four.radius == pytest.approx(0.5 * (stats.norm.ppf(lower) - stats.norm.ppf(upper)), rel=1e-8)
     low, high = runner_up_bounds(torch.tensor([[999, 1]]), 1000, 0, 0.001)
     assert (high <= 1 - low[:, None]).all()
 

@@ -16,7 +16,7 @@ from shared.smoothing.noise import has_stateless
 from shared.smoothing.votes import Branch, LogitMean, VoteCounter, Work, evaluating
 
 SMALL = Budget(selection=50, draws=300)
-EARLY = Budget(selection=50, draws=5000, radii=(0.2, 0.4, 0.6))
+EARLY = Budget(selection=50, draws=1500, radii=(0.2, 0.4, 0.6))
 
 
 class HalfSpace(nn.Module):
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_to_the_same_log(tmp_path, images, world_size):
 
 @pytest.mark.parametrize(
     ("rule", "budget"),
-    [("main", Budget(20, 200)), ("pooled", Budget(20, 200)), ("main", Budget(20, 768, tolerance=0.3)), ("main", Budget(20, 768, radii=(0.3,)))],
+    [("main", Budget(20, 200)), ("pooled", Budget(20, 200)), ("main", Budget(20, 512, tolerance=0.3)), ("main", Budget(20, 512, radii=(0.3,)))],
 )
 def test_half_spaces_are_rarely_over_certified(rule, budget):
     """Two branches see the same half-space: the fused answer changes at sqrt(2) sigma a, the single one at sigma a."""
