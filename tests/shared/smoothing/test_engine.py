@@ -16,7 +16,7 @@ from shared.smoothing.noise import has_stateless
 from shared.smoothing.votes import Branch, LogitMean, VoteCounter, Work, evaluating
 
 SMALL = Budget(selection=50, draws=300)
-EARLY = Budget(selection=50, draws=1500, radii=(0.2, 0.4, 0.6))
+EARLY = Budget(selection=50, draws=800, radii=(0.2, 0.4, 0.6))
 
 
 class HalfSpace(nn.Module):
