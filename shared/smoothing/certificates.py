@@ -141,10 +141,10 @@ class Smoothing:
         return self.scale * float(normal_quantile(self.lower_bounds(hits, draws, share)).sum())
 
     def at_most(self, counts: Tensor, draws: int, top: int) -> float:
-        """Return a number that `radius` does not exceed, in less time; arguments as there."""
+        """Return a number that `radius` does not exceed, in less time than that takes: infinity where it takes little; arguments as there."""
         if len(counts) == 2 and self.rule == "joint" and self.anytime:
             return self.scale * martingale_glance(counts[:, top].cpu(), draws, self.alpha)
-        return self.radius(counts, draws, top)
+        return math.inf
 
     def _runner_up(self, counts: Tensor, draws: int, top: int) -> float:
         lower, upper = runner_up_bounds(counts, draws, top, self.alpha, self.tail)
