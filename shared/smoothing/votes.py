@@ -102,7 +102,7 @@ class VoteCounter:
         """Put an image, (...) float32 in [0, 1], into a slot and set its counts to zero."""
         parts = [branch.take(image[None].to(self.device, torch.float32)) for branch in self.branches]
         if not self.parts:
-            check_parts(self.branches, image.shape, may_overlap=self.is_noise_shared)
+            check_parts(self.branches, image.shape, self.is_noise_shared, self.device)
             self._prepare(parts)
         for held, part in zip(self.parts, parts, strict=True):
             held[slot] = part[0]
@@ -158,22 +158,20 @@ class VoteCounter:
         return torch.where(logits.isfinite().all(1), logits.argmax(1), self.classes)
 
 
-def check_parts(branches: Sequence[Branch], shape: Sequence[int], may_overlap: bool) -> None:
+def check_parts(branches: Sequence[Branch], shape: Sequence[int], may_overlap: bool, device: torch.device | str = "cpu") -> None:
     """Check that branches take elements as they are, none twice: certificates of several branches rest on |delta|^2 >= sum_i |delta_i|^2.
 
     Args:
         branches: the branches.
         shape: shape of an image.
         may_overlap: branches may take the same elements, as the certificate for shared noise allows.
+        device: where the branches take elements of images.
 
     Raises:
         ValueError: if a branch computes with elements, or one is taken twice.
     """
-    numbers = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    probe, taken = (
-        torch.rand(numbers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        torch.zeros(len(numbers), dtype=torch.bool),
-    )
+    numbers = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device=device)
+    probe, taken = (numbers * 0.618).frac(), torch.zeros(len(numbers), dtype=torch.bool, device=device)
     for number, branch in enumerate(branches):
         places = branch.take(numbers.view(1, *shape)).flatten()
         elements = places.long().clamp(0, len(numbers) - 1)
