@@ -46,8 +46,9 @@ def _cut_group(group: Group, dropped: Tensor | None, renumbered: dict[tuple[str,
         if place not in renumbered:
             return item
         if place not in done:
-            left = stays[item.root].nonzero().flatten()
-            done[place] = renumbered[place][item.idx[left]], channel[item.root[left]]
+            left = stays.index_select(0, item.root).nonzero().flatten()
+            idx, root = item.idx.index_select(0, left), item.root.index_select(0, left)
+            done[place] = renumbered[place].index_select(0, idx), channel.index_select(0, root)
         return Item(item.module, item.tensor, item.dim, item.kind, *done[place], item.groups)
 
     return replace(group, channels=int(stays.sum()), items=tuple(cut(item) for item in group.items))

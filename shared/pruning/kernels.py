@@ -92,8 +92,8 @@ def gather(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
     if tensor.is_cuda and set(keep) == {0, 1} and tensor.is_contiguous():
         return triton_gather(tensor, keep[0], keep[1])
     channels_last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    for dim, positions in keep.items():
-        tensor = tensor.index_select(dim, positions)
+    for dim in sorted(keep):  # rows first: they are copied whole
+        tensor = tensor.index_select(dim, keep[dim])
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor
 
 

@@ -76,7 +76,7 @@ class Plan:
             for place, item in {item.place: item for item in group.items}.items():
                 if place not in kept:
                     kept[place] = torch.ones(self.index.width(item), dtype=torch.bool)
-                kept[place][item.idx[lost[item.root]]] = False
+                kept[place].index_fill_(0, item.idx.index_select(0, lost.index_select(0, item.root).nonzero().flatten()), False)
         self._kept = kept
         return kept
 

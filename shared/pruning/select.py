@@ -31,21 +31,23 @@ class _Queue:
     next: int = 0
     taken: list[Tensor] = field(default_factory=list)
 
-    def head(self) -> Tensor | None:
-        """Return the unit that goes next, passing over those that are too large; None if there is none."""
+    def has_next(self) -> bool:
+        """Pass over units that are too large, and say whether one is left."""
         while self.next < len(self.units):
             if self.units.sizes[self.next] <= self.allowance:
-                return self.units[self.next]
+                return True
             self.next = len(self.units) if self.in_order else self.next + 1
-        return None
+        return False
 
-    def take(self) -> Tensor:
+    def head(self) -> Tensor:
+        """Return the unit that goes next; `has_next` must have said that there is one."""
+        return self.units[self.next]
+
+    def take(self, unit: Tensor) -> None:
         """Take the unit that `head` returned."""
-        unit = self.units[self.next]
         self.taken.append(unit)
         self.allowance -= len(unit)
         self.next += 1
-        return unit
 
 
 def select(
@@ -99,9 +101,9 @@ def select(
     for label, members in _scopes(queues, scope).items():
         whole = ledger.total() if scope == "global" else float(sum(queue.group.channels for queue in members))
         removed = _fill(members, ledger, budget.share * whole, order, at_least)
-        if members and all(queue.head() is None for queue in members) and removed < budget.share * whole:
+        if members and not any(queue.has_next() for queue in members) and removed < budget.share * whole:
             notes.append(f"{label}: caps, floors and units allow {removed:.6g} of the {budget.share * whole:.6g} {budget.measure} asked for")
-    notes += [f"{queue.group.name} is at its cap or floor" for queue in queues if queue.taken and queue.head() is None]
+    notes += [f"{queue.group.name} is at its cap or floor" for queue in queues if queue.taken and not queue.has_next()]
     dropped = {queue.group.name: torch.cat(queue.taken).sort().values for queue in queues if queue.taken}
     return Plan(index, dropped, norm, mode, notes, scores)
 
@@ -151,11 +153,10 @@ def _fill(queues: list[_Queue], ledger: Ledger, target: float, order: str, at_le
 
     def key(number: int) -> float | None:
         queue = queues[number]
-        unit = queue.head()
-        if unit is None:
+        if not queue.has_next():
             return None
         score = queue.scores[queue.next]
-        return score if order == "score" else score * len(unit) / max(ledger.cost(queue.group.name, unit), 1e-12)
+        return score if order == "score" else score * len(unit := queue.head()) / max(ledger.cost(queue.group.name, unit), 1e-12)
 
     def push(number: int) -> None:
         if (value := key(number)) is not None:
@@ -169,11 +170,12 @@ def _fill(queues: list[_Queue], ledger: Ledger, target: float, order: str, at_le
             push(number)  # other channels went meanwhile and made this unit cheaper
             continue
         queue = queues[number]
-        unit = queue.units[queue.next]
+        unit = queue.head()
         cost = ledger.cost(queue.group.name, unit)
         if removed + cost - target > target - removed and len(queue.taken) >= at_least:
             break
-        ledger.remove(queue.group.name, queue.take())
+        queue.take(unit)
+        ledger.remove(queue.group.name, unit)
         removed += cost
         push(number)
     return removed

@@ -44,7 +44,7 @@ class Structure:
             originals.setdefault(name, shapes[name])
             for dim, positions in dims.items():
                 earlier = composed.setdefault(name, {}).get(dim)
-                composed[name][dim] = positions if earlier is None else earlier[positions]
+                composed[name][dim] = positions if earlier is None else earlier.index_select(0, positions)
         changed = {name: self.attributes.get(name, {}) | attributes.get(name, {}) for name in {**self.attributes, **attributes}}
         return Structure(originals, composed, changed, [*self.history, record])
 
