@@ -67,7 +67,8 @@ class RunWandbLogger(WandbLogger):
     """W&B logger of one verb of one run: everything inside the run folder, nothing asked on the terminal, no network when offline."""
 
     def __init__(self, run: Run, verb: str, mode: str) -> None:
-        run.path.mkdir(parents=True, exist_ok=True)
+        if rank() == 0:  # the others must not make a folder that the first process takes for an earlier run
+            run.path.mkdir(parents=True, exist_ok=True)
         super().__init__(
             name=run.name,
             id=run.name,

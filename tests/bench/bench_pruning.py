@@ -105,8 +105,9 @@ def steps(name, model, inputs, options, device, rounds, count):
     print(f"{f'{name}: {count} whole step' + 's' * (count > 1):52} {mine * 1e3:10.1f} {other * 1e3:10.1f} {other / mine:8.2f}", flush=True)
 
 
-def repeated_without_gradients(name, model, inputs, options, device, rounds, count=10):
-    """Only what the engine does in ten steps on weights alone: score, select, remove."""
+def repeated_without_gradients(name, model, inputs, options, device, rounds, is_rebuilt, count=10):
+    """Only what the engine does in ten steps on weights alone: score, select, remove; torch-pruning with one pruner, or with a new one each step."""
+    described = "a pruner a step" if is_rebuilt else "one pruner"
     times = []
     for _ in range(rounds):
         mine, other = deepcopy(model), deepcopy(model)
@@ -115,22 +116,24 @@ def repeated_without_gradients(name, model, inputs, options, device, rounds, cou
         protected = [layer for layer, module in model.named_modules() if module in options["ignored_layers"]]
         index = GroupIndex.build(mine, inputs, protected)
         ignored = [memo[layer] for layer in options["ignored_layers"]]
+        settings = {"ignored_layers": ignored, "num_heads": heads, "max_pruning_ratio": 0.9}
         importance = tp.importance.GroupMagnitudeImportance()
-        pruner = tp.pruner.BasePruner(
-            other, inputs, importance, pruning_ratio=0.3, iterative_steps=count, ignored_layers=ignored, num_heads=heads, max_pruning_ratio=0.9
-        )
+        pruner = tp.pruner.BasePruner(other, inputs, importance, pruning_ratio=0.3, iterative_steps=count, **settings)
 
         def ours(mine=mine, index=index):
             for done in range(count):
                 index = apply(mine, select(index, magnitude(index, mine), Budget(channels=0.03 / (1 - 0.03 * done)), scope="local", cap=0.9))
 
-        def reference(pruner=pruner):
-            for _ in range(count):
+        def reference(pruner=pruner, other=other, importance=importance, settings=settings):
+            for done in range(count):
+                if is_rebuilt:
+                    pruner = tp.pruner.BasePruner(other, inputs, importance, pruning_ratio=0.03 / (1 - 0.03 * done), **settings)
                 pruner.step()
+                fix_attributes(other)
 
         times.append([seconds(ours, device), seconds(reference, device)])
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"{f'{name}: {count} steps, weights only, graph made before':52} {mine * 1e3:10.1f} {other * 1e3:10.1f} {other / mine:8.2f}", flush=True)
+    print(f"{f'{name}: {count} steps, weights only, {described}':52} {mine * 1e3:10.1f} {other * 1e3:10.1f} {other / mine:8.2f}", flush=True)
 
 
 def gradients(model, device, timesteps):
@@ -194,7 +197,8 @@ def main():
         scoring(name, model, inputs, device, 2 * rounds)
         steps(name, model, inputs, settings, device, rounds, 1)
         steps(name, model, inputs, settings, device, max(1, rounds // 2), 10)
-        repeated_without_gradients(name, model, inputs, settings, device, max(1, rounds // 2))
+        for is_rebuilt in (False, True):
+            repeated_without_gradients(name, model, inputs, settings, device, max(1, rounds // 2), is_rebuilt)
         if isinstance(inputs, dict):
             unet = model
     gradients(unet, device, list(range(900, 1000, max(1, 100 // options.timesteps))))

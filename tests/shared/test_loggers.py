@@ -82,3 +82,10 @@ def test_the_csv_keeps_rows_only_on_resuming(tmp_path):
     assert log(range(5)) == [(step, step) for step in range(5)]
     assert log(range(3, 6), keep=3) == [(step, step) for step in range(6)]
     assert log([0]) == [(0, 0)]
+
+
+def test_further_processes_make_no_run_folder_before_the_first(run_folder, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("RANK", "1")
+    make_loggers(Run(run_folder / "paper" / "one"), "fit", "auto")
+    assert not (run_folder / "paper" / "one").exists()
