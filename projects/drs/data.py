@@ -1,0 +1,182 @@
+"""Labelled images to train on and to certify."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import v2
+
+from shared.data.base import DataModule
+from shared.data.cifar import CifarDataset
+from shared.data.files import ImageMode
+from shared.data.folders import ImageFolderDataset, OnBadFile
+from shared.data.offline import digits, shapes
+from shared.distributed import UnpaddedSampler
+
+
+class CertificationData(DataModule):
+    """Images in [0, 1] with labels; batches are `image` (B, C, H, W), `label` (B,) and `index` (B,), the index in the whole split.
+
+    Args:
+        source: `digits` and `shapes` need no files; `cifar10`, `imagenet` and `folder` read those in `root`.
+        root: folder of the data set.
+        batch_size: images of one training step over all processes together.
+        num_workers: processes that read images for each training process.
+        seed: seed of the order of samples and of drawn images.
+        size: side of the images in pixels; ImageNet's are resized to 8/7 of it and cut to their centre, a folder's cut to their central square.
+        channels: 1 for grey images, 3 for colour.
+        split: part that is certified, `test` or `train`.
+        skip: certify every so manyth image of the split.
+        start: index of the first image that may be certified.
+        stop: index before which to stop; None goes to the end.
+        limit: most images that are certified.
+        on_bad_file: `refuse` stops at images that cannot be read, `skip` leaves them out and says how many; for `folder`.
+    """
+
+    sources: ClassVar[dict[str, str]] = {
+        "digits": "scikit-learn's 1797 handwritten digits",
+        "shapes": "drawn discs, squares, crosses and triangles",
+        "cifar10": "cifar-10-batches-py/ in root",
+        "imagenet": "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG in root",
+        "folder": "train/<class>/* and test/<class>/* in root",
+    }
+
+    def __init__(
+        self,
+        source: str = "digits",
+        root: str | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        size: int = 16,
+        channels: int = 1,
+        split: str = "test",
+        skip: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        limit: int | None = None,
+        on_bad_file: OnBadFile = "refuse",
+    ) -> None:
+        super().__init__(source, root, batch_size, num_workers, seed)
+        self.save_hyperparameters(logger=False)
+        self.size, self.channels, self.split, self.on_bad_file = size, channels, split, on_bad_file
+        self.skip, self.start, self.stop, self.limit = skip, start, stop, limit
+        if channels not in (1, 3):
+            raise ValueError(f"data.channels must be 1 or 3, got {channels}")
+        if split not in ("train", "test"):
+            raise ValueError(f"data.split must be train or test, got {split!r}")
+        if skip < 1 or start < 0 or (limit is not None and limit < 1):
+            raise ValueError(f"data.skip and data.limit must be at least 1 and data.start at least 0, got {skip}, {limit} and {start}")
+        if source == "cifar10" and (size, channels) != (32, 3):
+            raise ValueError(
+                f"CIFAR-10 has images of 32 x 32 pixels in colour: set data.size to 32 and data.channels to 3, not {size} and {channels}"
+            )
+        if source == "imagenet" and channels != 3:
+            raise ValueError("ImageNet is in colour: set data.channels to 3")
+
+    def prepare_data(self) -> None:
+        """Check that the files are there, before any work is done."""
+        if self.source not in ("digits", "shapes"):
+            self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "train_set"):
+            self.train_set, self.test_set, self.class_names = self._datasets()
+
+    def _datasets(self) -> tuple[Dataset, Dataset, list[str]]:
+        match self.source:
+            case "digits":
+                train = digits("train", self.size, self.channels)
+                return train, digits("test", self.size, self.channels), list(train.class_names)
+            case "shapes":
+                drawn = [shapes(split, self.size, self.channels, count, self.seed) for split, count in (("train", 2048), ("test", 512))]
+                return drawn[0], drawn[1], list(drawn[0].class_names)
+            case "cifar10":
+                train = CifarDataset(self.root, 10, ("train",))
+                return train, CifarDataset(self.root, 10, ("test",)), train.class_names
+            case _:
+                folders = [self.root / "train", self.root / ("val" if self.source == "imagenet" else "test")]
+                return self._folders(*folders)
+
+    def _folders(self, *folders: Path) -> tuple[Dataset, Dataset, list[str]]:
+        mode: ImageMode = "RGB" if self.channels == 3 else "L"
+        is_imagenet = self.source == "imagenet"
+        options: dict[str, Any] = {"mode": mode} if is_imagenet else {"mode": mode, "size": self.size, "on_bad_file": self.on_bad_file}
+        train, test = (ImageFolderDataset(folder, has_classes=True, **options) for folder in folders)
+        if train.class_names != test.class_names:
+            differing = sorted(set(train.class_names) ^ set(test.class_names))
+            raise ValueError(f"{folders[0]} and {folders[1]} have different classes: {', '.join(differing[:8])} are in one of them only")
+        if is_imagenet:
+            return Transformed(train, random_crops(self.size)), Transformed(test, centre_crop(self.size)), train.class_names
+        return train, test, train.class_names
+
+    def train_dataloader(self) -> DataLoader:
+        return self.training_loader(self.train_set)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.evaluation_loader(self.test_set)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.evaluation_loader(self.test_set)
+
+    def certified_set(self) -> Dataset:
+        """Return the images to certify; their `index` is that in the whole split.
+
+        Raises:
+            ValueError: if skip, start and stop leave none.
+        """
+        images = self.test_set if self.split == "test" else self._training_images()
+        count = len(cast(Sized, images))
+        chosen = [number for number in range(self.start, min(count, self.stop or count)) if number % self.skip == 0][: self.limit]
+        if not chosen:
+            raise ValueError(f"data.start {self.start}, data.stop {self.stop} and data.skip {self.skip} leave none of {count} images to certify")
+        return Subset(images, chosen)
+
+    def _training_images(self) -> Dataset:
+        """Return the training images as they are, without random crops."""
+        return Transformed(self.train_set.dataset, centre_crop(self.size)) if isinstance(self.train_set, Transformed) else self.train_set
+
+    def certification_loader(self) -> DataLoader:
+        """Return a loader of the images to certify, each once, dealt over the processes without padding."""
+        images = self.certified_set()
+        return DataLoader(images, 16, sampler=UnpaddedSampler(cast(Sized, images)), num_workers=self.num_workers)
+
+
+class Transformed(Dataset):
+    """Images of a data set after a transform."""
+
+    def __init__(self, dataset: ImageFolderDataset, transform: v2.Transform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.dataset[index]
+        return item | {"image": self.transform(item["image"])}
+
+
+def random_crops(size: int) -> v2.Transform:
+    """Random resized crops, half of them mirrored, as ImageNet networks are trained; from torch's global generator, which checkpoints keep."""
+    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.Lambda(on_grid)])
+
+
+def centre_crop(size: int) -> v2.Transform:
+    """Resize the shorter side to 8/7 of `size` (256 for 224) and cut out the centre."""
+    return v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size), v2.Lambda(on_grid)])
+
+
+def on_grid(image: Tensor) -> Tensor:
+    """Round to multiples of 1/255 in [0, 1], as files of 8 bits have them."""
+    return (image * 255).round().clamp(0, 255) / 255
+
+
+def stack(dataset: Dataset, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return up to `limit` images of a data set, (N, C, H, W), and their labels, (N,)."""
+    items = [dataset[number] for number in range(min(limit or len(cast(Sized, dataset)), len(cast(Sized, dataset))))]
+    return torch.stack([item["image"] for item in items]), torch.tensor([item["label"] for item in items])

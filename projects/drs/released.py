@@ -1,0 +1,61 @@
+"""Reads branch weights in the layout of the authors' training code, and writes them as this project's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from projects.drs.model import DualClassifier
+from shared.checkpoints import describe_mismatch, load_checkpoint, load_tensors
+from shared.runs import atomic
+
+
+def read_released(path: str | Path) -> dict[str, Tensor]:
+    """Read one branch's network.
+
+    The published training code (a fork of Cohen et al. 2019) saves `{"epoch", "arch", "state_dict", "optimizer"}`; the network lies behind a
+    normalisation layer without weights (keys begin with `1.`) and often behind a `DataParallel` (`module.`). Plain tables of tensors will do, too.
+
+    Returns:
+        The weights under the names of torchvision's ResNets: conv1.weight, bn1.weight, layer1.0.conv1.weight, ...
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read without executing code, or holds no network.
+    """
+    if Path(path).suffix == ".safetensors":
+        tensors = load_tensors(path)
+    else:
+        content = load_checkpoint(path)
+        tensors = content.get("state_dict", content) if isinstance(content, dict) else content
+        if not isinstance(tensors, dict) or not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError(f"{path} holds no network: expected a table of tensors, or one under 'state_dict'")
+    names = [name.removeprefix("module.") for name in tensors]
+    if all(name.startswith(("0.", "1.")) for name in names):
+        names = [name.removeprefix("1.") for name in names if not name.startswith("0.")]
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.removeprefix("module.").startswith("0.")}
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def load_released(net: DualClassifier, files: list[str]) -> None:
+    """Load one file for each branch's network (left, right) into the model, all or none.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_released`; or if there are not as many files as networks, or one does not fit.
+    """
+    if len(files) != len(net.networks):
+        raise ValueError(f"the model has {len(net.networks)} networks, one for each branch: give as many files, not {len(files)}")
+    found = [read_released(file) for file in files]
+    for file, network, tensors in zip(files, net.networks, found, strict=True):
+        if differences := describe_mismatch(network.state_dict(), tensors):
+            raise ValueError(f"the weights in {file} do not fit the network that model.backbone describes:\n{differences}")
+    for network, tensors in zip(net.networks, found, strict=True):
+        network.load_state_dict(tensors)
+
+
+def write_checkpoint(state: dict[str, Tensor], path: Path) -> None:
+    """Write a module's weights where verbs look for those of a run."""
+    with atomic(path) as temporary:
+        torch.save({"state_dict": state, "global_step": 0}, temporary)
