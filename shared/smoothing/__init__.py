@@ -15,7 +15,7 @@ from shared.smoothing.analysis import average_certified_radius, certified_accura
 from shared.smoothing.audit import audit
 from shared.smoothing.budget import Budget
 from shared.smoothing.certificates import Certificate, Smoothing, anisotropic_radii
-from shared.smoothing.engine import Result, SmoothedClassifier, certify_dataset
+from shared.smoothing.engine import Result, SmoothedClassifier, Stream, certify_dataset
 from shared.smoothing.log import CertificationLog, Row
 from shared.smoothing.tables import Table, read_table
 from shared.smoothing.votes import Branch, LogitMean
@@ -31,6 +31,7 @@ __all__ = [
     "Row",
     "SmoothedClassifier",
     "Smoothing",
+    "Stream",
     "Table",
     "anisotropic_radii",
     "audit",

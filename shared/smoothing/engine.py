@@ -140,21 +140,19 @@ class SmoothedClassifier:
         found = {result.index: result for result in self.certify_stream(zip(names, images, strict=True))}
         return [found[index] for index in names]
 
-    def certify_stream(self, images: Iterable[tuple[int, Tensor]]) -> Iterator[Result]:
-        """Certify images as they come, (index in the data set, image), and yield each result when it is settled.
+    def stream(self) -> Stream:
+        """Return an empty stream, for images that are pushed as they come: `certify_stream` for loops that somebody else runs."""
+        return Stream(self)
 
-        As many images are worked on at once as fill some batches; between two looks nothing is read from the device.
-        """
-        waiting, looks = iter(images), self.budget.looks()
-        slots = max(1, _BATCHES * self.batch_size // (self.budget.selection + looks[0]))
-        counter, active = self._counter(slots, stages=2), dict[int, _Active]()
+    def certify_stream(self, images: Iterable[tuple[int, Tensor]]) -> Iterator[Result]:
+        """Certify images as they come, (index in the data set, image), and yield each result when it is settled."""
+        stream, waiting = self.stream(), iter(images)
         while True:
-            with evaluating(self.branches):
-                self._refill(waiting, counter, active, slots)
-                if not active:
-                    return
-                results = self._round(counter, active, looks)
-            yield from results  # outside inference mode, which would else leak into the caller's code
+            while not stream.is_full and (item := next(waiting, None)) is not None:
+                stream.add(*item)
+            if stream.is_empty:
+                return
+            yield from stream.advance()
 
     def _counter(self, slots: int, stages: int, key: int | None = None) -> VoteCounter:
         return VoteCounter(
@@ -171,47 +169,6 @@ class SmoothedClassifier:
             self.dtype,
             self.channels_last,
         )
-
-    def _refill(self, waiting: Iterator[tuple[int, Tensor]], counter: VoteCounter, active: dict[int, _Active], slots: int) -> None:
-        for slot in range(slots):
-            if slot not in active and (item := next(waiting, None)) is not None:
-                if self.law == "grid":
-                    check_grid(item[1])
-                counter.load(slot, item[1])
-                active[slot] = _Active(item[0])
-
-    def _round(self, counter: VoteCounter, active: dict[int, _Active], looks: list[int]) -> list[Result]:
-        """Bring every image to its next look, and return and remove those that are settled."""
-        began, work = time.monotonic(), []
-        for slot, image in active.items():
-            if image.look == 0:
-                work.append(Work(slot, image.index, SELECTION, 0, self.budget.selection))
-            work.append(Work(slot, image.index, ESTIMATION, looks[image.look - 1] if image.look else 0, looks[image.look]))
-        counter.count(work)
-        counts = counter.counts.to("cpu", copy=True)  # the only wait of a round; slots are reused, results must not change with them
-        pace = (time.monotonic() - began) / sum(part.stop - part.start for part in work)
-        for part in work:
-            active[part.slot].seconds += pace * (part.stop - part.start)
-        smoothing = dataclasses.replace(self.smoothing, tail=counter.tail)
-        settled = [slot for slot, image in active.items() if self._look(smoothing, image, counts[slot], looks)]
-        return [self._result(active.pop(slot), counts[slot], looks) for slot in settled]
-
-    def _look(self, smoothing: Smoothing, image: _Active, counts: Tensor, looks: list[int]) -> bool:
-        """Bound the radius after the draws so far, unless a glance says that this settles nothing; say whether the image is settled."""
-        top, draws, votes = choose_class(counts[SELECTION, :, :-1]), looks[image.look], counts[ESTIMATION, :, :-1]
-        image.look += 1
-        is_last = image.look == len(looks)
-        highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self.budget.futility)
-        if not is_last and not self.budget.is_settled(smoothing.at_most(votes, draws, top), highest):
-            return False
-        found = smoothing.certify(votes, draws, top)
-        if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
-            image.best = found
-        return is_last or self.budget.is_settled(image.best.radius, highest)
-
-    def _result(self, image: _Active, counts: Tensor, looks: list[int]) -> Result:
-        assert image.best is not None
-        return Result(image.index, image.best, counts[SELECTION], counts[ESTIMATION], looks[image.look - 1], image.seconds)
 
     def predict(self, images: Tensor, alpha: float = 0.001, draws: int = 1000, key: int | None = None) -> Tensor:
         """Predict the classes of smoothed images (PREDICT of Cohen et al. 2019), or abstain.
@@ -247,6 +204,100 @@ class SmoothedClassifier:
         votes = counter.counts[0, PREDICTION].sum(0).cpu()[:-1]
         highest = votes.topk(2).values
         return choose_class(votes[None]) if float(hung_fithian_p_value(highest[0], highest[1])) <= alpha else ABSTAIN
+
+
+class Stream:
+    """Images in the works: added one by one, brought from look to look together, handed back as they are settled.
+
+    As many are worked on at once as fill some batches; between two looks nothing is read from the device.
+
+    stream = classifier.stream()
+    for index, image in images:
+        stream.add(index, image)
+        while stream.is_full:
+            yield from stream.advance()
+    while not stream.is_empty:
+        yield from stream.advance()
+
+    Args:
+        classifier: the smoothed classifier; its networks may be trained between two calls, not while images are in the works.
+    """
+
+    def __init__(self, classifier: SmoothedClassifier) -> None:
+        self._budget, self._smoothing, self._branches = classifier.budget, classifier.smoothing, classifier.branches
+        self._looks, self._is_on_grid = self._budget.looks(), classifier.law == "grid"
+        self._slots = max(1, _BATCHES * classifier.batch_size // (self._budget.selection + self._looks[0]))
+        self._counter = classifier._counter(self._slots, stages=2)
+        self._active: dict[int, _Active] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no image can be added before others are settled."""
+        return len(self._active) == self._slots
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image is in the works."""
+        return not self._active
+
+    def add(self, index: int, image: Tensor) -> None:
+        """Begin with an image.
+
+        Args:
+            index: its index in the data set, which its noise follows from.
+            image: (...) in [0, 1], of the same shape as all others.
+
+        Raises:
+            ValueError: if the stream is full, holds this index already, or the noise lies on a grid that the image does not lie on.
+        """
+        if self.is_full or any(image.index == index for image in self._active.values()):
+            raise ValueError(f"image {index} cannot be added: the stream is full, or holds it already")
+        if self._is_on_grid:
+            check_grid(image)
+        slot = next(slot for slot in range(self._slots) if slot not in self._active)
+        with torch.inference_mode():
+            self._counter.load(slot, image)
+        self._active[slot] = _Active(index)
+
+    def advance(self) -> list[Result]:
+        """Bring every image to its next look, and return and remove those that are settled."""
+        if self.is_empty:
+            return []
+        began, work = time.monotonic(), self._work()
+        with evaluating(self._branches):
+            self._counter.count(work)
+        counts = self._counter.counts.to("cpu", copy=True)  # the only wait; slots are reused, results must not change with them
+        pace = (time.monotonic() - began) / sum(part.stop - part.start for part in work)
+        for part in work:
+            self._active[part.slot].seconds += pace * (part.stop - part.start)
+        smoothing = dataclasses.replace(self._smoothing, tail=self._counter.tail)
+        settled = [slot for slot, image in self._active.items() if self._look(smoothing, image, counts[slot])]
+        return [self._result(self._active.pop(slot), counts[slot]) for slot in settled]
+
+    def _work(self) -> list[Work]:
+        work, looks = [], [0, *self._looks]
+        for slot, image in self._active.items():
+            if image.look == 0:
+                work.append(Work(slot, image.index, SELECTION, 0, self._budget.selection))
+            work.append(Work(slot, image.index, ESTIMATION, looks[image.look], looks[image.look + 1]))
+        return work
+
+    def _look(self, smoothing: Smoothing, image: _Active, counts: Tensor) -> bool:
+        """Bound the radius after the draws so far, unless a glance says that this settles nothing; say whether the image is settled."""
+        top, draws, votes = choose_class(counts[SELECTION, :, :-1]), self._looks[image.look], counts[ESTIMATION, :, :-1]
+        image.look += 1
+        is_last = image.look == len(self._looks)
+        highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self._budget.futility)
+        if not is_last and not self._budget.is_settled(smoothing.at_most(votes, draws, top), highest):
+            return False
+        found = smoothing.certify(votes, draws, top)
+        if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
+            image.best = found
+        return is_last or self._budget.is_settled(image.best.radius, highest)
+
+    def _result(self, image: _Active, counts: Tensor) -> Result:
+        assert image.best is not None
+        return Result(image.index, image.best, counts[SELECTION], counts[ESTIMATION], self._looks[image.look - 1], image.seconds)
 
 
 def certify_dataset(

@@ -79,6 +79,22 @@ def test_counts_of_single_copies(images):
     same(smoothed(batch_size=1).certify(images[:3]), smoothed().certify(images[:3]))
 
 
+def test_images_can_be_pushed(images):
+    stream, found = smoothed(batch_size=128).stream(), []
+    assert stream.is_empty
+    assert stream.advance() == []
+    for index, image in enumerate(images):
+        stream.add(index, image)
+        while stream.is_full:
+            found += stream.advance()
+    with pytest.raises(ValueError, match="image 8 cannot be added"):
+        stream.add(8, images[8])
+    while not stream.is_empty:
+        found += stream.advance()
+    assert not found[0].estimation.is_inference()
+    same(sorted(found, key=lambda result: result.index), smoothed().certify(images))
+
+
 def test_counts_are_those_of_a_plain_loop(images):
     (found,) = smoothed(HalfSpace(), classes=2).certify(images[:1], [4])
     counter = VoteCounter([Branch(HalfSpace())], [0.5], 2, 2**63 + 5)
