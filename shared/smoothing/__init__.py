@@ -17,6 +17,7 @@ from shared.smoothing.budget import Budget
 from shared.smoothing.certificates import Certificate, Smoothing, anisotropic_radii
 from shared.smoothing.engine import Result, SmoothedClassifier, Stream, certify_dataset
 from shared.smoothing.log import CertificationLog, Row
+from shared.smoothing.placement import Placed, Placement
 from shared.smoothing.tables import Table, read_table
 from shared.smoothing.votes import Branch, LogitMean
 
@@ -27,6 +28,8 @@ __all__ = [
     "Certificate",
     "CertificationLog",
     "LogitMean",
+    "Placed",
+    "Placement",
     "Result",
     "Row",
     "SmoothedClassifier",

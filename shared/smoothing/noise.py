@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from shared.smoothing.alpha import RADIUS_BITS, tail_mass
+from shared.smoothing.placement import Placement
 
 Law = Literal["gaussian", "uniform", "grid"]
 LEVELS = 255
@@ -165,7 +166,7 @@ class Sampler:
             self._thresholds = rounded_gaussian_thresholds(sigma).to(device)
             self.tail = elements * len(self._thresholds) * 2.0**-52
 
-    def perturb(self, images: Tensor, slots: Tensor, keys: Tensor, draws: Tensor, out: Tensor) -> Tensor:
+    def perturb(self, images: Tensor, slots: Tensor, keys: Tensor, draws: Tensor, out: Tensor, placement: Placement | None = None) -> Tensor:
         """Write image `slots[i]` under noise `draws[i]` to row i.
 
         Args:
@@ -174,6 +175,7 @@ class Sampler:
             keys: (B,) int64 from `stream_key`.
             draws: (B,) int64 numbers of the draws.
             out: (B, ...) of any floating type and memory format.
+            placement: what lays noised images out in `out` and normalises them, in float32; None: they stay as they are.
 
         Returns:
             `out`.
@@ -181,15 +183,21 @@ class Sampler:
         if out.is_cuda and self.law == "gaussian":
             from shared.smoothing.fused import perturb
 
-            return perturb(images, slots, keys, draws, self.sigma, out)
+            if placement is None:
+                return perturb(images, slots, keys, draws, self.sigma, out)
+            is_dense = placement.is_identity and placement.needed == self.elements
+            return perturb(images, slots, keys, draws, self.sigma, out, None if is_dense else placement.source, placement.mean, placement.std)
         for start in range(0, len(out), self._rows):
             part = slice(start, start + self._rows)
-            noise, target = self.noise(keys[part], draws[part]).view(-1, *images.shape[1:]), out[part]
-            clean = torch.index_select(images.flatten(1), 0, slots[part], out=self._clean[: len(target)]).view_as(noise)
+            noise = self.noise(keys[part], draws[part]).view(-1, *images.shape[1:])
+            clean = torch.index_select(images.flatten(1), 0, slots[part], out=self._clean[: len(noise)]).view_as(noise)
+            target = out[part] if placement is None else clean
             if self.law == "grid":
                 torch.div(clean.mul_(LEVELS).round_().add_(noise), LEVELS, out=target)
             else:
                 torch.add(clean, noise, alpha=self.sigma, out=target)
+            if placement is not None:
+                out[part] = placement(target)
         return out
 
     def noise(self, keys: Tensor, draws: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.smoothing.noise import Law, Sampler, stream_key
+from shared.smoothing.placement import Placed
 
 Classifier = nn.Module | Callable[[Tensor], Tensor]
 
@@ -24,7 +25,8 @@ class Branch:
     """A classifier of a part of the image.
 
     Args:
-        classifier: maps (B, ...) noised parts to (B, K) logits; whatever it does with them, normalisation first, keeps the certificate.
+        classifier: maps (B, ...) noised parts to (B, K) logits; whatever it does with them, normalisation first, keeps the certificate. Of a `Placed`
+            one, placement and normalisation are done together with the noise.
         take: maps (M, ...) clean images to their parts, without noise.
     """
 
@@ -109,11 +111,15 @@ class VoteCounter:
         self.counts[slot] = 0
 
     def _prepare(self, parts: list[Tensor]) -> None:
-        for part, sigma in zip(parts, self.sigmas, strict=True):
+        for branch, part, sigma in zip(self.branches, parts, self.sigmas, strict=True):
             shape = part.shape[1:]
             self.parts.append(torch.zeros(len(self.counts), *shape, device=self.device))
             self._samplers.append(Sampler(self.law, sigma, shape.numel(), self.device))
-            buffer = torch.empty(self.batch_size, *shape, dtype=self.dtype, device=self.device)
+            placed = shape
+            if isinstance(branch.classifier, Placed):
+                branch.classifier.placement.check(shape.numel())
+                placed = torch.Size(branch.classifier.placement.shape)
+            buffer = torch.empty(self.batch_size, *placed, dtype=self.dtype, device=self.device)
             self._buffers.append(buffer.to(memory_format=torch.channels_last) if self.channels_last and buffer.ndim == 4 else buffer)
 
     @property
@@ -136,7 +142,7 @@ class VoteCounter:
             row = torch.searchsorted(ends, number, right=True)
             slot = slots[row]
             out = self._buffers[branch][: len(row)]
-            votes = self._votes(branch, self._samplers[branch].perturb(self.parts[branch], slot, keys[row], number + starts[row], out))
+            votes = self._votes(branch, self._noised(branch, slot, keys[row], number + starts[row], out))
             place = ((slot * self.counts.shape[1] + stages[row]) * len(self.branches) + branch) * (self.classes + 1) + votes
             self.counts.view(-1).scatter_add_(0, place[:filled], torch.ones_like(place[:filled]))
 
@@ -148,9 +154,15 @@ class VoteCounter:
             rows.append([part.slot, part.stage, stream_key(self.run_key, part.index, part.stage, stream), part.start - begin, end])
         return torch.tensor(rows).T.contiguous().to(self.device, non_blocking=True)
 
+    def _noised(self, branch: int, slots: Tensor, keys: Tensor, draws: Tensor, out: Tensor) -> Tensor:
+        classifier = self.branches[branch].classifier
+        placement = classifier.placement if isinstance(classifier, Placed) else None
+        return self._samplers[branch].perturb(self.parts[branch], slots, keys, draws, out, placement)
+
     def _votes(self, branch: int, noised: Tensor) -> Tensor:
         """Classify (B, ...) -> (B,) votes; K where a logit is not finite."""
-        logits = self.branches[branch].classifier(noised)
+        classifier = self.branches[branch].classifier
+        logits = classifier.network(noised) if isinstance(classifier, Placed) else classifier(noised)
         if logits.ndim != 2 or logits.shape != (len(noised), self.classes):
             raise ValueError(
                 f"classifier {branch} returned {tuple(logits.shape)} for {len(noised)} images of {self.classes} classes; it must return logits"

@@ -12,6 +12,7 @@ print("triton" in sys.modules)
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is first imported
 from shared.smoothing.fused import perturb
 from shared.smoothing.noise import Sampler, stream_key
+from shared.smoothing.placement import Placement
 torch.manual_seed(0)
 slots, draws = torch.tensor([1, 0, 1]), torch.tensor([0, 99_999, 2**31 - 1])
 keys = torch.tensor([stream_key(2**64 - 5, 7 + int(slot), 1, 0) for slot in slots])
@@ -40,6 +41,13 @@ for source in (upsampled, masked):
     expected = torch.where(source >= 0, noised.flatten(1)[:, source.flatten().clamp_min(0)].view(3, 3, 6, 8), 0.0)
     found = perturb(packed, slots, keys, draws, 0.5, torch.empty(3, 3, 6, 8), source.flatten().int(), mean, std)
     torch.testing.assert_close(found, normalised(expected), rtol=1e-5, atol=1e-5)
+    placement = Placement(source, mean, std)
+    at_once = Sampler("gaussian", 0.5, 72).perturb(packed, slots, keys, draws, torch.empty(3, 3, 6, 8), placement)
+    assert torch.equal(at_once, placement(noised))
+    torch.testing.assert_close(at_once, found, rtol=1e-5, atol=1e-5)
+    last = torch.empty(3, 3, 6, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    found = perturb(packed, slots, keys, draws, 0.5, last, placement.source, mean, std)
+    torch.testing.assert_close(found.float(), at_once, rtol=1e-2, atol=1e-2)
 print("same")
 """
 
