@@ -163,7 +163,11 @@ class Smoothing:
             The certificate, its radius rounded down; an abstention where the radius is not positive.
         """
         radius = float(round_down(torch.tensor(self.radius(counts, draws, top), dtype=torch.float64)))
-        plan = AlphaPlan.with_runner_ups(self.alpha, *counts.shape) if self.rule == "runner_up" else self.plan
+        return self.claim(top, radius, counts.shape[1])
+
+    def claim(self, top: int, radius: float, classes: int) -> Certificate:
+        """Write down a radius of the class `top` that was certified and rounded before, an abstention if it is 0, of K classes."""
+        plan = AlphaPlan.with_runner_ups(self.alpha, len(self.sigmas), classes) if self.rule == "runner_up" else self.plan
         norm: Literal["l1", "l2"] = "l1" if self.rule == "l1" else "l2"
         return Certificate(top if radius > 0 else ABSTAIN, radius, self.rule, plan, norm)
 

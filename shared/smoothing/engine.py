@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from shared.smoothing.bounds import hung_fithian_p_value
 from shared.smoothing.budget import Budget, highest_radius
 from shared.smoothing.certificates import ABSTAIN, Certificate, Smoothing, choose_class
-from shared.smoothing.log import CertificationLog, Row
+from shared.smoothing.log import CertificationLog, Partial, Row
 from shared.smoothing.noise import Law, check_grid, random_words, stream_key
 from shared.smoothing.votes import Branch, Classifier, VoteCounter, Work, evaluating
 
@@ -63,14 +63,25 @@ def sparse(counts: Tensor) -> list[dict[str, int]]:
     return [{"invalid" if c == last else str(c): n for c, n in enumerate(row) if n} for row in counts.tolist()]
 
 
+def dense(rows: Sequence[Mapping[str, int]], classes: int) -> Tensor:
+    """Return the (branches, K + 1) votes that `sparse` wrote."""
+    counts = torch.zeros(len(rows), classes + 1, dtype=torch.int64)
+    for row, votes in zip(counts, rows, strict=True):
+        for name, number in votes.items():
+            row[classes if name == "invalid" else int(name)] = number
+    return counts
+
+
 @dataclass
 class _Active:
-    """An image in the works."""
+    """An image in the works: its draws so far, those of the selection first, and what they counted when last read from the device."""
 
     index: int
-    look: int = 0
+    done: int = 0
+    looks: int = 0
     best: Certificate | None = None
     seconds: float = 0.0
+    counts: Tensor | None = None
 
 
 class SmoothedClassifier:
@@ -225,8 +236,10 @@ class Stream:
 
     def __init__(self, classifier: SmoothedClassifier) -> None:
         self._budget, self._smoothing, self._branches = classifier.budget, classifier.smoothing, classifier.branches
-        self._looks, self._is_on_grid = self._budget.looks(), classifier.law == "grid"
-        self._slots = max(1, _BATCHES * classifier.batch_size // (self._budget.selection + self._looks[0]))
+        self._classes, self._batch_size = classifier.classes, classifier.batch_size
+        self._is_on_grid = classifier.law == "grid"
+        self._stops = [self._budget.selection + look for look in self._budget.looks()]  # draws after which counts are looked at
+        self._slots = max(1, _BATCHES * self._batch_size // self._stops[0])
         self._counter = classifier._counter(self._slots, stages=2)
         self._active: dict[int, _Active] = {}
 
@@ -240,12 +253,13 @@ class Stream:
         """Whether no image is in the works."""
         return not self._active
 
-    def add(self, index: int, image: Tensor) -> None:
-        """Begin with an image.
+    def add(self, index: int, image: Tensor, partial: Partial | None = None) -> None:
+        """Begin with an image, or go on with it.
 
         Args:
             index: its index in the data set, which its noise follows from.
             image: (...) in [0, 1], of the same shape as all others.
+            partial: where another stream of a classifier with the same settings left it.
 
         Raises:
             ValueError: if the stream is full, holds this index already, or the noise lies on a grid that the image does not lie on.
@@ -255,38 +269,59 @@ class Stream:
         if self._is_on_grid:
             check_grid(image)
         slot = next(slot for slot in range(self._slots) if slot not in self._active)
+        active = _Active(index) if partial is None else self._resumed(partial)
         with torch.inference_mode():
-            self._counter.load(slot, image)
-        self._active[slot] = _Active(index)
+            self._counter.load(slot, image, active.counts)
+        self._active[slot] = active
+
+    def _resumed(self, partial: Partial) -> _Active:
+        best = None if partial.radius is None else self._smoothing.claim(partial.predicted, partial.radius, self._classes)
+        counts = torch.stack([dense(rows, self._classes) for rows in (partial.selection, partial.estimation)])
+        return _Active(partial.index, partial.done, partial.looks, best, partial.seconds, counts)
+
+    def partials(self) -> list[Partial]:
+        """Return where the images in the works stand, for `add` of another stream; without waiting for the device."""
+        return [_partial(image, image.counts) for image in self._active.values() if image.counts is not None]
 
     def advance(self) -> list[Result]:
-        """Bring every image to its next look, and return and remove those that are settled."""
+        """Make some batches of draws, and return and remove the images that are settled."""
         if self.is_empty:
             return []
-        began, work = time.monotonic(), self._work()
+        began, shares = time.monotonic(), self._shares()
         with evaluating(self._branches):
-            self._counter.count(work)
+            self._counter.count([part for slot, share in shares.items() for part in self._work(slot, share)])
         counts = self._counter.counts.to("cpu", copy=True)  # the only wait; slots are reused, results must not change with them
-        pace = (time.monotonic() - began) / sum(part.stop - part.start for part in work)
-        for part in work:
-            self._active[part.slot].seconds += pace * (part.stop - part.start)
-        smoothing = dataclasses.replace(self._smoothing, tail=self._counter.tail)
-        settled = [slot for slot, image in self._active.items() if self._look(smoothing, image, counts[slot])]
-        return [self._result(self._active.pop(slot), counts[slot]) for slot in settled]
+        pace = (time.monotonic() - began) / sum(shares.values())
+        smoothing, settled = dataclasses.replace(self._smoothing, tail=self._counter.tail), []
+        for slot, share in shares.items():
+            image = self._active[slot]
+            image.done, image.counts, image.seconds = image.done + share, counts[slot], image.seconds + pace * share
+            if image.done == self._stops[image.looks] and self._look(smoothing, image, counts[slot]):
+                settled.append(self._result(self._active.pop(slot), counts[slot]))
+        return settled
 
-    def _work(self) -> list[Work]:
-        work, looks = [], [0, *self._looks]
-        for slot, image in self._active.items():
-            if image.look == 0:
-                work.append(Work(slot, image.index, SELECTION, 0, self._budget.selection))
-            work.append(Work(slot, image.index, ESTIMATION, looks[image.look], looks[image.look + 1]))
-        return work
+    def _shares(self) -> dict[int, int]:
+        """Deal some batches of draws to the images, to none beyond its next look; as many as fill the batches, if there are so many."""
+        most = -(-_BATCHES * self._batch_size // len(self._active))
+        shares = {slot: min(self._stops[image.looks] - image.done, most) for slot, image in self._active.items()}
+        total = sum(shares.values())
+        surplus = total % self._batch_size if total > self._batch_size else 0
+        for slot in reversed(shares):
+            cut = min(surplus, shares[slot])
+            shares[slot], surplus = shares[slot] - cut, surplus - cut
+        return {slot: share for slot, share in shares.items() if share}
+
+    def _work(self, slot: int, share: int) -> list[Work]:
+        image, selection = self._active[slot], self._budget.selection
+        start, stop = image.done, image.done + share
+        chosen = [Work(slot, image.index, SELECTION, start, min(stop, selection))] if start < selection else []
+        return chosen + ([Work(slot, image.index, ESTIMATION, max(start - selection, 0), stop - selection)] if stop > selection else [])
 
     def _look(self, smoothing: Smoothing, image: _Active, counts: Tensor) -> bool:
         """Bound the radius after the draws so far, unless a glance says that this settles nothing; say whether the image is settled."""
-        top, draws, votes = choose_class(counts[SELECTION, :, :-1]), self._looks[image.look], counts[ESTIMATION, :, :-1]
-        image.look += 1
-        is_last = image.look == len(self._looks)
+        top, draws, votes = choose_class(counts[SELECTION, :, :-1]), image.done - self._budget.selection, counts[ESTIMATION, :, :-1]
+        image.looks += 1
+        is_last = image.looks == len(self._stops)
         highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self._budget.futility)
         if not is_last and not self._budget.is_settled(smoothing.at_most(votes, draws, top), highest):
             return False
@@ -297,13 +332,19 @@ class Stream:
 
     def _result(self, image: _Active, counts: Tensor) -> Result:
         assert image.best is not None
-        return Result(image.index, image.best, counts[SELECTION], counts[ESTIMATION], self._looks[image.look - 1], image.seconds)
+        return Result(image.index, image.best, counts[SELECTION], counts[ESTIMATION], image.done - self._budget.selection, image.seconds)
+
+
+def _partial(image: _Active, counts: Tensor) -> Partial:
+    predicted, radius = (ABSTAIN, None) if image.best is None else (image.best.predicted, image.best.radius)
+    votes = sparse(counts[SELECTION]), sparse(counts[ESTIMATION])
+    return Partial(image.index, image.done, image.looks, *votes, image.seconds, predicted, radius)
 
 
 def certify_dataset(
     classifier: SmoothedClassifier, items: Iterable[tuple[int, Tensor, int]], log: CertificationLog, rank: int = 0, world_size: int = 1
 ) -> int:
-    """Certify a data set into a log; what the log holds already is not done again.
+    """Certify a data set into a log; what the log holds already is not done again, and images that were in the works are gone on with.
 
     Args:
         classifier: the smoothed classifier.
@@ -315,16 +356,18 @@ def certify_dataset(
     Returns:
         How many images this process certified now.
     """
-    labels: dict[int, int] = {}
-
-    def own() -> Iterator[tuple[int, Tensor]]:
-        for number, (index, image, label) in enumerate(items):
-            if number % world_size == rank and index not in log.done:
-                labels[index] = label
-                yield index, image
-
-    count = 0
-    for result in classifier.certify_stream(own()):
-        log.append(result.row(labels.pop(result.index)))
-        count += 1
-    return count
+    own = (item for number, item in enumerate(items) if number % world_size == rank and item[0] not in log.done)
+    stream, labels, count = classifier.stream(), dict[int, int](), 0
+    try:
+        while True:
+            while not stream.is_full and (item := next(own, None)) is not None:
+                index, image, labels[index] = item
+                stream.add(index, image, log.partials.get(index))
+            if stream.is_empty:
+                return count
+            for result in stream.advance():
+                log.append(result.row(labels.pop(result.index)))
+                count += 1
+            log.keep(stream.partials)
+    finally:
+        log.keep(stream.partials, at_once=True)

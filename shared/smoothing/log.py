@@ -1,6 +1,7 @@
 """Logs of certificates: part files that survive a kill, and the merged table in the columns that people's scripts read.
 
 <folder>/part-0000.jsonl   one process's rows in order of arrival; the first line holds the settings and their hash
+<folder>/partial-0000.json the votes so far of the images that one process is working on, replaced now and then
 <folder>/certify.tsv       idx, label, predict, radius, correct, time, sorted by idx (Cohen et al. 2019), radius cut to three significant digits
 <folder>/certify.jsonl     the same rows with full radii, counts, bounds and how they were drawn
 """
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -61,6 +62,31 @@ class Row:
         return f"{self.index}\t{self.label}\t{self.predicted}\t{radius}\t{int(self.is_correct)}\t{took}"
 
 
+@dataclass(frozen=True)
+class Partial:
+    """Where an image stands that is not settled yet.
+
+    Args:
+        index: index in the data set.
+        done: draws of each branch so far, those of the selection first.
+        looks: how often the counts were looked at.
+        selection: votes of each branch by class, without zeros; "invalid" are those of logits that are not finite.
+        estimation: the same of the draws that are counted.
+        seconds: time so far.
+        predicted: class of the best certificate so far, -1 for an abstention.
+        radius: its radius; None before there is one.
+    """
+
+    index: int
+    done: int
+    looks: int
+    selection: list[dict[str, int]]
+    estimation: list[dict[str, int]]
+    seconds: float
+    predicted: int
+    radius: float | None
+
+
 def config_hash(settings: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits for the settings that results depend on: all that is given, whatever its order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -73,21 +99,25 @@ class CertificationLog:
         folder: where the parts lie.
         settings: plain values that results depend on (sigma, n, alpha, seed, weights; not the batch size or the number of processes).
         rank: number of this process.
+        partial_seconds: votes of unsettled images are written when they were not for so long: what a kill costs at most.
 
     Attributes:
         done: indices of the data set that some part already holds.
+        partials: what processes before left unsettled, by index.
 
     Raises:
         ValueError: if a part was made with other settings; the message names those that differ.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], rank: int = 0, partial_seconds: float = 20.0) -> None:
         self.folder, self.settings = Path(folder), dict(settings)
         self.hash = config_hash(settings)
         self.done = {row.index for row in self._rows()}
-        self.path = self.folder / f"part-{rank:04d}.jsonl"
+        self.partials = {index: found for index, found in self._unsettled().items() if index not in self.done}
+        self.path, self._partial_path = self.folder / f"part-{rank:04d}.jsonl", self.folder / f"partial-{rank:04d}.json"
         self._file = self._open()
-        self._synced = time.monotonic()
+        self._synced = self._kept = time.monotonic()
+        self._partial_seconds = partial_seconds
 
     def _open(self) -> TextIO:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +143,31 @@ class CertificationLog:
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self._sync()
 
+    def keep(self, partials: Callable[[], Iterable[Partial]], at_once: bool = False) -> None:
+        """Write where the images in the works stand, if it is time; whoever gets them in a later run goes on from there.
+
+        Args:
+            partials: called if it is time, returns the images of this process, `Stream.partials`.
+            at_once: it is time.
+        """
+        if not at_once and time.monotonic() - self._kept < self._partial_seconds:
+            return
+        # what earlier processes left is written again: its file may be replaced by this one, its image may be another process's to do
+        held = self.partials | {partial.index: partial for partial in partials()}
+        images = [asdict(partial) for partial in held.values() if partial.index not in self.done]
+        if images or self._partial_path.exists():
+            write_text(self._partial_path, json.dumps({"version": VERSION, "hash": self.hash, "images": images}))
+        self._kept = time.monotonic()
+
+    def _unsettled(self) -> dict[int, Partial]:
+        found: dict[int, Partial] = {}
+        for path in self.folder.glob("partial-*.json"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for partial in (Partial(**image) for image in content["images"] if content["hash"] == self.hash):
+                if partial.index not in found or partial.done > found[partial.index].done:
+                    found[partial.index] = partial
+        return found
+
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
@@ -131,6 +186,8 @@ class CertificationLog:
     def merge(self, rounding: bool = False) -> Path:
         """Write certify.tsv and certify.jsonl from all parts, sorted by index, each in one piece or not at all; call it on one process.
 
+        Votes of unsettled images are removed once all these are settled.
+
         Args:
             rounding: see `Row.line`.
 
@@ -141,6 +198,9 @@ class CertificationLog:
         header = json.dumps({"version": VERSION, "hash": self.hash, "settings": self.settings})
         write_text(self.folder / "certify.jsonl", "\n".join([header, *(json.dumps(asdict(row)) for row in rows)]) + "\n")
         write_text(self.folder / "certify.tsv", table(rows, rounding))
+        if not self._unsettled().keys() - {row.index for row in rows}:
+            for path in self.folder.glob("partial-*.json"):
+                path.unlink()
         return self.folder / "certify.tsv"
 
     def _rows(self) -> list[Row]:

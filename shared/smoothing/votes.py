@@ -100,15 +100,15 @@ class VoteCounter:
         self._samplers: list[Sampler] = []
         self._buffers: list[Tensor] = []
 
-    def load(self, slot: int, image: Tensor) -> None:
-        """Put an image, (...) float32 in [0, 1], into a slot and set its counts to zero."""
+    def load(self, slot: int, image: Tensor, counts: Tensor | None = None) -> None:
+        """Put an image, (...) float32 in [0, 1], into a slot and set its counts to zero, or to (stages, branches, K + 1) counts of before."""
         parts = [branch.take(image[None].to(self.device, torch.float32)) for branch in self.branches]
         if not self.parts:
             check_parts(self.branches, image.shape, self.is_noise_shared, self.device)
             self._prepare(parts)
         for held, part in zip(self.parts, parts, strict=True):
             held[slot] = part[0]
-        self.counts[slot] = 0
+        self.counts[slot] = 0 if counts is None else counts.to(self.device)
 
     def _prepare(self, parts: list[Tensor]) -> None:
         for branch, part, sigma in zip(self.branches, parts, self.sigmas, strict=True):
