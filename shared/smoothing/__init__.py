@@ -15,9 +15,11 @@ from shared.smoothing.analysis import average_certified_radius, certified_accura
 from shared.smoothing.audit import audit
 from shared.smoothing.budget import Budget
 from shared.smoothing.certificates import Certificate, Smoothing, anisotropic_radii
-from shared.smoothing.engine import Result, SmoothedClassifier, Stream, certify_dataset
+from shared.smoothing.denoised import Denoised, DiffusionDenoiser, denoising_loss, stability_loss
+from shared.smoothing.engine import SmoothedClassifier, certify_dataset
 from shared.smoothing.log import CertificationLog, Row
 from shared.smoothing.placement import Placed, Placement
+from shared.smoothing.stream import Result, Stream
 from shared.smoothing.tables import Table, read_table
 from shared.smoothing.votes import Branch, LogitMean
 
@@ -27,6 +29,8 @@ __all__ = [
     "Budget",
     "Certificate",
     "CertificationLog",
+    "Denoised",
+    "DiffusionDenoiser",
     "LogitMean",
     "Placed",
     "Placement",
@@ -41,7 +45,9 @@ __all__ = [
     "average_certified_radius",
     "certified_accuracy",
     "certify_dataset",
+    "denoising_loss",
     "envelope",
     "read_table",
+    "stability_loss",
     "summarise",
 ]
