@@ -1,0 +1,205 @@
+"""Certification of images that are pushed one by one: what one result holds, and the stream that makes results."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.smoothing.budget import Budget, highest_radius
+from shared.smoothing.certificates import ABSTAIN, Certificate, Smoothing, choose_class
+from shared.smoothing.log import Partial, Row
+from shared.smoothing.noise import check_grid
+from shared.smoothing.votes import VoteCounter, Work, evaluating
+
+SELECTION, ESTIMATION, PREDICTION, COINS = 0, 1, 2, 3
+BATCHES = 8
+"""About so many batches are made before counts are read from the device."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A certificate and how it came about.
+
+    Attributes:
+        index: index in the data set.
+        certificate: class and radius.
+        selection: (branches, K + 1) votes that chose the class; the last are of logits that are not finite.
+        estimation: (branches, K + 1) votes that were counted.
+        draws: draws of each branch that were counted.
+        seconds: share of the time that this image's draws took.
+    """
+
+    index: int
+    certificate: Certificate
+    selection: Tensor
+    estimation: Tensor
+    draws: int
+    seconds: float
+
+    def row(self, label: int) -> Row:
+        """Return a row of the log with the counts of the classes that got votes."""
+        details: dict[str, Any] = {
+            "rule": self.certificate.rule,
+            "norm": self.certificate.norm,
+            "alpha": dict(self.certificate.alpha.parts),
+            "draws": self.draws,
+            "selection": sparse(self.selection),
+            "estimation": sparse(self.estimation),
+        }
+        return Row(self.index, label, self.certificate.predicted, self.certificate.radius, self.seconds, details)
+
+
+def sparse(counts: Tensor) -> list[dict[str, int]]:
+    """Return the votes of each branch by class, without zeros; "invalid" are those of logits that are not finite."""
+    last = counts.shape[1] - 1
+    return [{"invalid" if c == last else str(c): n for c, n in enumerate(row) if n} for row in counts.tolist()]
+
+
+def dense(rows: Sequence[Mapping[str, int]], classes: int) -> Tensor:
+    """Return the (branches, K + 1) votes that `sparse` wrote."""
+    counts = torch.zeros(len(rows), classes + 1, dtype=torch.int64)
+    for row, votes in zip(counts, rows, strict=True):
+        for name, number in votes.items():
+            row[classes if name == "invalid" else int(name)] = number
+    return counts
+
+
+@dataclass
+class _Active:
+    """An image in the works: its draws so far, those of the selection first, and what they counted when last read from the device."""
+
+    index: int
+    done: int = 0
+    looks: int = 0
+    best: Certificate | None = None
+    seconds: float = 0.0
+    counts: Tensor | None = None
+
+
+class Stream:
+    """Images in the works: added one by one, brought from look to look together, handed back as they are settled.
+
+    As many are worked on at once as fill some batches; between two looks nothing is read from the device.
+
+    stream = classifier.stream()
+    for index, image in images:
+        stream.add(index, image)
+        while stream.is_full:
+            yield from stream.advance()
+    while not stream.is_empty:
+        yield from stream.advance()
+
+    Args:
+        counter: makes the draws; with a stage of selection, one of estimation, and a slot for each image that is worked on at once.
+        smoothing: the certificate.
+        budget: draws of an image.
+    """
+
+    def __init__(self, counter: VoteCounter, smoothing: Smoothing, budget: Budget) -> None:
+        self._counter, self._smoothing, self._budget = counter, smoothing, budget
+        self._slots = len(counter.counts)
+        self._stops = [budget.selection + look for look in budget.looks()]  # draws after which counts are looked at
+        self._active: dict[int, _Active] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no image can be added before others are settled."""
+        return len(self._active) == self._slots
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image is in the works."""
+        return not self._active
+
+    def add(self, index: int, image: Tensor, partial: Partial | None = None) -> None:
+        """Begin with an image, or go on with it.
+
+        Args:
+            index: its index in the data set, which its noise follows from.
+            image: (...) in [0, 1], of the same shape as all others.
+            partial: where another stream of a classifier with the same settings left it.
+
+        Raises:
+            ValueError: if the stream is full, holds this index already, or the noise lies on a grid that the image does not lie on.
+        """
+        if self.is_full or any(image.index == index for image in self._active.values()):
+            raise ValueError(f"image {index} cannot be added: the stream is full, or holds it already")
+        if self._counter.law == "grid":
+            check_grid(image)
+        slot = next(slot for slot in range(self._slots) if slot not in self._active)
+        active = _Active(index) if partial is None else self._resumed(partial)
+        with torch.inference_mode():
+            self._counter.load(slot, image, active.counts)
+        self._active[slot] = active
+
+    def _resumed(self, partial: Partial) -> _Active:
+        best = None if partial.radius is None else self._smoothing.claim(partial.predicted, partial.radius, self._counter.classes)
+        counts = torch.stack([dense(rows, self._counter.classes) for rows in (partial.selection, partial.estimation)])
+        return _Active(partial.index, partial.done, partial.looks, best, partial.seconds, counts)
+
+    def partials(self) -> list[Partial]:
+        """Return where the images in the works stand, for `add` of another stream; without waiting for the device."""
+        return [_partial(image, image.counts) for image in self._active.values() if image.counts is not None]
+
+    def advance(self) -> list[Result]:
+        """Make some batches of draws, and return and remove the images that are settled."""
+        if self.is_empty:
+            return []
+        began, shares = time.monotonic(), self._shares()
+        with evaluating(self._counter.branches):
+            self._counter.count([part for slot, share in shares.items() for part in self._work(slot, share)])
+        counts = self._counter.counts.to("cpu", copy=True)  # the only wait; slots are reused, results must not change with them
+        pace = (time.monotonic() - began) / sum(shares.values())
+        smoothing, settled = dataclasses.replace(self._smoothing, tail=self._counter.tail), []
+        for slot, share in shares.items():
+            image = self._active[slot]
+            image.done, image.counts, image.seconds = image.done + share, counts[slot], image.seconds + pace * share
+            if image.done == self._stops[image.looks] and self._look(smoothing, image, counts[slot]):
+                settled.append(self._result(self._active.pop(slot), counts[slot]))
+        return settled
+
+    def _shares(self) -> dict[int, int]:
+        """Deal some batches of draws to the images, to none beyond its next look; as many as fill the batches, if there are so many."""
+        most = -(-BATCHES * self._counter.batch_size // len(self._active))
+        shares = {slot: min(self._stops[image.looks] - image.done, most) for slot, image in self._active.items()}
+        total = sum(shares.values())
+        surplus = total % self._counter.batch_size if total > self._counter.batch_size else 0
+        for slot in reversed(shares):
+            cut = min(surplus, shares[slot])
+            shares[slot], surplus = shares[slot] - cut, surplus - cut
+        return {slot: share for slot, share in shares.items() if share}
+
+    def _work(self, slot: int, share: int) -> list[Work]:
+        image, selection = self._active[slot], self._budget.selection
+        start, stop = image.done, image.done + share
+        chosen = [Work(slot, image.index, SELECTION, start, min(stop, selection))] if start < selection else []
+        return chosen + ([Work(slot, image.index, ESTIMATION, max(start - selection, 0), stop - selection)] if stop > selection else [])
+
+    def _look(self, smoothing: Smoothing, image: _Active, counts: Tensor) -> bool:
+        """Bound the radius after the draws so far, unless a glance says that this settles nothing; say whether the image is settled."""
+        top, draws, votes = choose_class(counts[SELECTION, :, :-1]), image.done - self._budget.selection, counts[ESTIMATION, :, :-1]
+        image.looks += 1
+        is_last = image.looks == len(self._stops)
+        highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self._budget.futility)
+        if not is_last and not self._budget.is_settled(smoothing.at_most(votes, draws, top), highest):
+            return False
+        found = smoothing.certify(votes, draws, top)
+        if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
+            image.best = found
+        return is_last or self._budget.is_settled(image.best.radius, highest)
+
+    def _result(self, image: _Active, counts: Tensor) -> Result:
+        assert image.best is not None
+        return Result(image.index, image.best, counts[SELECTION], counts[ESTIMATION], image.done - self._budget.selection, image.seconds)
+
+
+def _partial(image: _Active, counts: Tensor) -> Partial:
+    predicted, radius = (ABSTAIN, None) if image.best is None else (image.best.predicted, image.best.radius)
+    votes = sparse(counts[SELECTION]), sparse(counts[ESTIMATION])
+    return Partial(image.index, image.done, image.looks, *votes, image.seconds, predicted, radius)
