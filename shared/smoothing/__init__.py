@@ -3,7 +3,7 @@
 smoothed = SmoothedClassifier(network, classes=10, smoothing=Smoothing(sigmas=(0.25,), alpha=0.001), budget=Budget(draws=100_000), key=key)
 for result in smoothed.certify(images):
     print(result.certificate.predicted, result.certificate.radius)
-classes = smoothed.predict(images)                                    # -1: abstains
+classes = smoothed.predict(images).classes                            # -1: abstains
 with CertificationLog(folder, smoothed.settings | {"weights": digest}) as log:
     certify_dataset(smoothed, items, log)                             # goes on where it was killed
     table = read_table(log.merge())
@@ -12,11 +12,12 @@ print(summarise(table, [0.0, 0.25, 0.5], alpha=0.001), audit(table, sigma=0.25, 
 
 from shared.smoothing.alpha import AlphaPlan
 from shared.smoothing.analysis import average_certified_radius, certified_accuracy, envelope, summarise
+from shared.smoothing.art import RandomizedSmoothing
 from shared.smoothing.audit import audit
 from shared.smoothing.budget import Budget
 from shared.smoothing.certificates import Certificate, Smoothing, anisotropic_radii
 from shared.smoothing.denoised import Denoised, DiffusionDenoiser, denoising_loss, stability_loss
-from shared.smoothing.engine import SmoothedClassifier, certify_dataset
+from shared.smoothing.engine import Prediction, SmoothedClassifier, certify_dataset
 from shared.smoothing.log import CertificationLog, Row
 from shared.smoothing.placement import Placed, Placement
 from shared.smoothing.stream import Result, Stream
@@ -34,6 +35,8 @@ __all__ = [
     "LogitMean",
     "Placed",
     "Placement",
+    "Prediction",
+    "RandomizedSmoothing",
     "Result",
     "Row",
     "SmoothedClassifier",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +15,36 @@ from torch import Tensor
 
 from shared.smoothing.bounds import hung_fithian_p_value
 from shared.smoothing.budget import Budget
-from shared.smoothing.certificates import ABSTAIN, Smoothing, choose_class
-from shared.smoothing.log import CertificationLog
+from shared.smoothing.certificates import ABSTAIN, Smoothing
+from shared.smoothing.log import CertificationLog, Row
 from shared.smoothing.noise import Law, random_words, stream_key
 from shared.smoothing.stream import BATCHES, PREDICTION, Result, Stream
 from shared.smoothing.votes import Branch, Classifier, VoteCounter, Work, evaluating
 
 _COIN = 15  # the branch number of the coins that deal predictions to branches
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the smoothed classifier says of N images.
+
+    Attributes:
+        classes: (N,) int64, -1 for abstentions.
+        p_values: (N,) float64 of the two most frequent classes being equally probable; the classifier abstains above alpha.
+        counts: (N, K + 1) int64 votes of all branches; the last are of logits that are not finite.
+        seconds: (N,) float64 times.
+    """
+
+    classes: Tensor
+    p_values: Tensor
+    counts: Tensor
+    seconds: Tensor
+
+    def rows(self, labels: Tensor, indices: Sequence[int] | None = None) -> list[Row]:
+        """Return rows for `log.prediction_table`: of images with these labels and indices in the data set, None: 0 to N - 1."""
+        names = range(len(self.classes)) if indices is None else indices
+        columns = (labels.tolist(), self.classes.tolist(), self.seconds.tolist())
+        return [Row(int(index), label, predicted, 0.0, took) for index, label, predicted, took in zip(names, *columns, strict=True)]
 
 
 class SmoothedClassifier:
@@ -56,11 +82,14 @@ class SmoothedClassifier:
         self.branches = list(branches) if isinstance(branches, Sequence) else [Branch(branches)]
         self.classes, self.budget, self.key, self.law, self.batch_size = classes, budget, key, law, batch_size
         self.device, self.dtype, self.channels_last = torch.device(device), dtype, channels_last
-        self.smoothing = dataclasses.replace(smoothing, anytime=budget.is_anytime)
+        is_anisotropic = any(branch.theta is not None for branch in self.branches)
+        self.smoothing = dataclasses.replace(smoothing, anytime=budget.is_anytime, anisotropic=is_anisotropic)
         if len(self.branches) != len(smoothing.sigmas):
             raise ValueError(f"{len(self.branches)} branches need as many sigmas, got {smoothing.sigmas}")
         if (law == "uniform") != (smoothing.rule == "l1"):
             raise ValueError(f"noise {law!r} does not go with the certificate {smoothing.rule!r}: uniform noise certifies l1, Gaussian noise l2")
+        if is_anisotropic and law != "gaussian":
+            raise ValueError(f"deviations theta of single elements are for Gaussian noise, not for {law!r}")
         if batch_size < 1 or classes < 2:
             raise ValueError(f"there must be at least one image in a batch and two classes, got {batch_size} and {classes}")
 
@@ -69,7 +98,9 @@ class SmoothedClassifier:
         """What results depend on, as plain values for `CertificationLog`; the caller adds what the classifier and the data are."""
         smoothing = {name: value for name, value in dataclasses.asdict(self.smoothing).items() if name != "tail"}
         device = {"device": self.device.type, "dtype": str(self.dtype), "channels_last": self.channels_last}
-        shared = {"classes": self.classes, "key": self.key, "law": self.law, "noise": "philox4x32-10/1"}
+        shared: dict[str, Any] = {"classes": self.classes, "key": self.key, "law": self.law, "noise": "philox4x32-10/1"}
+        if self.smoothing.anisotropic:
+            shared["theta"] = [None if branch.theta is None else _digest(branch.theta) for branch in self.branches]
         return {name: list(v) if isinstance(v, tuple) else v for name, v in (smoothing | dataclasses.asdict(self.budget)).items()} | shared | device
 
     def certify(self, images: Tensor, indices: Sequence[int] | None = None) -> list[Result]:
@@ -119,7 +150,7 @@ class SmoothedClassifier:
             self.channels_last,
         )
 
-    def predict(self, images: Tensor, alpha: float = 0.001, draws: int = 1000, key: int | None = None) -> Tensor:
+    def predict(self, images: Tensor, alpha: float = 0.001, draws: int = 1000, key: int | None = None) -> Prediction:
         """Predict the classes of smoothed images (PREDICT of Cohen et al. 2019), or abstain.
 
         Of two branches, every draw is dealt to one by a fair coin, so that all votes are those of one multinomial with the mean of the branches'
@@ -132,7 +163,7 @@ class SmoothedClassifier:
             key: 64 bits; None draws a fresh one, so that nobody can fit an image to the noise.
 
         Returns:
-            (N,) int64 classes, -1 for abstentions.
+            Classes, p-values and votes.
 
         Raises:
             ValueError: for more than two branches, which certificates fuse by quantiles and not by the mean.
@@ -140,19 +171,33 @@ class SmoothedClassifier:
         if len(self.branches) > 2:
             raise ValueError(f"predictions are exact for one or two branches, not for {len(self.branches)}")
         run_key = secrets.randbits(64) if key is None else key
+        rows, seconds = [], []
         with evaluating(self.branches):
             counter = self._counter(1, PREDICTION + 1, run_key)
-            return torch.tensor([self._predict(counter, index, image, alpha, draws) for index, image in enumerate(images)])
+            for index, image in enumerate(images):
+                began = time.monotonic()
+                rows.append(self._votes(counter, index, image, draws))
+                seconds.append(time.monotonic() - began)
+        counts = torch.stack(rows).clone() if rows else torch.zeros(0, self.classes + 1, dtype=torch.int64)
+        first, second = counts[:, :-1].topk(2).values.unbind(1)
+        p_values = hung_fithian_p_value(first, second)
+        winners = (counts[:, :-1] == first[:, None]).to(torch.int64).argmax(1)  # the lowest of equals, as in certificates
+        return Prediction(torch.where(p_values <= alpha, winners, ABSTAIN), p_values, counts, torch.tensor(seconds, dtype=torch.float64))
 
-    def _predict(self, counter: VoteCounter, index: int, image: Tensor, alpha: float, draws: int) -> int:
+    def _votes(self, counter: VoteCounter, index: int, image: Tensor, draws: int) -> Tensor:
         counter.load(0, image)
+        if len(self.branches) == 1:
+            counter.count_branch(0, [Work(0, index, PREDICTION, 0, draws)])
+            return counter.counts[0, PREDICTION, 0].to("cpu", copy=True)
         keys, numbers = torch.full((draws,), stream_key(counter.run_key, index, PREDICTION, _COIN)), torch.arange(draws)
         coins = (random_words(keys, numbers, torch.empty(draws, 1, dtype=torch.int32))[:, 0].long() & 0xFFFFFFFF) * len(self.branches) >> 32
         for branch in range(len(self.branches)):
             counter.count_branch(branch, [Work(0, index, PREDICTION, draw, draw + 1) for draw in numbers[coins == branch].tolist()])
-        votes = counter.counts[0, PREDICTION].sum(0).cpu()[:-1]
-        highest = votes.topk(2).values
-        return choose_class(votes[None]) if float(hung_fithian_p_value(highest[0], highest[1])) <= alpha else ABSTAIN
+        return counter.counts[0, PREDICTION].sum(0).cpu()
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().to(torch.float32).numpy().tobytes()).hexdigest()[:16]
 
 
 def certify_dataset(

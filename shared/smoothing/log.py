@@ -223,6 +223,12 @@ def table(rows: Iterable[Row], rounding: bool = False) -> str:
     return "\n".join(["\t".join(COLUMNS), *(row.line(rounding) for row in rows)]) + "\n"
 
 
+def prediction_table(rows: Iterable[Row]) -> str:
+    """Return a table of predictions in Cohen's columns: idx, label, predict, correct, time; see `Prediction.rows`."""
+    cells = (row.line().split("\t") for row in rows)
+    return "\n".join("\t".join([*line[:3], *line[4:]]) for line in (COLUMNS, *cells)) + "\n"
+
+
 def read_rows(path: str | Path) -> tuple[dict[str, Any], list[Row]]:
     """Read the settings and the rows of a certify.jsonl or a part."""
     lines = _whole_lines(Path(path))

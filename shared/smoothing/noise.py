@@ -27,6 +27,7 @@ _MASK = 0xFFFFFFFF
 _CHUNK = 1 << 17  # elements that are made at once on a CPU: few calls, and still in its cache
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def stream_key(run_key: int, index: int, stage: int, branch: int) -> int:
     """Return the Philox key of one image's draws: Philox-2x32-10 applied to (index, stage and branch), once with each half of the run key.
 
@@ -146,13 +147,14 @@ class Sampler:
         sigma: standard deviation of the Gaussian, or half-width of the uniform noise.
         elements: values of one image, d.
         device: where images lie.
+        theta: (d,) standard deviations of single elements in units of `sigma`, for the Gaussian; None: 1.
 
     Attributes:
         tail: by how much a vote's probability may differ from that under the ideal law; see `alpha.tail_mass`.
     """
 
-    def __init__(self, law: Law, sigma: float, elements: int, device: torch.device | str = "cpu") -> None:
-        self.law, self.sigma, self.elements = law, sigma, elements
+    def __init__(self, law: Law, sigma: float, elements: int, device: torch.device | str = "cpu", theta: Tensor | None = None) -> None:
+        self.law, self.sigma, self.elements, self.theta = law, sigma, elements, theta
         count = {"gaussian": 2 * half_length(elements), "uniform": elements, "grid": 2 * elements}[law]
         self._rows = max(1, _CHUNK // elements) if torch.device(device).type == "cpu" else max(1, (1 << 26) // elements)
         self._words = torch.empty(self._rows, count, dtype=torch.int32, device=device)
@@ -180,7 +182,7 @@ class Sampler:
         Returns:
             `out`.
         """
-        if out.is_cuda and self.law == "gaussian":
+        if out.is_cuda and self.law == "gaussian" and self.theta is None:
             from shared.smoothing.fused import perturb
 
             if placement is None:
@@ -189,7 +191,10 @@ class Sampler:
             return perturb(images, slots, keys, draws, self.sigma, out, None if is_dense else placement.source, placement.mean, placement.std)
         for start in range(0, len(out), self._rows):
             part = slice(start, start + self._rows)
-            noise = self.noise(keys[part], draws[part]).view(-1, *images.shape[1:])
+            noise = self.noise(keys[part], draws[part])
+            if self.theta is not None:
+                noise.mul_(self.theta)
+            noise = noise.view(-1, *images.shape[1:])
             clean = torch.index_select(images.flatten(1), 0, slots[part], out=self._clean[: len(noise)]).view_as(noise)
             target = out[part] if placement is None else clean
             if self.law == "grid":

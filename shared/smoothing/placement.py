@@ -44,9 +44,9 @@ class Placement(nn.Module):
         self.needed = int(flat.max()) + 1
         self.is_identity = torch.equal(flat, torch.arange(len(flat), dtype=torch.int32, device=flat.device))
         self._is_partial = bool((flat < 0).any())
-        self.register_buffer("source", flat)
-        self.register_buffer("mean", shift)
-        self.register_buffer("std", scale)
+        self.register_buffer("source", flat, persistent=False)  # settings, not weights
+        self.register_buffer("mean", shift, persistent=False)
+        self.register_buffer("std", scale, persistent=False)
 
     def forward(self, parts: Tensor) -> Tensor:
         """Place and normalise parts, in their floating type."""

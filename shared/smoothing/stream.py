@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.smoothing.budget import Budget, highest_radius
 from shared.smoothing.certificates import ABSTAIN, Certificate, Smoothing, choose_class
 from shared.smoothing.log import Partial, Row
-from shared.smoothing.noise import check_grid
+from shared.smoothing.noise import check_grid, random_words, stream_key
 from shared.smoothing.votes import VoteCounter, Work, evaluating
 
 SELECTION, ESTIMATION, PREDICTION, COINS = 0, 1, 2, 3
@@ -52,6 +52,8 @@ class Result:
             "selection": sparse(self.selection),
             "estimation": sparse(self.estimation),
         }
+        if self.certificate.coins:
+            details["coins"] = list(self.certificate.coins)
         return Row(self.index, label, self.certificate.predicted, self.certificate.radius, self.seconds, details)
 
 
@@ -189,10 +191,17 @@ class Stream:
         highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self._budget.futility)
         if not is_last and not self._budget.is_settled(smoothing.at_most(votes, draws, top), highest):
             return False
-        found = smoothing.certify(votes, draws, top)
+        found = smoothing.certify(votes, draws, top, self._coins(image.index) if smoothing.randomised else None)
         if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
             image.best = found
         return is_last or self._budget.is_settled(image.best.radius, highest)
+
+    def _coins(self, index: int) -> Tensor:
+        """Return (branches,) coins on (0, 1] in float64, multiples of 2^-32: never below a uniform number that is rounded up to them."""
+        branches = range(len(self._counter.branches))
+        keys = torch.tensor([stream_key(self._counter.run_key, index, COINS, branch) for branch in branches])
+        words = random_words(keys, torch.zeros_like(keys), torch.empty(len(keys), 1, dtype=torch.int32))[:, 0]
+        return (words.double() + 2.0**31 + 1) * 2.0**-32
 
     def _result(self, image: _Active, counts: Tensor) -> Result:
         assert image.best is not None

@@ -28,10 +28,13 @@ class Branch:
         classifier: maps (B, ...) noised parts to (B, K) logits; whatever it does with them, normalisation first, keeps the certificate. Of a `Placed`
             one, placement and normalisation are done together with the noise.
         take: maps (M, ...) clean images to their parts, without noise.
+        theta: standard deviations of the part's elements in units of sigma, of its shape; None: 1 for all. Radii then are those of the ellipsoid
+            |delta / theta|_2, see `certificates.anisotropic_radii`.
     """
 
     classifier: Classifier
     take: Callable[[Tensor], Tensor] = whole
+    theta: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,20 @@ class VoteCounter:
         for branch, part, sigma in zip(self.branches, parts, self.sigmas, strict=True):
             shape = part.shape[1:]
             self.parts.append(torch.zeros(len(self.counts), *shape, device=self.device))
-            self._samplers.append(Sampler(self.law, sigma, shape.numel(), self.device))
+            self._samplers.append(Sampler(self.law, sigma, shape.numel(), self.device, self._deviations(branch, shape)))
             placed = shape
             if isinstance(branch.classifier, Placed):
                 branch.classifier.placement.check(shape.numel())
                 placed = torch.Size(branch.classifier.placement.shape)
             buffer = torch.empty(self.batch_size, *placed, dtype=self.dtype, device=self.device)
             self._buffers.append(buffer.to(memory_format=torch.channels_last) if self.channels_last and buffer.ndim == 4 else buffer)
+
+    def _deviations(self, branch: Branch, shape: torch.Size) -> Tensor | None:
+        if branch.theta is None:
+            return None
+        if branch.theta.shape != shape or not bool((branch.theta > 0).all()):
+            raise ValueError(f"theta must be positive and of its part's shape {tuple(shape)}, got {tuple(branch.theta.shape)}")
+        return branch.theta.to(self.device, torch.float32).flatten()
 
     @property
     def tail(self) -> float:

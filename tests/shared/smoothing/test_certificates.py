@@ -150,11 +150,11 @@ def test_uniform_noise_certifies_l1():
 
 def test_anisotropic_radii_are_labelled_per_point():
     theta = torch.tensor([0.25, 1.0, 0.5])
-    found = anisotropic_radii(0.99, theta, fitted_to_input=True)
     z = stats.norm.ppf(0.99)
+    found = anisotropic_radii(z, theta, fitted_to_input=True)
     assert (found.ellipsoid, found.l2, found.proxy) == pytest.approx((z, 0.25 * z, 0.5 * z), rel=1e-6)
     assert found.scope == "point"
-    assert anisotropic_radii(0.4, theta, fitted_to_input=False).l2 == 0.0
+    assert anisotropic_radii(0.0, theta, fitted_to_input=False).l2 == 0.0
 
 
 def test_ties_go_to_the_lowest_class():
@@ -172,6 +172,9 @@ def test_ties_go_to_the_lowest_class():
         ((1.0, 1.0), {"rule": "shared", "sidak": True}, "not independent"),
         ((0.0,), {}, "must be positive"),
         ((1.0,), {"rule": "best"}, "none of main"),
+        ((1.0,), {"rule": "joint", "randomised": True}, "main, pooled and l1"),
+        ((1.0,), {"rule": "main", "randomised": True, "anytime": True}, "fixed number of draws"),
+        ((1.0,), {"rule": "l1", "anisotropic": True}, "independent Gaussian noise"),
     ],
 )
 def test_what_is_not_proven_is_refused(sigmas, settings, message):
@@ -198,6 +201,42 @@ def test_true_radius_of_half_spaces_is_rarely_exceeded(form, pair):
         fewest = bisect.bisect(range(high), truth, low, key=lambda k, left=left: smoothing.certify(votes(left, k, draws=draws), draws, 0).radius)
         exceeded += (hits[hits[:, 0] == left, 1] >= fewest).sum()
     assert exceeded / runs <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)
+
+
+@pytest.mark.parametrize(("rule", "branches"), [("main", 1), ("main", 2), ("pooled", 2), ("l1", 1)])
+def test_randomised_bounds_are_never_below_the_plain_ones(rule, branches):
+    smoothings = [Smoothing((0.5,) * branches, rule, 0.01, randomised=is_randomised) for is_randomised in (False, True)]
+    generator, gained = np.random.default_rng(3), 0
+    for hits in (60, 80, 95, 99, 100):
+        coins = torch.from_numpy(1 - generator.random((50, branches)))
+        counts = votes(*[hits] * branches, draws=100)
+        plain = smoothings[0].certify(counts, 100, 0)
+        for coin in coins:
+            found = smoothings[1].certify(counts, 100, 0, coin)
+            assert plain.radius - 1e-9 <= found.radius < 10
+            assert found.coins == tuple(coin.tolist())
+            gained += found.radius > plain.radius + 1e-6
+        worst = smoothings[1].certify(counts, 100, 0, torch.ones(branches))
+        assert worst.radius == pytest.approx(plain.radius, abs=1e-9)
+    assert gained > 150
+    with pytest.raises(ValueError, match="a coin for each branch"):
+        smoothings[1].certify(counts, 100, 0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "pair"), [("main", (0.9,)), ("main", (0.95, 0.6)), ("pooled", (0.8, 0.75)), ("pooled", (0.9999, 0.98)), ("l1", (0.7,))]
+)
+def test_randomised_claims_about_half_spaces_are_rarely_exceeded(rule, pair):
+    runs, draws, alpha = 2000, 50, 0.05
+    generator = np.random.default_rng(5)
+    hits = np.stack([generator.binomial(draws, p, runs) for p in pair], axis=1)
+    coins = torch.from_numpy(1 - generator.random((runs, len(pair))))
+    smoothing = Smoothing((1.0,) * len(pair), rule, alpha, randomised=True)
+    truth = {"main": stats.norm.ppf(pair).sum() / math.sqrt(len(pair)), "pooled": math.sqrt(2) * stats.norm.ppf(np.mean(pair)), "l1": 2 * pair[0] - 1}
+    exceeded = sum(smoothing.radius(votes(*row, draws=draws), draws, 0, coin) > truth[rule] for row, coin in zip(hits, coins, strict=True))
+    assert exceeded / runs <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)
+    if len(pair) == 1:
+        assert exceeded / runs >= alpha - 3 * math.sqrt(alpha * (1 - alpha) / runs), "one randomised bound spends all of alpha"
 
 
 def test_the_sum_of_squares_of_the_reference_over_claims():

@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.smoothing.budget import Budget
-from shared.smoothing.certificates import Smoothing
+from shared.smoothing.certificates import Smoothing, anisotropic_radii
 from shared.smoothing.engine import SmoothedClassifier, certify_dataset
-from shared.smoothing.log import CertificationLog, read_rows
+from shared.smoothing.log import CertificationLog, prediction_table, read_rows
 from shared.smoothing.noise import has_stateless
+from shared.smoothing.tables import read_table
 from shared.smoothing.votes import Branch, LogitMean, VoteCounter, Work, evaluating
 
 SMALL = Budget(selection=50, draws=300)
@@ -166,11 +167,56 @@ def test_early_stops_decide_as_all_draws_do_and_save_most():
 def test_predictions_are_right_or_abstain(images):
     for branches in (HalfSpace(1.0), halves(HalfSpace(0.5), HalfSpace(0.6))):
         found = smoothed(branches, classes=2).predict(torch.zeros(4, 2, 6, 8), draws=500)
-        assert found.tolist() == [0] * 4
+        assert found.classes.tolist() == [0] * 4
+        assert found.counts.sum(1).tolist() == [500] * 4
+        expected = stats.binomtest(int(found.counts[0, 0]), 500).pvalue
+        assert found.p_values[0].item() == pytest.approx(expected, rel=1e-9)
     undecided = smoothed(HalfSpace(0.0), classes=2).predict(torch.zeros(40, 1, 2, 4), alpha=0.05, draws=200, key=3)
-    assert (undecided == -1).sum() >= 33
+    assert (undecided.classes == -1).sum() >= 33
+    assert torch.equal(undecided.classes == -1, undecided.p_values > 0.05)
     first, second = (smoothed().predict(images, key=3, draws=100) for _ in range(2))
-    assert torch.equal(first, second)
+    assert torch.equal(first.counts, second.counts)
+    assert len(smoothed().predict(images[:0]).classes) == 0
+
+
+def test_predictions_are_written_in_cohens_columns(tmp_path, images):
+    found = smoothed(HalfSpace(9.0), classes=2).predict(images[:3], draws=50)
+    text = prediction_table(found.rows(torch.tensor([0, 1, 0]), [5, 10, 15]))
+    assert text.startswith("idx\tlabel\tpredict\tcorrect\ttime\n5\t0\t0\t1\t0:00:0")
+    (tmp_path / "log").write_text(text)
+    table = read_table(tmp_path / "log")
+    assert (table.index.tolist(), table.is_correct.tolist()) == ([5, 10, 15], [True, False, True])
+
+
+def test_anisotropic_noise_certifies_the_ellipsoid():
+    """w x <= c under noise sigma theta: p = Phi(c / (sigma |w theta|)), and the ellipsoid touches the boundary at R = c / |w theta|."""
+    theta = torch.tensor([0.5, 1.0, 2.0, 0.25]).view(1, 2, 2)
+    weights, c = torch.tensor([1.0, -2.0, 0.5, 3.0]), 0.8
+
+    def classify(x):
+        margin = c - x.flatten(1) @ weights
+        return torch.stack([margin, -margin], dim=1)
+
+    truth = c / float((weights * theta.flatten()).norm())
+    classifier = SmoothedClassifier([Branch(classify, theta=theta)], 2, Smoothing((0.5,), "main", 0.01), Budget(50, 20_000))
+    (found,) = classifier.certify(torch.zeros(1, 1, 2, 2))
+    assert int(found.estimation[0, 0]) / 20_000 == pytest.approx(stats.norm.cdf(truth / 0.5), abs=0.01)
+    assert 0.93 * truth < found.certificate.radius < truth
+    assert found.certificate.norm == "ellipsoid"
+    assert anisotropic_radii(found.certificate.radius, theta, fitted_to_input=False).l2 == pytest.approx(0.25 * found.certificate.radius)
+    assert classifier.settings["theta"] != SmoothedClassifier([Branch(classify, theta=2 * theta)], 2, Smoothing((0.5,)), SMALL).settings["theta"]
+
+
+def test_randomised_certificates_log_their_coins(images):
+    def certify(is_randomised, size):
+        smoothing = Smoothing((0.5, 0.5), "pooled", 0.01, randomised=is_randomised)
+        return SmoothedClassifier(two_networks(), 3, smoothing, SMALL, key=7, batch_size=size).certify(images)
+
+    plain, found = certify(False, 64), certify(True, 64)
+    same(certify(True, 7), found)
+    assert all(a.certificate.radius >= b.certificate.radius - 1e-9 for a, b in zip(found, plain, strict=True))
+    assert len({coin for result in found for coin in result.row(0).details["coins"]}) == 2 * len(images)
+    assert "coins" not in plain[0].row(0).details
 
 
 def test_logits_that_are_not_finite_never_win(images):
@@ -262,6 +308,8 @@ def test_noise_on_the_grid_and_uniform_noise():
         (lambda images: smoothed(rule="pooled", budget=EARLY), "fixed number of draws"),
         (lambda images: smoothed([Branch(network())] * 3, rule="shared").predict(images), "one or two branches"),
         (lambda images: Budget(draws=0), "needs draws"),
+        (lambda images: smoothed([Branch(network(), theta=torch.ones(3))]).certify(images), "part's shape"),
+        (lambda images: smoothed([Branch(network(), theta=torch.ones(1))], law="grid"), "for Gaussian noise"),
         (lambda images: Budget(radii=(0.0,)), "must be positive"),
     ],
 )
