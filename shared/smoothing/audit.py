@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from shared.smoothing.bounds import clopper_pearson_lower, normal_quantile
+from shared.smoothing.lattices import FORMS, SLACK, Form, Points, ceiling, cohen_points, distance, form_points, log_chance, pair_points
 from shared.smoothing.tables import Table
 
 Severity = Literal["unsound", "suspicious", "note"]
 _COARSE = (100, 200, 250, 400, 500, 1000, 2000, 2500, 4000, 5000, 10_000, 20_000, 50_000)
 _CHANCE = 1e-6
-_SLACK = 1e-9
+_ORDER = ("unsound", "suspicious", "note")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Finding:
     rows: tuple[int, ...] = ()
 
 
-def audit(table: Table, sigma: float, draws: int, alpha: float, branches: Literal[1, 2] = 1) -> list[Finding]:
+def audit(table: Table, sigma: float, draws: int, alpha: float, branches: Literal[1, 2] = 1, rule: Form | None = None) -> list[Finding]:
     """Check a table against what n draws at failure probability alpha and noise sigma can give.
 
     Args:
@@ -42,39 +43,30 @@ def audit(table: Table, sigma: float, draws: int, alpha: float, branches: Litera
         draws: n of the estimation, in each branch.
         alpha: failure probability of a certificate.
         branches: 1 for randomized smoothing, 2 for two branches fused by their mean.
+        rule: certificate of two branches, "main", "pooled" or "joint"; None: any of them.
 
     Returns:
         The findings, the gravest first; none where nothing speaks against the table.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
-    found = [*_check_columns(table), *_check_abstentions(table), *_check_ceiling(table, sigma, draws, alpha, branches)]
-    if branches == 1:
-        found += _check_lattice(table, sigma, draws, alpha)
-    found += [Finding("note", note) for note in table.notes]
-    order = ("unsound", "suspicious", "note")
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    if not (sigma > 0 and draws >= 1 and 0 < alpha < 1):
+        raise ValueError(f"sigma and draws are positive and alpha lies in (0, 1), got {sigma}, {draws} and {alpha}")
+    found = [*check_columns(table), *check_abstentions(table), *_check_ceiling(table, sigma, draws, alpha, branches, rule)]
+    rows = (table.radius > 0) & table.radius.isfinite()
+    if bool(rows.any()):
+        found += _check_lattice(table, rows, sigma, draws, alpha) if branches == 1 else _check_pairs(table, rows, sigma, draws, alpha, rule)
+    return gravest_first([*found, *(Finding("note", note) for note in table.notes)])
 
 
-def ceiling(sigma: float, draws: int, alpha: float, branches: Literal[1, 2] = 1) -> float:
-    """Radius when all draws hit, sigma Phi^-1(alpha^(1/n)); of two branches the highest, the pooled form's sqrt(2) sigma Phi^-1(alpha^(1/2n))."""
-    return math.sqrt(branches) * sigma * float(normal_quantile(alpha ** (1 / (branches * draws))))
+def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by their severity."""
+    return sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
 
 
-def lattice(sigma: float, draws: int, alpha: float, counted: int | None = None) -> Tensor:
-    """Return the radii that Cohen's certificate can have after n draws, ascending, from the first positive one.
-
-    Args:
-        sigma: standard deviation of the noise.
-        draws: n that Clopper-Pearson is told.
-        alpha: failure probability.
-        counted: draws that were really made, their counts scaled up to `draws`; None: all of them.
-    """
-    made = counted or draws
-    hits = torch.arange(made // 2, made + 1, dtype=torch.float64) * (draws / made)
-    radii = sigma * normal_quantile(clopper_pearson_lower(hits, draws, alpha))
-    return radii[radii > 0]
-
-
-def _check_columns(table: Table) -> list[Finding]:
+def check_columns(table: Table) -> list[Finding]:
+    """Check that columns go together, whatever the settings."""
     found = []
     images, times = table.index.unique(return_counts=True)
     if bool((times > 1).any()):
@@ -98,7 +90,8 @@ def _check_columns(table: Table) -> list[Finding]:
     return found
 
 
-def _check_abstentions(table: Table) -> list[Finding]:
+def check_abstentions(table: Table) -> list[Finding]:
+    """Check that abstentions, and only they, have radius 0."""
     found = []
     abstained = table.predicted == -1
     claimed = abstained & (table.radius > 0)
@@ -112,56 +105,101 @@ def _check_abstentions(table: Table) -> list[Finding]:
     return found
 
 
-def _check_ceiling(table: Table, sigma: float, draws: int, alpha: float, branches: Literal[1, 2]) -> list[Finding]:
-    top = ceiling(sigma, draws, alpha, branches)
+def _check_ceiling(table: Table, sigma: float, draws: int, alpha: float, branches: Literal[1, 2], rule: Form | None) -> list[Finding]:
+    top = ceiling(sigma, draws, alpha, branches, rule)
     exceeding = table.radius - top
-    above = exceeding > table.digits / 2 + _SLACK
-    rounded = (exceeding > _SLACK) & ~above
+    above = exceeding > table.digits / 2 + SLACK
+    rounded = (exceeding > SLACK) & ~above
     found = []
     if bool(above.any()):
         highest = float(table.radius[above].max())
-        level = float(torch.special.ndtr(torch.tensor(highest / sigma / math.sqrt(branches), dtype=torch.float64))) ** (branches * draws)
-        text = f"{int(above.sum())} radii lie above {top:.4g}, the most that {draws} draws at alpha = {alpha} and sigma = {sigma} can give"
-        found.append(Finding("unsound", f"{text}; the highest, {highest:.4g}, would need alpha >= {level:.2g}", _rows(table.index[above])))
+        text = f"{int(above.sum())} radii lie above {top:.4g}, the most that {_settings(sigma, draws, alpha, branches, rule)} can give"
+        if branches == 1:
+            level = float(torch.special.ndtr(torch.tensor(highest / sigma, dtype=torch.float64))) ** draws
+            text += f"; the highest, {highest:.4g}, would need alpha >= {level:.2g}"
+        else:
+            text += f"; the highest is {highest:.4g}"
+        found.append(Finding("unsound", text, _rows(table.index[above])))
     if bool(rounded.any()):
         text = f"{int(rounded.sum())} radii were rounded up beyond the highest possible one, {top:.6g}"
         found.append(Finding("unsound", text, _rows(table.index[rounded])))
+    if branches == 2 and rule is None:
+        found += [
+            Finding("note", f"{int(over.sum())} radii lie above {limit:.4g}, the most of the certificate {form!r}: they cannot be its")
+            for form in FORMS
+            if (limit := ceiling(sigma, draws, alpha, 2, form)) < top
+            and bool((over := (table.radius > limit + table.digits / 2 + SLACK) & ~above).any())
+        ]
     return found
 
 
-def _check_lattice(table: Table, sigma: float, draws: int, alpha: float) -> list[Finding]:
-    rows = (table.radius > 0) & (table.radius.isfinite())
-    radii, digits = table.radius[rows], table.digits[rows]
-    if not len(radii):
-        return []
-    full = lattice(sigma, draws, alpha)
-    off = (_distance(radii, full) > digits + _SLACK) & (radii <= full[-1])
+def _settings(sigma: float, draws: int, alpha: float, branches: int, rule: Form | None) -> str:
+    each = f"{draws} draws" if branches == 1 else f"{draws} draws of each of two branches"
+    return f"{each} at alpha = {alpha:g} and sigma = {sigma:g}" + (f" with the certificate {rule!r}" if rule and branches == 2 else "")
+
+
+def _check_lattice(table: Table, rows: Tensor, sigma: float, draws: int, alpha: float) -> list[Finding]:
+    """Check the radii of one branch: all that n draws can give are known."""
+    told = cohen_points(sigma, draws, alpha)
     found = []
-    if bool(off.any()):
+    if bool((off := _off(table, rows, [told])).any()):
         text = f"{int(off.sum())} radii belong to no count of {draws} draws: another n, alpha, sigma or certificate made them"
-        found.append(Finding("unsound", text, _rows(table.index[rows][off])))
-    for counted in _COARSE:
-        coarse = lattice(sigma, draws, alpha, counted) if counted < draws else radii[:0]
-        if len(coarse) < 2 or bool((_distance(radii, coarse) > digits + _SLACK).any()):
-            continue
-        if float(_chance(radii, digits, coarse).log().sum()) < math.log(_CHANCE):
-            text = f"all radii are those of {counted} draws whose counts were multiplied by {draws / counted:g}: these are not {draws} draws"
-            found.append(Finding("unsound", text, _rows(table.index[rows])))
-            break
+        found.append(Finding("unsound", text, _rows(table.index[off])))
+    supposed = ((counted, cohen_points(sigma, draws, alpha, counted)) for counted in _COARSE if counted < draws)
+    chances = [(chance, counted) for counted, points in supposed if (chance := _chance(table, rows, [told], points)) is not None]
+    if chances and min(chances)[0] < math.log(_CHANCE):
+        counted = min(chances)[1]
+        text = f"all radii are those of {counted} draws whose counts were multiplied by {draws / counted:g}: these are not {draws} draws"
+        found.append(Finding("unsound", text, _rows(table.index[rows])))
     return found
 
 
-def _distance(radii: Tensor, points: Tensor) -> Tensor:
-    """Return how far each radius is from the nearest of the ascending points."""
-    right = torch.searchsorted(points, radii).clamp(max=len(points) - 1)
-    left = (right - 1).clamp_min(0)
-    return torch.minimum((points[right] - radii).abs(), (radii - points[left]).abs())
+def _check_pairs(table: Table, rows: Tensor, sigma: float, draws: int, alpha: float, rule: Form | None) -> list[Finding]:
+    """Check the highest radii of two branches; further down any radius is near one that two counts can give."""
+    told = [form_points(form, sigma, draws, alpha) for form in ([rule] if rule else FORMS)]
+    found = []
+    if bool((off := _off(table, rows, told)).any()):
+        forms = f"the certificate {rule!r}" if rule else "any of the certificates main, pooled and joint"
+        text = f"{int(off.sum())} radii belong to no two counts of {draws} draws by {forms}: another n, alpha, sigma or certificate made them"
+        found.append(Finding("unsound" if rule else "suspicious", text, _rows(table.index[off])))
+    chances = []
+    for counted, share, is_sum in _suppositions(draws):
+        points = pair_points("sum" if is_sum else "root of squares", sigma, draws, alpha * share, counted)
+        chance = _chance(table, rows & (table.radius >= points.floor - table.digits), told, points)
+        if chance is not None and chance < math.log(_CHANCE):
+            chances.append((chance, counted, share, is_sum, points.floor))
+    if chances:
+        _, counted, share, is_sum, floor = min(chances)
+        reasons = [f"{counted} draws of each branch whose counts were multiplied by {draws / counted:g}"] if counted < draws else []
+        reasons += [] if is_sum else ["combined as sqrt(R_l^2 + R_r^2), which is above (R_l + R_r) / sqrt(2) and proven by nothing"]
+        reasons += ["each branch bounded at alpha, not alpha / 2"] if share == 1 else []
+        concerned = rows & (table.radius >= floor)
+        text = f"all {int(concerned.sum())} radii above {floor:.3g} are those of: {'; '.join(reasons)}"
+        found.append(Finding("unsound", text, _rows(table.index[concerned])))
+    return found
 
 
-def _chance(radii: Tensor, digits: Tensor, points: Tensor) -> Tensor:
-    """Return the chance that a radius anywhere between its neighbouring points looks like one of them, as it is written."""
-    right = torch.searchsorted(points, radii).clamp(1, len(points) - 1)
-    return (2 * digits / (points[right] - points[right - 1])).clamp(max=1.0)
+def _suppositions(draws: int) -> Iterator[tuple[int, float, bool]]:
+    """Yield what is unsound: draws that were made, share of alpha of each branch, and whether radii are added, or their squares."""
+    for counted in (*(count for count in _COARSE if count < draws), draws):
+        for share in (1.0, 0.5):
+            yield counted, share, False
+            if counted < draws or share == 1:
+                yield counted, share, True
+
+
+def _off(table: Table, rows: Tensor, told: list[Points]) -> Tensor:
+    """Say which rows have a radius that none of these allow, though it is not above all of them, where the ceiling is concerned."""
+    allowed = torch.stack([points.allow(table.radius, table.digits + SLACK) for points in told]).any(0)
+    return rows & ~allowed & (table.radius <= max(float(points.radii[-1]) for points in told))
+
+
+def _chance(table: Table, rows: Tensor, told: list[Points], supposed: Points) -> float | None:
+    """Return the logarithm of the chance that these rows look like those of something coarser; None if they do not, or there is nothing to see."""
+    radii, digits = table.radius[rows], table.digits[rows]
+    if not len(radii) or len(supposed.radii) < 2 or bool((distance(radii, supposed.radii) > digits + SLACK).any()):
+        return None
+    return log_chance(radii, digits, told, supposed)
 
 
 def _rows(index: Tensor) -> tuple[int, ...]:

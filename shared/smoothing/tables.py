@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.smoothing.log import Row, read_rows
+
 _NAMES = {"idx": "index", "label": "label", "predict": "predicted", "radius": "radius", "radius proved": "radius", "correct": "stated_correct"}
 _TIMES = ("time", "time_forward")
 _DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):(\d{2}):(\d{2}(?:\.\d+)?)")
@@ -79,6 +81,24 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"{path} has a header but no row that can be read")
     names = ["index", "label", "predicted", "radius", "stated_correct", "seconds", "digits"]
     return Table(**{name: _column(rows, name) for name in names}, notes=notes)
+
+
+def read_sidecar(path: str | Path) -> tuple[dict[str, Any], list[Row]] | None:
+    """Read the log that `CertificationLog.merge` wrote beside a table: settings and rows; None if there is none.
+
+    Args:
+        path: the table; its log has the same name and ends in .jsonl.
+
+    Raises:
+        ValueError: if the file is damaged, or no log of ours.
+    """
+    log = Path(path).with_suffix(".jsonl")
+    if log == Path(path) or not log.is_file():
+        return None
+    try:
+        return read_rows(log)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{log} is no log of ours, or damaged ({error}): move it away to take the table alone") from error
 
 
 def _column(rows: list[dict[str, float]], name: str) -> Tensor:
