@@ -18,6 +18,7 @@ from shared.smoothing.budget import Budget
 from shared.smoothing.certificates import Certificate, Smoothing, anisotropic_radii
 from shared.smoothing.denoised import Denoised, DiffusionDenoiser, denoising_loss, stability_loss
 from shared.smoothing.engine import Prediction, SmoothedClassifier, certify_dataset
+from shared.smoothing.fast import find_batch_size, folded
 from shared.smoothing.log import CertificationLog, Row
 from shared.smoothing.placement import Placed, Placement
 from shared.smoothing.stream import Result, Stream
@@ -50,6 +51,8 @@ __all__ = [
     "certify_dataset",
     "denoising_loss",
     "envelope",
+    "find_batch_size",
+    "folded",
     "read_table",
     "stability_loss",
     "summarise",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_FLOOR, Decimal
 
+import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
@@ -61,12 +62,15 @@ def randomised_lower(hits: Tensor, draws: Tensor | int, alpha: float, coin: Tens
     u = coin.to(torch.float64)
     if not bool(((u > 0) & (u <= 1)).all()):
         raise ValueError("coins of the randomised bound must lie in (0, 1]")
-    low, high = torch.zeros_like(k), torch.ones_like(k)
+    hit, miss, luck = (values.cpu().numpy() for values in (k, n - k, u.expand_as(k)))
+    low, high = np.zeros_like(hit), np.ones_like(hit)
     for _ in range(60):  # the tail grows with p: bisection keeps `low` where it is at most alpha
         middle = (low + high) / 2
-        tail = u * binomial_tail(k, n, middle) + (1 - u) * binomial_tail(k + 1, n, middle)
-        low, high = torch.where(tail <= alpha, middle, low), torch.where(tail <= alpha, high, middle)
-    return low
+        from_here = np.where(hit > 0, special.betainc(np.maximum(hit, 1), miss + 1, middle), 1.0)  # P(X >= k)
+        beyond = np.where(miss > 0, special.betainc(hit + 1, np.maximum(miss, 1), middle), 0.0)  # P(X > k)
+        is_below = luck * from_here + (1 - luck) * beyond <= alpha
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    return torch.as_tensor(low, dtype=torch.float64, device=k.device)
 
 
 def binomial_tail(hits: Tensor, draws: Tensor | int, p: Tensor | float) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +78,7 @@ class VoteCounter:
         device: where the classifiers compute.
         dtype: floating type that they get.
         channels_last: memory format that they get.
+        is_compiled: the classifiers are compiled for one shape, so that batches are filled up on a CPU, too.
 
     Attributes:
         counts: (slots, stages, branches, K + 1) int64 on the device; the last class holds the votes of logits that are not finite.
@@ -95,9 +98,11 @@ class VoteCounter:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        is_compiled: bool = False,
     ) -> None:
         self.branches, self.sigmas, self.classes, self.run_key, self.law = branches, sigmas, classes, run_key, law
         self.batch_size, self.is_noise_shared, self.device, self.dtype, self.channels_last = batch_size, is_noise_shared, device, dtype, channels_last
+        self.is_filled_up = is_compiled or torch.device(device).type == "cuda"
         self.counts = torch.zeros(slots, stages, len(branches), classes + 1, dtype=torch.int64, device=device)
         self.parts: list[Tensor] = []
         self._samplers: list[Sampler] = []
@@ -143,12 +148,12 @@ class VoteCounter:
             self.count_branch(branch, work)
 
     def count_branch(self, branch: int, work: Sequence[Work]) -> None:
-        """Make the draws of one branch; on a CUDA device the last batch is filled up, so that all have one shape."""
+        """Make the draws of one branch; on a CUDA device, or compiled, the last batch is filled up: all have one shape."""
         slots, stages, keys, starts, ends = self._lay_out(branch, work)
         total, size = sum(part.stop - part.start for part in work), self.batch_size
         for first in range(0, total, size):
             filled = min(first + size, total) - first
-            number = torch.arange(first, first + (size if slots.is_cuda else filled), device=self.device).clamp_(max=total - 1)
+            number = torch.arange(first, first + (size if self.is_filled_up else filled), device=self.device).clamp_(max=total - 1)
             row = torch.searchsorted(ends, number, right=True)
             slot = slots[row]
             out = self._buffers[branch][: len(row)]
@@ -172,12 +177,23 @@ class VoteCounter:
     def _votes(self, branch: int, noised: Tensor) -> Tensor:
         """Classify (B, ...) -> (B,) votes; K where a logit is not finite."""
         classifier = self.branches[branch].classifier
+        if noised.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()  # logits of the batch before are counted: a graph may write over them
         logits = classifier.network(noised) if isinstance(classifier, Placed) else classifier(noised)
         if logits.ndim != 2 or logits.shape != (len(noised), self.classes):
             raise ValueError(
                 f"classifier {branch} returned {tuple(logits.shape)} for {len(noised)} images of {self.classes} classes; it must return logits"
             )
         return torch.where(logits.isfinite().all(1), logits.argmax(1), self.classes)
+
+
+def compiled(branch: Branch, device: torch.device) -> Branch:
+    """Return a branch whose network is compiled for one shape, that behind the placement of a `Placed` one."""
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    if isinstance(branch.classifier, Placed):
+        placed = Placed(branch.classifier.placement, cast(nn.Module, torch.compile(branch.classifier.network, mode=mode, dynamic=False)))
+        return dataclasses.replace(branch, classifier=placed)
+    return dataclasses.replace(branch, classifier=torch.compile(branch.classifier, mode=mode, dynamic=False))
 
 
 def check_parts(branches: Sequence[Branch], shape: Sequence[int], may_overlap: bool, device: torch.device | str = "cpu") -> None:
