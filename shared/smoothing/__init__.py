@@ -11,9 +11,10 @@ print(summarise(table, [0.0, 0.25, 0.5], alpha=0.001), audit(table, sigma=0.25, 
 """
 
 from shared.smoothing.alpha import AlphaPlan
-from shared.smoothing.analysis import average_certified_radius, certified_accuracy, envelope, summarise
+from shared.smoothing.analysis import Analysis, analyze, average_certified_radius, certified_accuracy, envelope, summarise
 from shared.smoothing.art import RandomizedSmoothing
-from shared.smoothing.audit import audit
+from shared.smoothing.audit import Finding, audit
+from shared.smoothing.audit_log import Audit, audit_file
 from shared.smoothing.budget import Budget
 from shared.smoothing.certificates import Certificate, Smoothing, anisotropic_radii
 from shared.smoothing.denoised import Denoised, DiffusionDenoiser, denoising_loss, stability_loss
@@ -27,12 +28,15 @@ from shared.smoothing.votes import Branch, LogitMean
 
 __all__ = [
     "AlphaPlan",
+    "Analysis",
+    "Audit",
     "Branch",
     "Budget",
     "Certificate",
     "CertificationLog",
     "Denoised",
     "DiffusionDenoiser",
+    "Finding",
     "LogitMean",
     "Placed",
     "Placement",
@@ -44,8 +48,10 @@ __all__ = [
     "Smoothing",
     "Stream",
     "Table",
+    "analyze",
     "anisotropic_radii",
     "audit",
+    "audit_file",
     "average_certified_radius",
     "certified_accuracy",
     "certify_dataset",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from shared.smoothing.tables import Table
+from shared.smoothing.certificates import Smoothing, choose_class
+from shared.smoothing.log import Row
+from shared.smoothing.tables import Table, read_sidecar, read_table
 
 
 def certified_accuracy(table: Table, radii: Sequence[float]) -> Tensor:
@@ -106,6 +110,146 @@ def summarise(table: Table, radii: Sequence[float], alpha: float) -> Summary:
     accuracy = certified_accuracy(table, radii)
     claims = high_probability(accuracy, len(table), alpha)
     return Summary(len(table), list(radii), accuracy.tolist(), claims.tolist(), average_certified_radius(table), abstention(table))
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What one or several tables say.
+
+    Attributes:
+        tables: the tables by name.
+        summaries: their figures by name, at the same radii.
+        envelope: highest certified accuracy over the tables at each radius; None for one table, or where they are of different images.
+        bounds: (N, branches) lower bounds of the top class's probabilities, of the tables with a log of ours; see `probability_bounds`.
+        notes: what to know when reading the figures.
+    """
+
+    tables: dict[str, Table]
+    summaries: dict[str, Summary]
+    envelope: list[float] | None
+    bounds: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def radii(self) -> list[float]:
+        """Radii that accuracies are given for."""
+        return next(iter(self.summaries.values())).radii
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row a table, and one for the envelope: table, images, shares in [0, 1] and radii as numbers, None where there is none."""
+        rows = [
+            {"table": name, "images": found.images, "abstention": found.abstention, "ACR": found.average_certified_radius}
+            | dict(zip(map(radius_name, found.radii), found.certified_accuracy, strict=True))
+            for name, found in self.summaries.items()
+        ]
+        if self.envelope is not None:
+            best = {"table": "envelope", "images": rows[0]["images"], "abstention": None, "ACR": None}
+            rows.append(best | dict(zip(map(radius_name, self.radii), self.envelope, strict=True)))
+        return rows
+
+    def claims(self) -> list[dict[str, Any]]:
+        """Return rows as `rows` of the accuracies that hold with probability 0.999 over the data set; see `high_probability`."""
+        return [
+            {"table": name, "images": found.images} | dict(zip(map(radius_name, found.radii), found.high_probability, strict=True))
+            for name, found in self.summaries.items()
+        ]
+
+
+def radius_name(radius: float) -> str:
+    """Return the heading of a radius's column, such as `r=0.25`."""
+    return f"r={radius:g}"
+
+
+def analyze(files: Sequence[str | Path], radii: Sequence[float] | None = None, alpha: float | None = None) -> Analysis:
+    """Read tables, anybody's, and compute their figures.
+
+    Args:
+        files: tables as `tables.read_table` reads them; of our own, the certify.jsonl beside says alpha and how draws ended.
+        radii: radii of the figures; None: every quarter from 0 to the largest certified.
+        alpha: failure probability of the certificates; None: as the logs say, 0.001 where there is none.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if there is no file, one is no table of certificates, or a radius is negative.
+    """
+    if not files:
+        raise ValueError("there is no table to analyze")
+    paths = dict(zip(short_names(files), files, strict=True))
+    tables = {name: read_table(path) for name, path in paths.items()}
+    for name, table in tables.items():
+        if not bool(table.radius.isfinite().all()):
+            raise ValueError(f"{paths[name]} has rows without a radius: it is a table of predictions, or its radii are not numbers")
+    logs = {name: log for name, path in paths.items() if (log := read_sidecar(path)) is not None}
+    chosen = _quarters(tables.values()) if radii is None else sorted(set(radii))
+    if not chosen or chosen[0] < 0:
+        raise ValueError(f"radii are at least 0, got {chosen}")
+    spent = {name: alpha or (logs[name][0]["alpha"] if name in logs else 0.001) for name in tables}
+    summaries = {name: summarise(table, chosen, spent[name]) for name, table in tables.items()}
+    notes = [f"{name}: draws ended early, so the average radius is too low to compare" for name, (log, _) in logs.items() if log.get("anytime")]
+    notes += [f"{name}: {note}" for name, table in tables.items() for note in table.notes]
+    best = None
+    if len(tables) > 1:
+        try:
+            best = envelope(list(tables.values()), chosen).tolist()
+        except ValueError as error:
+            notes.append(str(error))
+    return Analysis(tables, summaries, best, {name: probability_bounds(*log) for name, log in logs.items()}, notes)
+
+
+def _quarters(tables: Iterable[Table]) -> list[float]:
+    highest = max(float((table.radius * table.is_correct).max()) for table in tables)
+    return [step / 4 for step in range(int(4 * highest) + 1)]
+
+
+def short_names(files: Sequence[str | Path]) -> list[str]:
+    """Name files by as few of their last folders as tell them apart: `sigma0.25`, `sigma0.5` for two files certify.tsv in these folders.
+
+    Raises:
+        ValueError: if a file is given twice.
+    """
+    paths = [Path(file).resolve() for file in files]
+    if len(set(paths)) < len(paths):
+        raise ValueError("a table is given twice")
+    own = [path.name.removesuffix(".tsv") for path in paths]
+    if len(set(own)) == len(paths) and "certify" not in own:
+        return own
+    for count in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parent.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(file) for file in files]
+
+
+def probability_bounds(settings: Mapping[str, Any], rows: Sequence[Row]) -> Tensor:
+    """Bound the probability of each image's top class from below in every branch by itself, at its share of alpha.
+
+    Average radii favour easy images (Sun et al. 2025, arXiv 2410.06895); the distribution of these bounds shows them all.
+
+    Args:
+        settings: settings of a log.
+        rows: its rows.
+
+    Returns:
+        (N, branches) float64 Clopper-Pearson bounds in [0, 1], abstentions included.
+    """
+    sigmas, classes = tuple(settings["sigmas"]), settings["classes"]
+    smoothing = Smoothing(sigmas, "main", settings["alpha"], anytime=settings["anytime"])
+    share = settings["alpha"] / len(sigmas)
+    bounds = torch.zeros(len(rows), len(sigmas), dtype=torch.float64)
+    for number, row in enumerate(rows):
+        top = choose_class(dense(row.details["selection"], classes))
+        bounds[number] = smoothing.lower_bounds(dense(row.details["estimation"], classes)[:, top], row.details["draws"], share)
+    return bounds
+
+
+def dense(votes: Sequence[Mapping[str, int]], classes: int) -> Tensor:
+    """Return (branches, K) counts of a log's votes; those of logits that are not finite are left out."""
+    counts = torch.zeros(len(votes), classes, dtype=torch.int64)
+    for branch, found in enumerate(votes):
+        for name, count in found.items():
+            if name != "invalid":
+                counts[branch, int(name)] = count
+    return counts
 
 
 def _check_radii(table: Table) -> None:

@@ -171,7 +171,7 @@ def _check_pairs(table: Table, rows: Tensor, sigma: float, draws: int, alpha: fl
     if chances:
         _, counted, share, is_sum, floor = min(chances)
         reasons = [f"{counted} draws of each branch whose counts were multiplied by {draws / counted:g}"] if counted < draws else []
-        reasons += [] if is_sum else ["combined as sqrt(R_l^2 + R_r^2), which is above (R_l + R_r) / sqrt(2) and proven by nothing"]
+        reasons += [] if is_sum else ["combined as sqrt(R_l^2 + R_r^2), which exceeds (R_l + R_r) / sqrt(2), and no proof supports it"]
         reasons += ["each branch bounded at alpha, not alpha / 2"] if share == 1 else []
         concerned = rows & (table.radius >= floor)
         text = f"all {int(concerned.sum())} radii above {floor:.3g} are those of: {'; '.join(reasons)}"

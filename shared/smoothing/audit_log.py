@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from shared.smoothing.analysis import dense
 from shared.smoothing.audit import Finding, audit, check_abstentions, check_columns, gravest_first
 from shared.smoothing.certificates import Smoothing, choose_class
 from shared.smoothing.lattices import FORMS, SLACK, Form
@@ -70,7 +71,7 @@ def audit_file(
     if sidecar is None:
         if missing := [name for name in ("sigma", "draws", "alpha") if name not in given]:
             raise ValueError(f"no log lies beside {path} that says how it was made: give {', '.join('--' + name for name in missing)}")
-        settings = {"branches": 1} | given
+        settings = {name: given[name] for name in ("sigma", "draws", "alpha")} | {"branches": 1} | given
         return Audit(Path(path), len(table), settings, False, audit(table, **settings))
     logged, rows = sidecar
     settings = _declared(logged)
@@ -138,10 +139,10 @@ def _check_counts(smoothing: Smoothing, draws: int, classes: int, rows: Sequence
         votes, told = row.details["estimation"], row.details["draws"]
         if any(sum(counts.values()) != told for counts in votes) or told > draws or (told < draws and not smoothing.anytime):
             wrong.setdefault(f"rows of the log count another number of draws than the settings' {draws}", []).append(row.index)
-        elif row.radius > (ceiling if smoothing.anytime else _radius(smoothing, _dense(votes, classes), told, row)) * (1 + SLACK):
+        elif row.radius > (ceiling if smoothing.anytime else _radius(smoothing, dense(votes, classes), told, row)) * (1 + SLACK):
             text = f"{draws} draws can give" if smoothing.anytime else "their counts give"
             wrong.setdefault(f"radii of the log are above what {text}", []).append(row.index)
-        if choose_class(_dense(row.details["selection"], classes)) != row.predicted:
+        if choose_class(dense(row.details["selection"], classes)) != row.predicted:
             wrong.setdefault("classes of the log are not those that the selection draws chose", []).append(row.index)
     return [Finding("unsound", f"{len(which)} {text}", tuple(which[:10])) for text, which in wrong.items()]
 
@@ -158,16 +159,6 @@ def _highest(smoothing: Smoothing, draws: int, classes: int) -> float:
     counts = torch.zeros(len(smoothing.sigmas), classes, dtype=torch.int64)
     counts[:, 0] = draws
     return smoothing.radius(counts, draws, 0) if smoothing.anytime else 0.0
-
-
-def _dense(votes: Sequence[Mapping[str, int]], classes: int) -> Tensor:
-    """Return (branches, K) counts from the log's; those of no valid class are left out."""
-    counts = torch.zeros(len(votes), classes, dtype=torch.int64)
-    for branch, found in enumerate(votes):
-        for name, count in found.items():
-            if name != "invalid":
-                counts[branch, int(name)] = count
-    return counts
 
 
 def _text(value: Any) -> str:

@@ -3,8 +3,18 @@ import math
 import pytest
 import torch
 
-from shared.smoothing.analysis import average_certified_radius, certified_accuracy, envelope, high_probability, summarise
-from shared.smoothing.log import Row, table
+from shared.smoothing.analysis import (
+    analyze,
+    average_certified_radius,
+    certified_accuracy,
+    envelope,
+    high_probability,
+    probability_bounds,
+    short_names,
+    summarise,
+)
+from shared.smoothing.bounds import clopper_pearson_lower
+from shared.smoothing.log import CertificationLog, Row, table
 from shared.smoothing.tables import read_table
 
 
@@ -46,3 +56,62 @@ def test_tables_of_predictions_are_refused(tmp_path):
     (tmp_path / "log").write_text("idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:01\n")
     with pytest.raises(ValueError, match="table of predictions"):
         average_certified_radius(read_table(tmp_path / "log"))
+
+
+LOGGED = {"sigmas": [0.25, 0.25], "classes": 3, "alpha": 0.01, "anytime": False, "draws": 100}
+
+
+def logged(folder, rows, **settings):
+    votes = {"selection": [{"0": 9}, {"2": 1, "invalid": 7}], "estimation": [{"0": 90, "1": 10}, {"0": 60, "invalid": 40}], "draws": 100}
+    with CertificationLog(folder, LOGGED | settings) as log:
+        for row in rows:
+            log.append(Row(row.index, row.label, row.predicted, row.radius, row.seconds, votes))
+        return log.merge()
+
+
+def test_files_are_analyzed_with_what_their_logs_say(tmp_path, rows):
+    (tmp_path / "theirs.tsv").write_text(table(rows))
+    ours = logged(tmp_path / "drs", rows, anytime=True)
+    found = analyze([tmp_path / "theirs.tsv", ours], radii=[0.3, 0.0, 0.3])
+    assert (found.radii, found.envelope) == ([0.0, 0.3], [0.5, 0.25])
+    theirs, own = found.summaries.values()
+    assert theirs.high_probability == high_probability(torch.tensor([0.5, 0.25]).double(), 4, 0.001).tolist()
+    assert own.high_probability == high_probability(torch.tensor([0.5, 0.25]).double(), 4, 0.01).tolist()
+    assert ["drs" in found.bounds, len(found.bounds)] == [True, 1]
+    assert any("ended early" in note for note in found.notes)
+    assert analyze([ours]).radii == [0.0, 0.25, 0.5]
+    assert analyze([ours]).envelope is None
+
+
+def test_tables_of_different_images_have_no_envelope(tmp_path, rows):
+    for name, part in (("a", rows), ("b", rows[:3])):
+        (tmp_path / name).write_text(table(part))
+    found = analyze([tmp_path / "a", tmp_path / "b"])
+    assert found.envelope is None
+    assert "same images" in found.notes[0]
+
+
+def test_bounds_are_those_of_the_selected_class(tmp_path, rows):
+    votes = {"selection": [{"0": 9}, {"2": 1, "invalid": 7}], "estimation": [{"0": 90, "1": 10}, {"0": 60, "invalid": 40}], "draws": 100}
+    found = probability_bounds(LOGGED, [Row(0, 1, -1, 0.0, 1, votes)])
+    assert torch.equal(found[0], clopper_pearson_lower(torch.tensor([90, 60]), 100, 0.005))
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/certify.tsv"], ["a"]),
+        (["x/s0.25/certify.tsv", "x/s0.5/certify.tsv"], ["s0.25", "s0.5"]),
+        (["x/s/certify.tsv", "y/s/certify.tsv"], ["x/s", "y/s"]),
+        (["x/sigma_0.25.tsv", "x/sigma_0.5.tsv"], ["sigma_0.25", "sigma_0.5"]),
+        (["x/sigma_0.25", "x/sigma_0.50"], ["sigma_0.25", "sigma_0.50"]),
+    ],
+)
+def test_names_tell_tables_apart(files, names):
+    assert short_names(files) == names
+
+
+@pytest.mark.parametrize(("files", "message"), [([], "no table"), (["a", "a"], "given twice")])
+def test_files_that_cannot_be_analyzed_are_named(files, message):
+    with pytest.raises(ValueError, match=message):
+        analyze(files)
