@@ -102,7 +102,7 @@ class VoteCounter:
     ) -> None:
         self.branches, self.sigmas, self.classes, self.run_key, self.law = branches, sigmas, classes, run_key, law
         self.batch_size, self.is_noise_shared, self.device, self.dtype, self.channels_last = batch_size, is_noise_shared, device, dtype, channels_last
-        self.is_filled_up = is_compiled or torch.device(device).type == "cuda"
+        self.is_compiled, self.is_filled_up = is_compiled, is_compiled or torch.device(device).type == "cuda"
         self.counts = torch.zeros(slots, stages, len(branches), classes + 1, dtype=torch.int64, device=device)
         self.parts: list[Tensor] = []
         self._samplers: list[Sampler] = []
@@ -177,7 +177,7 @@ class VoteCounter:
     def _votes(self, branch: int, noised: Tensor) -> Tensor:
         """Classify (B, ...) -> (B,) votes; K where a logit is not finite."""
         classifier = self.branches[branch].classifier
-        if noised.is_cuda:
+        if self.is_compiled and noised.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()  # logits of the batch before are counted: a graph may write over them
         logits = classifier.network(noised) if isinstance(classifier, Placed) else classifier(noised)
         if logits.ndim != 2 or logits.shape != (len(noised), self.classes):
