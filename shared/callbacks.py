@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
+from shared.data.base import ResumableDataLoader
 from shared.seeding import rng_state, set_rng_state
 
 
@@ -29,6 +30,7 @@ class ResumePoint(Callback):
         self.path = Path(folder) / "last.ckpt"
         self.every = every
         self._restored: dict[str, Any] | None = None
+        self._position: dict[str, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"rng": rng_state()}
@@ -36,7 +38,13 @@ class ResumePoint(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict["rng"]
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        [self._position] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._position is not None and isinstance(trainer.train_dataloader, ResumableDataLoader):
+            trainer.train_dataloader.load_state_dict(self._position)  # Lightning forgets it where the number of steps was asked for before
+            self._position = None
         if self._restored is not None:
             set_rng_state(self._restored)
             self._restored = None

@@ -42,6 +42,8 @@ class ProjectTrainer(L.Trainer):
     """Verbs that begin a run folder; the others work in the latest run, or the one that `--run` names."""
     outside: frozenset[str] = frozenset()
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
+    reads: frozenset[str] = frozenset()
+    """Further options that name files or folders: a verb is done again when what lies there has changed."""
     independent: frozenset[str] = frozenset()
     """Verbs that judge a model by itself: settings that lie beside it, which may be a stranger's, are not read."""
     resumable: frozenset[str] = frozenset({"fit"})
@@ -334,7 +336,9 @@ class ProjectCLI(LightningCLI):
 
     def _inputs(self, kwargs: dict[str, Any]) -> dict[str, Path]:
         """Return the files and folders that a verb works on: those it was given, else the weights of the run."""
-        given = {name: Path(kwargs[name]) for name in ("ckpt_path", *self._trainer_type.outside) if kwargs.get(name)}
+        names = ("ckpt_path", *sorted(self._trainer_type.outside | self._trainer_type.reads))
+        files = {name: as_list(kwargs[name]) for name in names if kwargs.get(name)}
+        given = {name if not number else f"{name}-{number}": Path(file) for name, each in files.items() for number, file in enumerate(each)}
         own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline"}
         return given or {name: path for name, path in own.items() if path.exists()}
 

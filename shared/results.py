@@ -7,9 +7,13 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.runs import Run, write_json, write_text
+
+if TYPE_CHECKING:
+    import lightning as L
+    from matplotlib.figure import Figure
 
 
 def markers(name: str = "") -> tuple[str, str]:
@@ -117,6 +121,27 @@ def device_name() -> str:
         if torch.cuda.is_available()
         else f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores"
     )
+
+
+def publish(trainer: L.Trainer, results: dict[str, Any], figures: dict[str, Figure], project: Path | None, command: str, name: str = "") -> None:
+    """Log the figures of a reproduction, and put them and its table into the project's README.
+
+    Args:
+        trainer: the running trainer.
+        results: what `write_results` returned.
+        figures: by name; `<name>.png` is the file in the project's folder.
+        project: the project's folder; None leaves the README as it is.
+        command: that made them.
+        name: of the table, where the README has several.
+    """
+    from shared.loggers import log_figure
+
+    for title, figure in figures.items():
+        picture = log_figure(trainer, title, figure)
+        if project is not None and picture is not None:
+            (project / f"{title}.png").write_bytes(picture.read_bytes())
+    if project is not None:
+        write_into_readme(project / "README.md", results, command, name)
 
 
 def write_into_readme(readme: Path, results: dict[str, Any], command: str, name: str = "") -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -195,19 +194,16 @@ class Trainer(ProjectTrainer):
             write: write the table into the project's README.
         """
         from projects.diff_cleanse.reproduction import TABLES, figures, reproduce_table
-        from shared.loggers import log_figure
-        from shared.results import markdown, write_into_readme
+        from shared.results import markdown, publish
 
         settings = dict(model.hparams), dict(datamodule.hparams)
         for name in TABLES if table == "all" else [table]:
             results = reproduce_table(self.run, name, *settings, self.max_steps, seeds, quick, jobs)
-            made = {title: log_figure(self, title, figure) for title, figure in figures(name, results, self.run.artefacts("reproduce")).items()}
             print(markdown(results["rows"]), flush=True)
-            if write:
-                for title, picture in made.items():
-                    shutil.copyfile(str(picture), Path(__file__).with_name(f"{title}.png"))
-                command = f"lightning run projects/diff_cleanse/cli.py reproduce{'' if table == 'all' else f' {table}'}"
-                write_into_readme(Path(__file__).with_name("README.md"), results, command + (f" --seeds {seeds}" if seeds else ""), name)
+            command = f"lightning run projects/diff_cleanse/cli.py reproduce{'' if table == 'all' else f' {table}'}"
+            command += f" --seeds {seeds}" if seeds else ""
+            drawn = figures(name, results, self.run.artefacts("reproduce"))
+            publish(self, results, drawn, Path(__file__).parent if write else None, command, name)
 
     def _evaluate(self, model: DiffusionTraining, datamodule: DiffusionData, pipeline: str | None) -> None:
         from projects.diff_cleanse.tasks import Evaluation, Subject

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import secrets
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,8 +18,10 @@ from projects.drs.module import DualSmoothing
 from shared.distributed import rank
 from shared.seeding import derive_seed
 from shared.smoothing import Budget, CertificationLog, SmoothedClassifier, Smoothing
+from shared.smoothing.fast import CPU_BATCH, folded
 
 Precision = Literal["float32", "bfloat16", "float16"]
+GPU_BATCH = 2048
 CertificateName = Literal["auto", "joint", "main", "pooled", "runner_up"]
 
 
@@ -36,6 +39,7 @@ class Plan:
         tolerance: stop as soon as the radius is within this of the highest it could become.
         sound_grid: draw noise on the grid of 8-bit images, so that the certificate holds in floating point, too.
         precision: floating type of weights and images.
+        is_compiled: compile the networks first.
         seed: seed of the noise.
     """
 
@@ -48,6 +52,7 @@ class Plan:
     tolerance: float | None = None
     sound_grid: bool = False
     precision: Precision = "float32"
+    is_compiled: bool = False
     seed: int = 0
 
     def smooth(self, model: DualSmoothing, device: torch.device, batch_size: int | None = None) -> SmoothedClassifier:
@@ -56,79 +61,134 @@ class Plan:
         Args:
             model: the module; a copy of its networks is used.
             device: where to compute.
-            batch_size: copies of images in a forward pass; None: 256, or 2048 on a GPU.
+            batch_size: copies of images in a forward pass; None: what is good on a CPU, or 2048 on a GPU.
         """
         dtype = getattr(torch, self.precision)
-        net = deepcopy(model.net).to(device, dtype).eval().requires_grad_(False)
+        net = deepcopy(model.net).requires_grad_(False)
+        for number, network in enumerate(net.networks):
+            net.networks[number] = folded(network)
+        net.to(device, dtype)
         branches = len(net.split)
         rule: Any = {1: "main", 2: "joint"}.get(branches, "main") if self.certificate == "auto" else self.certificate
-        smoothing = Smoothing((self.sigma,) * branches, rule, self.alpha)
         return SmoothedClassifier(
             net.branches(),
             net.classes,
-            smoothing,
-            Budget(self.selection, self.draws, tuple(self.radii), self.tolerance),
+            Smoothing((self.sigma,) * branches, rule, self.alpha),
+            Budget(self.selection, self.draws, self.radii, self.tolerance),
             key=derive_seed(self.seed, "certify"),
             law="grid" if self.sound_grid else "gaussian",
-            batch_size=batch_size or (2048 if device.type == "cuda" else 256),
+            batch_size=batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH),
             device=device,
             dtype=dtype,
-            channels_last=device.type == "cuda",
+            channels_last=device.type == "cuda" or dtype == torch.bfloat16,
+            compile=self.is_compiled,
         )
-
-    @property
-    def label(self) -> str:
-        """A name for folders, such as `sigma0.354-n10000`."""
-        return f"sigma{self.sigma:.4g}-n{self.draws}" + ("-early" if self.radii or self.tolerance else "")
 
 
 class Certification(L.LightningModule):
     """Certifies a set of images into a log, each process its share; what the log holds already is not done again.
 
     Args:
-        model: the trained module.
-        plan: noise, budget and certificate.
+        classifier: the smoothed classifier, on the trainer's device.
         loader: the images, dealt over the processes.
         folder: where the log lies.
-        about: what the weights and the images are, as plain values; the log refuses to go on with others.
-        batch_size: copies of images in a forward pass.
+        settings: all that results depend on, as plain values; the log refuses to go on with others.
     """
 
-    def __init__(self, model: DualSmoothing, plan: Plan, loader: DataLoader, folder: Path, about: dict[str, Any], batch_size: int | None) -> None:
+    def __init__(self, classifier: SmoothedClassifier, loader: DataLoader, folder: Path, settings: dict[str, Any]) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer images than processes
-        self.model, self.plan, self.loader, self.folder, self.about, self.batch_size_ = model, plan, loader, folder, about, batch_size
+        self.classifier, self.loader, self.folder, self.settings = classifier, loader, folder, settings
+        self._log: CertificationLog | None = None
 
     def predict_dataloader(self) -> DataLoader:
         return self.loader
 
     def on_predict_start(self) -> None:
-        classifier = self.plan.smooth(self.model, self.device, self.batch_size_)
-        self.log_file = CertificationLog(self.folder, classifier.settings | self.about, rank())
-        self.stream = classifier.stream()
-        self.labels: dict[int, int] = {}
+        self._log = CertificationLog(self.folder, self.settings, rank())
+        self._stream = self.classifier.stream()
+        self._labels: dict[int, int] = {}
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        assert self._log is not None
         for index, image, label in zip(batch["index"].tolist(), batch["image"], batch["label"].tolist(), strict=True):
-            if index in self.log_file.done:
+            if index in self._log.done:
                 continue
-            while self.stream.is_full:
+            while self._stream.is_full:
                 self._advance()
-            self.labels[index] = label
-            self.stream.add(index, image)
+            self._labels[index] = label
+            self._stream.add(index, image, self._log.partials.get(index))
 
     def on_predict_epoch_end(self) -> None:
-        while not self.stream.is_empty:
+        while not self._stream.is_empty:
             self._advance()
-        self.log_file.close()
+        self.close()
         self.trainer.strategy.barrier("certify")
 
     def _advance(self) -> None:
+        assert self._log is not None
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
         with torch.autocast(self.device.type, enabled=False):  # the trainer's precision is not the plan's
-            for result in self.stream.advance():
-                self.log_file.append(result.row(self.labels.pop(result.index)))
+            for result in self._stream.advance():
+                self._log.append(result.row(self._labels.pop(result.index)))
+        self._log.keep(self._stream.partials)
+
+    def close(self) -> None:
+        """Keep the votes of images in the works, so that a run that was stopped goes on inside them, and close the log."""
+        if self._log is not None:
+            self._log.keep(self._stream.partials, at_once=True)
+            self._log.close()
+            self._log = None
+
+    def merge(self) -> Path:
+        """Write certify.tsv and certify.jsonl from the parts of all processes; call it on one."""
+        with CertificationLog(self.folder, self.settings) as log:
+            return log.merge()
 
 
-def as_plain(plan: Plan) -> dict[str, Any]:
-    """Return the plan as plain values."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(plan).items()}
+class Prediction(L.LightningModule):
+    """Predicts images by the smoothed classifier, each process its share.
+
+    Args:
+        classifier: the smoothed classifier, on the trainer's device.
+        loader: the images, dealt over the processes.
+        draws: draws of an image, over all branches.
+        alpha: failure probability of a prediction.
+        seed: seed of the noise; None draws a fresh key.
+    """
+
+    def __init__(self, classifier: SmoothedClassifier, loader: DataLoader, draws: int, alpha: float, seed: int | None) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.classifier, self.loader, self.draws, self.alpha = classifier, loader, draws, alpha
+        self._seed = secrets.randbits(62) if seed is None else seed
+        self._rows: list[dict[str, Any]] = []
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.loader
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        with torch.autocast(self.device.type, enabled=False):
+            for index, image, label in zip(batch["index"].tolist(), batch["image"], batch["label"].tolist(), strict=True):
+                found = self.classifier.predict(image[None], self.alpha, self.draws, derive_seed(self._seed, "predict", index))
+                top = found.counts[0].topk(2)
+                self._rows.append(
+                    {
+                        "index": index,
+                        "label": label,
+                        "predict": int(found.classes[0]),
+                        "share": int(top.values[0]) / self.draws,
+                        "second": int(top.indices[1]),
+                        "share_second": int(top.values[1]) / self.draws,
+                        "p_value": float(found.p_values[0]),
+                    }
+                )
+
+    def gathered(self) -> list[dict[str, Any]]:
+        """Return the rows of all processes, in order of the images."""
+        parts: list[Any] = [self._rows]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, self._rows)
+        return sorted((row for part in parts for row in part), key=lambda row: row["index"])

@@ -15,7 +15,7 @@ from shared.data.base import DataModule
 from shared.data.cifar import CifarDataset
 from shared.data.files import ImageMode
 from shared.data.folders import ImageFolderDataset, OnBadFile
-from shared.data.offline import digits, shapes
+from shared.data.offline import Split, TensorImages, digits, shapes
 from shared.distributed import UnpaddedSampler
 
 
@@ -89,19 +89,21 @@ class CertificationData(DataModule):
             self.train_set, self.test_set, self.class_names = self._datasets()
 
     def _datasets(self) -> tuple[Dataset, Dataset, list[str]]:
+        train: Any
+        test: Dataset
+        parts: tuple[Split, Split] = ("train", "test")
         match self.source:
             case "digits":
-                train = digits("train", self.size, self.channels)
-                return train, digits("test", self.size, self.channels), list(train.class_names)
+                train, test = (_of_8_bits(digits(split, self.size, self.channels)) for split in parts)
             case "shapes":
-                drawn = [shapes(split, self.size, self.channels, count, self.seed) for split, count in (("train", 2048), ("test", 512))]
-                return drawn[0], drawn[1], list(drawn[0].class_names)
+                train = _of_8_bits(shapes("train", self.size, self.channels, 2048, self.seed))
+                test = _of_8_bits(shapes("test", self.size, self.channels, 512, self.seed))
             case "cifar10":
-                train = CifarDataset(self.root, 10, ("train",))
-                return train, CifarDataset(self.root, 10, ("test",)), train.class_names
+                train, test = CifarDataset(self.root, 10, ("train",)), CifarDataset(self.root, 10, ("test",))
             case _:
                 folders = [self.root / "train", self.root / ("val" if self.source == "imagenet" else "test")]
                 return self._folders(*folders)
+        return train, test, list(train.class_names)
 
     def _folders(self, *folders: Path) -> tuple[Dataset, Dataset, list[str]]:
         mode: ImageMode = "RGB" if self.channels == 3 else "L"
@@ -174,6 +176,10 @@ def centre_crop(size: int) -> v2.Transform:
 def on_grid(image: Tensor) -> Tensor:
     """Round to multiples of 1/255 in [0, 1], as files of 8 bits have them."""
     return (image * 255).round().clamp(0, 255) / 255
+
+
+def _of_8_bits(images: TensorImages) -> TensorImages:
+    return TensorImages(on_grid(images.images), images.labels, images.class_names)
 
 
 def stack(dataset: Dataset, limit: int | None = None) -> tuple[Tensor, Tensor]:

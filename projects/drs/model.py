@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -108,18 +108,20 @@ class DualClassifier(nn.Module):
         """Return every network that is trained by itself: its branch, and it as a classifier of that branch's noised sub-images."""
         return [(branch, self._over(branch, network)) for branch in range(len(self.split)) for network in self._of_branch(branch)]
 
+    def seen(self, branch: int, noised: Tensor) -> Tensor:
+        """Return what a branch's network sees of (B, C, h, w) noised sub-images, in the range of the images: without the normalisation."""
+        images = self._over(branch, nn.Identity())(noised)
+        last = next(module for module in reversed(list(self._over(branch, nn.Identity()).modules())) if isinstance(module, Placement))
+        return images * last.std.view(-1, 1, 1) + last.mean.view(-1, 1, 1)
+
     def _of_branch(self, branch: int) -> list[nn.Module]:
         start = 0 if self.is_shared else branch * self.ensemble
         return list(self.networks[start : start + self.ensemble])
 
     def _over(self, branch: int, network: nn.Module) -> nn.Module:
-        return Placed(self.placements[branch], nn.Sequential(self.blends[branch], network) if len(self.blends) else network)
+        placement = cast(Placement, self.placements[branch])
+        return Placed(placement, nn.Sequential(self.blends[branch], network) if len(self.blends) else network)
 
     def branches(self) -> list[Branch]:
         """Return the branches for `shared.smoothing`."""
         return [Branch(self.classifier(branch), self.split.take(branch)) for branch in range(len(self.split))]
-
-    def start_from(self, network: nn.Module) -> None:
-        """Copy the weights of a network of whole images into every branch's."""
-        for own in self.networks:
-            own.load_state_dict(deepcopy(network.state_dict()))

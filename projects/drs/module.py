@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -186,9 +186,15 @@ class DualSmoothing(L.LightningModule):
         each = self._noised_probabilities(batch, "test")
         self.test_accuracy.update(torch.stack(each).mean(0), batch["label"])
         self.log("test/accuracy", self.test_accuracy, batch_size=len(each[0]))
-        for name, metric, probabilities in zip(BRANCH_NAMES, self.test_branches, each, strict=False):
+        metrics = cast(list[MulticlassAccuracy], list(self.test_branches))
+        for name, metric, probabilities in zip(BRANCH_NAMES, metrics, each, strict=False):
             metric.update(probabilities, batch["label"])
             self.log(f"test/accuracy_{name}", metric, batch_size=len(probabilities))
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        from projects.drs.callbacks import SubImages
+
+        return [SubImages()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         given = self.hparams

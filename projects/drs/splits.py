@@ -54,9 +54,9 @@ def make_split(name: SplitName, height: int, width: int, seed: int = 0) -> Split
     """Split an image.
 
     Args:
-        name: "checkerboard": of every 2 x 2 block the two diagonal pixels go left, the others right; "checkerboard_ref": with the first pair of pixels
-            of every row exchanged, as the published weights expect; "column", "row": even and odd ones; "block": left and right half; "random": of
-            every pair of pixels in a row one, by a coin; "phases": the four pixels of every 2 x 2 block to four sub-images; "whole": no split.
+        name: "checkerboard": of every 2 x 2 block the two diagonal pixels go left, the others right; "checkerboard_ref": with the first pair of
+            every row exchanged, as the published weights expect; "column", "row": even and odd ones; "block": left and right half; "random": of every
+            pair of pixels in a row one, by a coin; "phases": the four pixels of every 2 x 2 block to four sub-images; "whole": no split.
         height: rows of the image.
         width: columns of the image.
         seed: seed of "random".

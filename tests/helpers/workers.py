@@ -1,5 +1,7 @@
 """What tests run in processes of their own."""
 
+import importlib
+
 import torch
 import torch.distributed as dist
 
@@ -40,8 +42,6 @@ def together(folder):
     dist.destroy_process_group()
 
 
-def command_line(arguments):
-    """Run the command line of diff_cleanse, as a launcher's process does."""
-    from projects.diff_cleanse.cli import main
-
-    main(arguments)
+def command_line(arguments, project="diff_cleanse"):
+    """Run a project's command line, as a launcher's process does."""
+    importlib.import_module(f"projects.{project}.cli").main(arguments)

@@ -81,7 +81,7 @@ def scaled(seed: int, runs: int) -> tuple[float, float]:
 
 
 def denoised_whole(seed: int, runs: int) -> tuple[float, float]:
-    """The whole noised image is denoised and split afterwards: each vote depends on all of delta, but sqrt(2) is claimed. Ours: the shared-noise radius.
+    """The whole noised image is denoised, then split: each vote depends on all of delta, but sqrt(2) is claimed. Ours: the shared-noise radius.
 
     The denoiser here keeps the projection onto one direction of the whole image; both branches then are the same half-space of it.
     """

@@ -1,0 +1,238 @@
+"""DRS: certify classifiers by dual randomized smoothing, or by randomized smoothing; train them, and audit certification tables of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from projects.drs.data import CertificationData
+from projects.drs.module import DualSmoothing
+from shared.cli import ProjectCLI, ProjectTrainer, run
+
+if TYPE_CHECKING:
+    from projects.drs.tasks import Certified, Predicted
+    from projects.drs.verdicts import Analysed, Audited
+
+
+class Trainer(ProjectTrainer):
+    """Lightning's trainer with this project's verbs."""
+
+    makes_run = frozenset({"fit", "convert", "reproduce"})
+    outside = frozenset({"tables", "table"})
+    reads = frozenset({"images", "left", "right"})
+    independent = frozenset({"analyze", "audit"})
+    resumable = frozenset({"fit", "certify", "reproduce"})
+    follow_up = MappingProxyType({"fit": "certify", "convert": "certify", "test": "certify", "certify": "analyze", "analyze": "audit"})
+
+    def fit(self, model: DualSmoothing, datamodule: CertificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
+        """Train the branches' classifiers under noise, and measure them.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
+        """
+        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        super().test(model, datamodule=datamodule, verbose=False)
+
+    def test(self, model: DualSmoothing, datamodule: CertificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
+        """Measure accuracy under one noise an image: of each branch's network, and of the mean of their probabilities.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            ckpt_path: checkpoint; best (the default), last or a file.
+        """
+        from projects.drs.tasks import with_weights
+
+        super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
+
+    def certify(
+        self,
+        model: DualSmoothing,
+        datamodule: CertificationData,
+        images: str | None = None,
+        ckpt_path: str | None = None,
+        sigma: float | None = None,
+        draws: int = 10_000,
+        selection: int = 100,
+        alpha: float = 0.001,
+        certificate: Literal["auto", "joint", "main", "pooled", "runner_up"] = "auto",
+        radii: list[float] | None = None,
+        tolerance: float | None = None,
+        sound_grid: bool = False,
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        compiled: bool = False,
+        batch: int | None = None,
+        noise_seed: int = 0,
+    ) -> Certified:
+        """Certify images: a class and the l2 radius within which the smoothed classifier keeps it, each wrong with probability at most alpha.
+
+        Writes certify.tsv in Cohen's columns, certify.jsonl with full radii and counts, a curve and a table; goes on where it was stopped.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            images: image or folder of images to certify instead of the data set's (data.split, skip, start, stop and limit choose among those).
+            ckpt_path: checkpoint; best (the default), last or a file.
+            sigma: standard deviation of the noise of each branch, in units of [0, 1] images; the default is model.sigma.
+            draws: draws of each branch that are counted (n), or the most of them where radii or a tolerance end them earlier.
+            selection: draws of each branch that choose the class (n0).
+            alpha: failure probability of each certificate.
+            certificate: joint (both branches bounded at once), main (each at alpha / 2), pooled (their mean), runner_up (also bounds other classes);
+                auto is joint for two branches, main for four, and Cohen's for one. Fixed before anything is drawn.
+            radii: stop as soon as it is settled which of these radii are certified: saves most draws, and makes average radii too low.
+            tolerance: stop as soon as the radius is within this of the highest it could become.
+            sound_grid: noise on the grid of 8-bit images: the certificate then holds in floating point, too.
+            precision: floating type of weights and images; another type is another classifier, which the log names.
+            compiled: compile the networks (torch.compile) before certifying.
+            batch: noised copies in a forward pass; results do not depend on it.
+            noise_seed: seed of the noise.
+        """
+        from projects.drs.certification import Plan
+        from projects.drs.tasks import certify
+
+        plan = Plan(
+            sigma=sigma or model.hparams.sigma,
+            draws=draws,
+            selection=selection,
+            alpha=alpha,
+            certificate=certificate,
+            radii=tuple(radii or ()),
+            tolerance=tolerance,
+            sound_grid=sound_grid,
+            precision=precision,
+            is_compiled=compiled,
+            seed=noise_seed,
+        )
+        return certify(self, model, datamodule, ckpt_path, plan, images, batch)
+
+    def predict(  # type: ignore[override]
+        self,
+        model: DualSmoothing,
+        datamodule: CertificationData,
+        images: str | None = None,
+        ckpt_path: str | None = None,
+        sigma: float | None = None,
+        draws: int = 1000,
+        alpha: float = 0.001,
+        noise_seed: int | None = None,
+    ) -> Predicted:
+        """Classify images by the smoothed classifier (PREDICT), or abstain: a class is wrong for it with probability at most alpha.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            images: image or folder of images; the default is the data set's, as data.split, skip, start, stop and limit choose them.
+            ckpt_path: checkpoint; best (the default), last or a file.
+            sigma: standard deviation of the noise of each branch; the default is model.sigma.
+            draws: draws of an image, over all branches.
+            alpha: failure probability of each prediction.
+            noise_seed: seed of the noise; the default draws a fresh key, so that nobody can fit an image to the noise.
+        """
+        from projects.drs.tasks import predict
+
+        return predict(self, model, datamodule, ckpt_path, images, sigma or model.hparams.sigma, draws, alpha, noise_seed)
+
+    def analyze(
+        self,
+        model: DualSmoothing,
+        datamodule: CertificationData,
+        tables: Sequence[str] | str | None = None,
+        radii: list[float] | None = None,
+        alpha: float | None = None,
+    ) -> Analysed:
+        """Say what certification tables show: certified accuracy at radii, average radius, abstentions, the envelope; as table, CSV, LaTeX, figure.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            tables: one or several certify.tsv files in Cohen's columns, anybody's; the default is those of the latest run.
+            radii: radii of the table; by default every quarter up to the largest.
+            alpha: failure probability that certificates were made with, if the file beside the table does not say; default 0.001.
+        """
+        from projects.drs.verdicts import analyze, own_tables
+
+        return analyze(self, [tables] if isinstance(tables, str) else list(tables or own_tables(self.run)), radii, alpha)
+
+    def audit(
+        self,
+        model: DualSmoothing,
+        datamodule: CertificationData,
+        table: str | None = None,
+        sigma: float | None = None,
+        draws: int | None = None,
+        alpha: float | None = None,
+        branches: Literal[1, 2] | None = None,
+    ) -> Audited:
+        """Say what in a certification table is unsound or cannot be. Exit code 1 if something is.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            table: certify.tsv in Cohen's columns, anybody's; the default is the newest of the latest run.
+            sigma: standard deviation of the noise that it was made with, if the file beside it does not say.
+            draws: draws that were counted (n), likewise.
+            alpha: failure probability, likewise.
+            branches: 1 for randomized smoothing, 2 for dual, likewise.
+        """
+        from projects.drs.verdicts import audit, own_tables
+
+        return audit(self, table or own_tables(self.run)[-1], sigma, draws, alpha, branches)
+
+    def convert(self, model: DualSmoothing, datamodule: CertificationData, left: str, right: str) -> None:
+        """Turn two branch networks as the authors' code saves them into a run that certify works on; use with --config released.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            left: checkpoint of the left branch's network, a file of tensors (.pth.tar, .pth, .safetensors).
+            right: checkpoint of the right branch's network.
+        """
+        from projects.drs.released import load_released, write_checkpoint
+
+        load_released(model.net, [left, right])
+        write_checkpoint(model.state_dict(), self.run.checkpoints / "last.ckpt")
+        print(f"certify it with: lightning run projects/drs/cli.py certify --run {self.run.name} --data.root DATA")
+
+    def reproduce(
+        self,
+        model: DualSmoothing,
+        datamodule: CertificationData,
+        table: Literal["all", "matched", "halves", "rules", "stopping"] = "all",
+        seeds: int | None = None,
+        jobs: int | None = None,
+        quick: bool = False,
+        write: bool = False,
+    ) -> None:
+        """Reproduce the paper's comparison on small data, and what is claimed of the engine, over seeds.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            table: matched (DRS, RS and ensembles at one ceiling), halves (which partition), rules (what published rules over-claim), stopping
+                (draws that early stopping saves), or all four.
+            seeds: number of seeds, from 0; by default five for matched and rules, three for the others.
+            jobs: models in work at the same time, one thread each; the default is one a core, or one where there is a GPU.
+            quick: one seed, little training and few images, to see that everything runs.
+            write: write the tables into the project's README.
+        """
+        from projects.drs.reproduction import TABLES, reproduce_table
+        from shared.results import markdown, publish
+
+        for name in TABLES if table == "all" else [table]:
+            results, figure = reproduce_table(self.run, name, dict(model.hparams), dict(datamodule.hparams), self.max_epochs, seeds, quick, jobs)
+            print(markdown(results["rows"]), flush=True)
+            command = f"lightning run projects/drs/cli.py reproduce{'' if table == 'all' else f' {table}'}" + (f" --seeds {seeds}" if seeds else "")
+            publish(self, results, {name: figure} if figure else {}, Path(__file__).parent if write else None, command, name)
+
+
+def main(args: Sequence[str] | None = None) -> ProjectCLI:
+    """Run the command line with `args`, or with those of the process."""
+    return run(DualSmoothing, CertificationData, Trainer, args)
+
+
+if __name__ == "__main__":
+    main()

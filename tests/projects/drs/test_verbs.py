@@ -1,0 +1,191 @@
+import csv
+import json
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from helpers.processes import run_together, start
+from helpers.workers import command_line
+from PIL import Image
+
+from projects.drs.cli import main
+from projects.drs.released import write_checkpoint
+from projects.drs.verdicts import own_tables
+from shared.backbones.resnets import CifarResNet
+from shared.runs import Run
+from shared.smoothing import read_table
+from shared.smoothing.log import read_rows
+
+FEW = ["--data.limit=6", "--draws=300"]
+
+
+def rows_of(run):
+    return [(row.index, row.label, row.predicted, row.radius, row.details) for row in read_rows(own_tables(Run(run))[-1].with_suffix(".jsonl"))[1]]
+
+
+def pictures(folder, count=5, size=24):
+    folder.mkdir()
+    for number in range(count):
+        random = torch.randint(0, 256, (size, size), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(random.numpy()).save(folder / f"{number}.png")
+    return folder
+
+
+def test_certify_writes_cohens_table_and_our_own(run, capsys):
+    cli = main(["certify", *FEW])
+    table = read_table(own_tables(Run(run))[0])
+    assert table.index.tolist() == list(range(6))
+    settings, rows = read_rows(own_tables(Run(run))[0].with_suffix(".jsonl"))
+    assert settings["sigmas"] == [0.35355339, 0.35355339]
+    assert settings["rule"] == "joint"
+    assert [sum(branch.values()) for branch in rows[0].details["estimation"]] == [300, 300]
+    assert {"certified_accuracy.csv", "certified_accuracy.png"} <= {path.name for path in (run / "artefacts" / "certify").iterdir()}
+    shown = capsys.readouterr().out
+    assert "certified accuracy: 0: " in shown
+    assert cli.result.summary["certify/acr"] == pytest.approx(sum(row.radius * row.is_correct for row in rows) / 6, abs=1e-6)
+    assert "next: lightning run projects/drs/cli.py analyze" in shown
+
+
+def test_counts_depend_on_neither_batches_nor_processes(run, run_folder, monkeypatch):
+    main(["certify", *FEW])
+    expected = rows_of(run)
+    main(["certify", *FEW, "--batch=7", "--force"])
+    assert rows_of(run) == expected
+    shutil.rmtree(run / "artefacts" / "certify")
+    run_together(command_line, ["certify", *FEW, "--batch=31", "--force", "--run", "short"], "drs")
+    assert rows_of(run) == expected
+    assert len(list(own_tables(Run(run))[-1].parent.glob("part-*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_certification_goes_on(run, run_folder, number):
+    options = ["certify", "--data.limit=12", "--draws=60000", "--radii=[9]", "--run", "short"]  # a radius that stopping cannot settle early
+    environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
+    process = start(command_line, options, "drs", environment=environment)
+    folder = run / "artefacts" / "certify"
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline and not list(folder.glob("*/part-*.jsonl")):
+        process.join(0.05)
+    process.join(1.0)
+    assert process.is_alive()
+    process.kill() if number == signal.SIGKILL else process.terminate()
+    process.join()
+    assert process.exitcode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+    [part] = folder.glob("*/part-0000.jsonl")
+    if number == signal.SIGTERM:
+        assert list(folder.glob("*/partial-0000.json")), "the votes of the images in the works are kept"
+    main([*options, "--batch=100"])
+    broken = rows_of(run)
+    shutil.rmtree(folder)
+    main([*options, "--force"])
+    assert rows_of(run) == broken
+    assert part.parent.name == own_tables(Run(run))[-1].parent.name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--certificate=main"],
+        ["--certificate=pooled"],
+        ["--certificate=runner_up"],
+        ["--sound_grid=true"],
+        ["--precision=bfloat16"],
+        ["--tolerance=0.2"],
+        ["--sigma=0.5"],
+    ],
+)
+def test_every_way_to_certify(run, options):
+    result = main(["certify", "--data.limit=2", "--draws=600", *options]).result
+    assert len(read_table(result.table)) == 2
+
+
+def test_own_images_are_certified_and_predicted(run, tmp_path, capsys):
+    folder = pictures(tmp_path / "mine")
+    main(["certify", str(folder), "--draws=200"])
+    rows = list(csv.DictReader((run / "artefacts" / "certify" / "certificates.csv").open()))
+    assert [row["file"] for row in rows] == [f"{number}.png" for number in range(5)]
+    result = main(["predict", str(folder), "--draws=200", "--noise_seed=3"]).result
+    assert [row["file"] for row in result.rows] == [f"{number}.png" for number in range(5)]
+    assert all(row["class"] in {"", *"0123456789"} for row in result.rows)
+    table = json.loads((run / "artefacts" / "predict" / "predictions.json").read_text())
+    assert table == result.rows
+    assert (run / "artefacts" / "predict" / "predictions.png").is_file()
+    again = main(["predict", str(folder / "2.png"), "--draws=200", "--noise_seed=3"]).result
+    assert len(again.rows) == 1
+    Image.new("L", (24, 24), 255).save(folder / "2.png")
+    capsys.readouterr()
+    main(["predict", str(folder / "2.png"), "--draws=200", "--noise_seed=3"])
+    assert "done already" not in capsys.readouterr().out, "the file has changed"
+
+
+def test_predictions_of_the_data_set(run):
+    result = main(["predict", "--data.limit=20", "--draws=400"]).result
+    assert result.summary["accuracy"] > 0.6
+    assert result.summary["images"] == 20
+
+
+def test_tables_are_analyzed_and_audited(run, capsys, tmp_path):
+    main(["certify", *FEW])
+    main(["analyze"])
+    names = {path.name for path in (run / "artefacts" / "analyze").iterdir()}
+    assert {"analysis.csv", "analysis.tex", "certified_accuracy.png", "probability_bounds.png"} <= names
+    assert main(["audit"]).exit_code == 0
+    copy = tmp_path / "certify.tsv"
+    copy.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t1.5\t1\t0:00:10\n")
+    capsys.readouterr()
+    sys.argv = ["cli.py", "audit", str(copy), "--sigma", "0.25", "--draws", "1000", "--alpha", "0.001"]
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "the most that 1000 draws" in capsys.readouterr().out.replace("1,000", "1000")
+
+
+def test_published_weights_become_a_run(run_folder, tmp_path, capsys):
+    torch.manual_seed(0)
+    files = []
+    for side in ("left", "right"):
+        network = CifarResNet(20, 10)
+        files.append(tmp_path / f"{side}.pth.tar")
+        torch.save({"epoch": 1, "arch": "x", "state_dict": {f"module.1.{k}": v for k, v in network.state_dict().items()}}, files[-1])
+    options = ["--config", "released", "--model.backbone=resnet20", "--run", "theirs"]
+    main(["convert", str(files[0]), "--right", str(files[1]), *options])
+    assert "certify it with: lightning run projects/drs/cli.py certify --run theirs" in capsys.readouterr().out
+    folder = pictures(tmp_path / "mine", 2, 32)
+    result = main(["certify", str(folder), "--run", "theirs", "--draws=20", "--selection=10"]).result
+    assert len(read_table(result.table)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["certify", "--sigma=-1"], "sigmas must be positive"),
+        (["certify", "--certificate=pooled", "--radii=[0.5]"], "needs a fixed number of draws"),
+        (["certify", "--draws=0"], "needs draws"),
+        (["certify", "--alpha=2"], "alpha must lie in"),
+        (["certify", "--data.start=999"], "leave none of 397 images"),
+        (["certify", "/nowhere"], "/nowhere"),
+        (["predict", "/nowhere"], "/nowhere"),
+        (["analyze"], "holds no certification table: run certify first"),
+        (["audit", "/nowhere.tsv", "--sigma=1", "--draws=10", "--alpha=0.1"], "/nowhere.tsv"),
+        (["certify", "--ckpt_path=/none.ckpt"], "no checkpoint /none.ckpt"),
+        (["certify", "--model.backbone=resnet20"], "does not fit the model"),
+    ],
+)
+def test_mistakes_end_with_a_message(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_nan_weights_abstain(run):
+    state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    state = {name: torch.full_like(value, float("nan")) if value.is_floating_point() else value for name, value in state.items()}
+    write_checkpoint(state, run / "checkpoints" / "best.ckpt")
+    table = read_table(main(["certify", "--data.limit=2", "--draws=100"]).result.table)
+    assert table.predicted.tolist() == [-1, -1]
