@@ -121,8 +121,10 @@ def _check_ceiling(table: Table, sigma: float, draws: int, alpha: float, branche
             text += f"; the highest is {highest:.4g}"
         found.append(Finding("unsound", text, _rows(table.index[above])))
     if bool(rounded.any()):
-        text = f"{int(rounded.sum())} radii were rounded up beyond the highest possible one, {top:.6g}"
-        found.append(Finding("unsound", text, _rows(table.index[rounded])))
+        text = (
+            f"{int(rounded.sum())} radii were rounded up beyond the highest possible one, {top:.6g}: all may be too high by half of their last digit"
+        )
+        found.append(Finding("note", text, _rows(table.index[rounded])))
     if branches == 2 and rule is None:
         found += [
             Finding("note", f"{int(over.sum())} radii lie above {limit:.4g}, the most of the certificate {form!r}: they cannot be its")

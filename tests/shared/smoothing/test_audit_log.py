@@ -10,11 +10,13 @@ from shared.smoothing.audit_log import audit_file
 from shared.smoothing.log import read_rows
 
 SETTINGS = {
-    "one": ((0.25,), {}),
-    "joint": ((0.2, 0.2), {}),
-    "main": ((0.2, 0.3), {}),
-    "runner_up": ((0.25,), {}),
-    "early": ((0.25,), {"radii": (0.1,)}),
+    "one": (Smoothing((0.25,), alpha=0.01), {}),
+    "joint": (Smoothing((0.2, 0.2), alpha=0.01), {}),
+    "unequal": (Smoothing((0.2, 0.3), "main", alpha=0.01), {}),
+    "runner_up": (Smoothing((0.25,), "runner_up", alpha=0.01), {}),
+    "randomised": (Smoothing((0.2, 0.2), "main", alpha=0.01, randomised=True), {}),
+    "four": (Smoothing((0.1,) * 4, "main", alpha=0.01), {}),
+    "early": (Smoothing((0.25,), alpha=0.01), {"radii": (0.1,)}),
 }
 
 
@@ -26,10 +28,10 @@ class Means(nn.Module):
 
 
 def certified(folder, name):
-    sigmas, early = SETTINGS[name]
-    rule = name if name in ("joint", "main", "runner_up") else "main"
-    branches = [Branch(Means(), lambda x: x[..., ::2]), Branch(Means(), lambda x: x[..., 1::2])] if len(sigmas) == 2 else Means()
-    smoothed = SmoothedClassifier(branches, 3, Smoothing(sigmas, rule, 0.01), Budget(20, 400, **early), key=3)
+    smoothing, early = SETTINGS[name]
+    count = len(smoothing.sigmas)
+    branches = [Branch(Means(), lambda x, start=start: x[..., start::count]) for start in range(count)]
+    smoothed = SmoothedClassifier(branches, 3, smoothing, Budget(20, 400, **early), key=3)
     items = [(i, torch.full((1, 4, 4), level), 1) for i, level in enumerate((0.2, 0.34, 0.4, 0.5, 0.62, 0.9))]
     with CertificationLog(folder, smoothed.settings) as log:
         certify_dataset(smoothed, items, log)
@@ -54,7 +56,7 @@ def test_our_own_logs_are_sound_without_options(tmp_path, name):
     assert found.settings["draws"] == 400
 
 
-@pytest.mark.parametrize("name", ["one", "main"])
+@pytest.mark.parametrize("name", ["one", "unequal", "randomised"])
 def test_radii_above_the_counts_are_found(tmp_path, name):
     path = certified(tmp_path, name)
     (message,) = tamper(path, lambda row: dataclasses.replace(row, radius=row.radius * (1 + 1e-5)))
