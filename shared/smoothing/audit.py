@@ -55,7 +55,7 @@ def audit(table: Table, sigma: float, draws: int, alpha: float, branches: Litera
         raise ValueError(f"sigma and draws are positive and alpha lies in (0, 1), got {sigma}, {draws} and {alpha}")
     found = [*check_columns(table), *check_abstentions(table), *_check_ceiling(table, sigma, draws, alpha, branches, rule)]
     rows = (table.radius > 0) & table.radius.isfinite()
-    if bool(rows.any()):
+    if bool(rows.any()) and ceiling(sigma, draws, alpha, branches, rule) > 0:
         found += _check_lattice(table, rows, sigma, draws, alpha) if branches == 1 else _check_pairs(table, rows, sigma, draws, alpha, rule)
     return gravest_first([*found, *(Finding("note", note) for note in table.notes)])
 
@@ -106,7 +106,7 @@ def check_abstentions(table: Table) -> list[Finding]:
 
 
 def _check_ceiling(table: Table, sigma: float, draws: int, alpha: float, branches: Literal[1, 2], rule: Form | None) -> list[Finding]:
-    top = ceiling(sigma, draws, alpha, branches, rule)
+    top = max(0.0, ceiling(sigma, draws, alpha, branches, rule))
     exceeding = table.radius - top
     above = exceeding > table.digits / 2 + SLACK
     rounded = (exceeding > SLACK) & ~above
@@ -129,7 +129,7 @@ def _check_ceiling(table: Table, sigma: float, draws: int, alpha: float, branche
         found += [
             Finding("note", f"{int(over.sum())} radii lie above {limit:.4g}, the most of the certificate {form!r}: they cannot be its")
             for form in FORMS
-            if (limit := ceiling(sigma, draws, alpha, 2, form)) < top
+            if (limit := max(0.0, ceiling(sigma, draws, alpha, 2, form))) < top
             and bool((over := (table.radius > limit + table.digits / 2 + SLACK) & ~above).any())
         ]
     return found

@@ -104,7 +104,7 @@ def audit_log(table: Table, settings: Mapping[str, Any], rows: Sequence[Row]) ->
     fields: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
     smoothing = Smoothing(**fields | {"sigmas": tuple(settings["sigmas"])})
     found = [*_check_against_log(table, rows), *_check_counts(smoothing, settings["draws"], settings["classes"], rows)]
-    is_plain = not (smoothing.anytime or getattr(smoothing, "randomised", False) or getattr(smoothing, "anisotropic", False))
+    is_plain = not (smoothing.anytime or smoothing.randomised or smoothing.anisotropic)
     if is_plain and len(set(smoothing.sigmas)) == 1 and len(smoothing.sigmas) <= 2 and smoothing.rule in FORMS:
         branches: Literal[1, 2] = 1 if len(smoothing.sigmas) == 1 else 2
         return gravest_first([*found, *audit(table, smoothing.sigmas[0], settings["draws"], smoothing.alpha, branches, smoothing.rule)])

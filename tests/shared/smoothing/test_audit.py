@@ -141,3 +141,12 @@ def test_a_running_total_beside_times_is_found(tmp_path):
     (tmp_path / "log").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "\n".join(lines))
     found = audit(read_table(tmp_path / "log"), SIGMA, DRAWS, ALPHA)
     assert "running total" in found[0].message
+
+
+def test_too_few_draws_certify_nothing(tmp_path):
+    for branches, rule in ((1, None), (2, None), (2, "main")):
+        found = findings(tmp_path / "log", [Row(0, 0, 0, 0.1, 1.0)], branches=branches, draws=4, rule=rule)
+        assert "1 radii lie above 0, the most that 4 draws" in found[0].message
+        assert findings(tmp_path / "log", [Row(0, 0, -1, 0.0, 1.0)], branches=branches, draws=4, rule=rule) == []
+    with pytest.raises(ValueError, match="alpha lies in"):
+        audit(read_table(tmp_path / "log"), SIGMA, DRAWS, 1.0)
