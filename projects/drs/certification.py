@@ -6,23 +6,26 @@ import secrets
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from projects.drs.denoising import Denoising, denoised_branches
+from projects.drs.model import DualClassifier
 from projects.drs.module import DualSmoothing
 from shared.distributed import rank
 from shared.seeding import derive_seed
-from shared.smoothing import Budget, CertificationLog, SmoothedClassifier, Smoothing
+from shared.smoothing import Branch, Budget, CertificationLog, SmoothedClassifier, Smoothing
+from shared.smoothing.denoised import DiffusionDenoiser
 from shared.smoothing.fast import CPU_BATCH, folded
 
 Precision = Literal["float32", "bfloat16", "float16"]
 GPU_BATCH = 2048
-CertificateName = Literal["auto", "joint", "main", "pooled", "runner_up"]
+CertificateName = Literal["auto", "joint", "main", "pooled", "selected", "runner_up"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,18 @@ class Plan:
         draws: draws of each branch that are counted (n), or the most where radii or a tolerance end them earlier.
         selection: draws of each branch that choose the class (n0).
         alpha: failure probability of a certificate.
-        certificate: joint, main or pooled (two branches), runner_up, or auto: joint for two branches, main for more, Cohen's for one.
+        certificate: joint, main, pooled or selected (two branches), runner_up, or auto: joint for two branches, main for more, Cohen's for one.
         radii: stop as soon as it is settled which of these radii are certified.
         tolerance: stop as soon as the radius is within this of the highest it could become.
         sound_grid: draw noise on the grid of 8-bit images, so that the certificate holds in floating point, too.
         precision: floating type of weights and images.
         is_compiled: compile the networks first.
+        denoiser: folder of a diffusion model's pipeline, whose one step of denoising comes before the classifiers.
+        denoising: of each sub-image (`per_branch`) or of the whole image (`shared`), which has a certificate of its own.
         seed: seed of the noise.
+
+    Raises:
+        ValueError: if denoising and certificate do not go together.
     """
 
     sigma: float
@@ -53,7 +61,21 @@ class Plan:
     sound_grid: bool = False
     precision: Precision = "float32"
     is_compiled: bool = False
+    denoiser: str | None = None
+    denoising: Denoising = "per_branch"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.is_shared and self.certificate != "auto":
+            raise ValueError(
+                f"the certificate {self.certificate!r} needs votes that depend on one sub-image each: with one denoiser for the whole image leave "
+                "--certificate at auto (the radius for shared noise), or take --denoising per_branch"
+            )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all branches see one denoised image, and so one noise."""
+        return self.denoiser is not None and self.denoising == "shared"
 
     def smooth(self, model: DualSmoothing, device: torch.device, batch_size: int | None = None) -> SmoothedClassifier:
         """Smooth a trained module's classifier.
@@ -69,9 +91,10 @@ class Plan:
             net.networks[number] = folded(network)
         net.to(device, dtype)
         branches = len(net.split)
-        rule: Any = {1: "main", 2: "joint"}.get(branches, "main") if self.certificate == "auto" else self.certificate
+        by_branches = {1: "main", 2: "joint"}.get(branches, "main")
+        rule: Any = "shared" if self.is_shared else by_branches if self.certificate == "auto" else self.certificate
         return SmoothedClassifier(
-            net.branches(),
+            net.branches() if self.denoiser is None else self._denoised(net, device, dtype),
             net.classes,
             Smoothing((self.sigma,) * branches, rule, self.alpha),
             Budget(self.selection, self.draws, self.radii, self.tolerance),
@@ -83,6 +106,13 @@ class Plan:
             channels_last=device.type == "cuda" or dtype == torch.bfloat16,
             compile=self.is_compiled,
         )
+
+    def _denoised(self, net: DualClassifier, device: torch.device, dtype: torch.dtype) -> list[Branch]:
+        denoiser = DiffusionDenoiser.from_pipeline(str(self.denoiser), self.sigma).requires_grad_(False).to(device, dtype)
+        branches = denoised_branches(net, denoiser, self.denoising)
+        for branch in branches:
+            cast(nn.Module, branch.classifier).to(device, dtype)
+        return branches
 
 
 class Certification(L.LightningModule):

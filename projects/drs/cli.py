@@ -21,7 +21,7 @@ class Trainer(ProjectTrainer):
 
     makes_run = frozenset({"fit", "convert", "reproduce"})
     outside = frozenset({"tables", "table"})
-    reads = frozenset({"images", "left", "right"})
+    reads = frozenset({"images", "left", "right", "denoiser"})
     independent = frozenset({"analyze", "audit"})
     resumable = frozenset({"fit", "certify", "reproduce"})
     follow_up = MappingProxyType({"fit": "certify", "convert": "certify", "test": "certify", "certify": "analyze", "analyze": "audit"})
@@ -59,12 +59,14 @@ class Trainer(ProjectTrainer):
         draws: int = 10_000,
         selection: int = 100,
         alpha: float = 0.001,
-        certificate: Literal["auto", "joint", "main", "pooled", "runner_up"] = "auto",
+        certificate: Literal["auto", "joint", "main", "pooled", "selected", "runner_up"] = "auto",
         radii: list[float] | None = None,
         tolerance: float | None = None,
         sound_grid: bool = False,
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
         compiled: bool = False,
+        denoiser: str | None = None,
+        denoising: Literal["per_branch", "shared"] = "per_branch",
         batch: int | None = None,
         noise_seed: int = 0,
     ) -> Certified:
@@ -81,31 +83,36 @@ class Trainer(ProjectTrainer):
             draws: draws of each branch that are counted (n), or the most of them where radii or a tolerance end them earlier.
             selection: draws of each branch that choose the class (n0).
             alpha: failure probability of each certificate.
-            certificate: joint (both branches bounded at once), main (each at alpha / 2), pooled (their mean), runner_up (also bounds other classes);
-                auto is joint for two branches, main for four, and Cohen's for one. Fixed before anything is drawn.
+            certificate: joint (both branches at once), main (alpha / 2 each), pooled (their mean), selected (one of both, by the draws that choose
+                the class), runner_up (bounds other classes, too), or auto: joint for two branches, main for others.
             radii: stop as soon as it is settled which of these radii are certified: saves most draws, and makes average radii too low.
             tolerance: stop as soon as the radius is within this of the highest it could become.
             sound_grid: noise on the grid of 8-bit images: the certificate then holds in floating point, too.
             precision: floating type of weights and images; another type is another classifier, which the log names.
-            compiled: compile the networks (torch.compile) before certifying.
+            compiled: compile the networks (torch.compile).
+            denoiser: folder of a diffusers pipeline, one step of which denoises before the classifiers (diffusion denoised smoothing).
+            denoising: per_branch denoises each noised sub-image; shared the whole image before it is split, with that case's smaller radius.
             batch: noised copies in a forward pass; results do not depend on it.
             noise_seed: seed of the noise.
         """
         from projects.drs.certification import Plan
         from projects.drs.tasks import certify
 
+        sigma = sigma or model.hparams.sigma
         plan = Plan(
-            sigma=sigma or model.hparams.sigma,
-            draws=draws,
-            selection=selection,
-            alpha=alpha,
-            certificate=certificate,
-            radii=tuple(radii or ()),
-            tolerance=tolerance,
-            sound_grid=sound_grid,
-            precision=precision,
-            is_compiled=compiled,
-            seed=noise_seed,
+            sigma,
+            draws,
+            selection,
+            alpha,
+            certificate,
+            tuple(radii or ()),
+            tolerance,
+            sound_grid,
+            precision,
+            compiled,
+            denoiser,
+            denoising,
+            noise_seed,
         )
         return certify(self, model, datamodule, ckpt_path, plan, images, batch)
 
@@ -153,9 +160,9 @@ class Trainer(ProjectTrainer):
             radii: radii of the table; by default every quarter up to the largest.
             alpha: failure probability that certificates were made with, if the file beside the table does not say; default 0.001.
         """
-        from projects.drs.verdicts import analyze, own_tables
+        from projects.drs.verdicts import analyze
 
-        return analyze(self, [tables] if isinstance(tables, str) else list(tables or own_tables(self.run)), radii, alpha)
+        return analyze(self, tables, radii, alpha)
 
     def audit(
         self,
@@ -166,6 +173,7 @@ class Trainer(ProjectTrainer):
         draws: int | None = None,
         alpha: float | None = None,
         branches: Literal[1, 2] | None = None,
+        rule: Literal["main", "pooled", "joint"] | None = None,
     ) -> Audited:
         """Say what in a certification table is unsound or cannot be. Exit code 1 if something is.
 
@@ -177,10 +185,11 @@ class Trainer(ProjectTrainer):
             draws: draws that were counted (n), likewise.
             alpha: failure probability, likewise.
             branches: 1 for randomized smoothing, 2 for dual, likewise.
+            rule: certificate of two branches, for a stricter audit of tables of others.
         """
-        from projects.drs.verdicts import audit, own_tables
+        from projects.drs.verdicts import audit
 
-        return audit(self, table or own_tables(self.run)[-1], sigma, draws, alpha, branches)
+        return audit(self, table, sigma, draws, alpha, branches, rule)
 
     def convert(self, model: DualSmoothing, datamodule: CertificationData, left: str, right: str) -> None:
         """Turn two branch networks as the authors' code saves them into a run that certify works on; use with --config released.
@@ -191,11 +200,9 @@ class Trainer(ProjectTrainer):
             left: checkpoint of the left branch's network, a file of tensors (.pth.tar, .pth, .safetensors).
             right: checkpoint of the right branch's network.
         """
-        from projects.drs.released import load_released, write_checkpoint
+        from projects.drs.released import convert
 
-        load_released(model.net, [left, right])
-        write_checkpoint(model.state_dict(), self.run.checkpoints / "last.ckpt")
-        print(f"certify it with: lightning run projects/drs/cli.py certify --run {self.run.name} --data.root DATA")
+        convert(self.run, model, model.net, [left, right])
 
     def reproduce(
         self,
@@ -223,10 +230,11 @@ class Trainer(ProjectTrainer):
         from shared.results import markdown, publish
 
         for name in TABLES if table == "all" else [table]:
-            results, figure = reproduce_table(self.run, name, dict(model.hparams), dict(datamodule.hparams), self.max_epochs, seeds, quick, jobs)
+            results, figures = reproduce_table(self.run, name, dict(model.hparams), dict(datamodule.hparams), self.max_epochs, seeds, quick, jobs)
             print(markdown(results["rows"]), flush=True)
-            command = f"lightning run projects/drs/cli.py reproduce{'' if table == 'all' else f' {table}'}" + (f" --seeds {seeds}" if seeds else "")
-            publish(self, results, {name: figure} if figure else {}, Path(__file__).parent if write else None, command, name)
+            options = ("" if table == "all" else f" {table}") + (f" --seeds {seeds}" if seeds else "")
+            command = f"lightning run projects/drs/cli.py reproduce{options}"
+            publish(self, results, figures, Path(__file__).parent if write else None, command, name)
 
 
 def main(args: Sequence[str] | None = None) -> ProjectCLI:

@@ -101,8 +101,12 @@ class DualClassifier(nn.Module):
 
     def classifier(self, branch: int) -> nn.Module:
         """Return the classifier of noised sub-images of a branch, (B, C, h, w) -> (B, K) logits; an ensemble's are averaged."""
+        return self._over(branch, self.parts_of(branch)[1])
+
+    def parts_of(self, branch: int) -> tuple[Placement, nn.Module]:
+        """Return a branch's placement, and its network behind it; an ensemble's logits are averaged."""
         networks = self._of_branch(branch)
-        return self._over(branch, networks[0] if len(networks) == 1 else LogitMean(networks))
+        return cast(Placement, self.placements[branch]), networks[0] if len(networks) == 1 else LogitMean(networks)
 
     def members(self) -> list[tuple[int, nn.Module]]:
         """Return every network that is trained by itself: its branch, and it as a classifier of that branch's noised sub-images."""

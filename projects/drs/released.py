@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from projects.drs.model import DualClassifier
 from shared.checkpoints import describe_mismatch, load_checkpoint, load_tensors
-from shared.runs import atomic
+from shared.runs import Run, atomic
 
 
 def read_released(path: str | Path) -> dict[str, Tensor]:
@@ -53,6 +54,13 @@ def load_released(net: DualClassifier, files: list[str]) -> None:
             raise ValueError(f"the weights in {file} do not fit the network that model.backbone describes:\n{differences}")
     for network, tensors in zip(net.networks, found, strict=True):
         network.load_state_dict(tensors)
+
+
+def convert(run: Run, module: L.LightningModule, net: DualClassifier, files: list[str]) -> None:
+    """Load the branches' files and leave them as the checkpoint of a run, which the verbs then work on."""
+    load_released(net, files)
+    write_checkpoint(module.state_dict(), run.checkpoints / "last.ckpt")
+    print(f"certify it with: lightning run projects/drs/cli.py certify --run {run.name} --data.root DATA")
 
 
 def write_checkpoint(state: dict[str, Tensor], path: Path) -> None:

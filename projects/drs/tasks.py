@@ -108,6 +108,8 @@ def certify(
         data.setup()
     classifier = plan.smooth(model, trainer.strategy.root_device, batch)
     about = {"weights": digest(Path(cast(str, ckpt_path))), "data": describe_data(data) if own is None else digest(own.root)}
+    if plan.denoiser is not None:
+        about |= {"denoiser": digest(Path(plan.denoiser)), "denoising": plan.denoising}
     settings = classifier.settings | about
     label = f"{data.source if own is None else 'own'}-sigma{plan.sigma:.4g}-n{plan.draws}-{config_hash(settings)[:6]}"  # other settings, other folder
     folder = artefact_folder(trainer) / label

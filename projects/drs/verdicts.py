@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.runs import Run, write_json, write_text
-from shared.smoothing.__main__ import print_analysis, print_audit
 from shared.smoothing.analysis import analyze as analyze_files
 from shared.smoothing.audit_log import audit_file
 from shared.smoothing.plots import figure, histogram
-from shared.smoothing.writers import to_latex
+from shared.smoothing.writers import print_analysis, print_audit, to_latex
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
@@ -48,16 +47,17 @@ def own_tables(run: Run) -> list[Path]:
     return found
 
 
-def analyze(trainer: ProjectTrainer, tables: Sequence[str | Path], radii: list[float] | None, alpha: float | None) -> Analysed:
+def analyze(trainer: ProjectTrainer, tables: Sequence[str] | str | None, radii: list[float] | None, alpha: float | None) -> Analysed:
     """Print what tables show, and write it as CSV, JSON, LaTeX and figures.
 
     Args:
         trainer: the trainer, whose artefacts they become.
-        tables: files in Cohen's columns.
+        tables: one or several files in Cohen's columns; None: those of the run.
         radii: radii of the table; None: every quarter.
         alpha: failure probability of the certificates, where the logs beside the tables do not say; None: 0.001.
     """
-    found = analyze_files(tables, radii, alpha)
+    files = [tables] if isinstance(tables, str) else tables or own_tables(trainer.run)
+    found = analyze_files(files, radii, alpha)
     rows = found.rows()
     print_analysis(found)
     log_table(trainer, "analysis", rows)
@@ -71,22 +71,29 @@ def analyze(trainer: ProjectTrainer, tables: Sequence[str | Path], radii: list[f
 
 
 def audit(
-    trainer: ProjectTrainer, table: str | Path, sigma: float | None, draws: int | None, alpha: float | None, branches: Literal[1, 2] | None
+    trainer: ProjectTrainer,
+    table: str | None,
+    sigma: float | None,
+    draws: int | None,
+    alpha: float | None,
+    branches: Literal[1, 2] | None,
+    rule: Literal["main", "pooled", "joint"] | None,
 ) -> Audited:
     """Print what in a table is unsound, and write it as JSON.
 
     Args:
         trainer: the trainer, whose artefact it becomes.
-        table: file in Cohen's columns.
+        table: file in Cohen's columns; None: the run's newest.
         sigma: standard deviation of the noise that it was made with; None: as the log beside it says, like all that follow.
         draws: draws that were counted.
         alpha: failure probability of a certificate.
         branches: 1 or 2.
+        rule: certificate of two branches.
     """
-    found = audit_file(table, sigma, draws, alpha, branches)
+    found = audit_file(table or own_tables(trainer.run)[-1], sigma, draws, alpha, branches, rule)
     print_audit(found)
     if trainer.is_global_zero:
         findings = [asdict(finding) for finding in found.findings]
-        write_json(artefact_folder(trainer) / "audit.json", {"table": str(table), "settings": dict(found.settings), "findings": findings})
+        write_json(artefact_folder(trainer) / "audit.json", {"table": str(found.path), "settings": dict(found.settings), "findings": findings})
     unsound = sum(finding.severity == "unsound" for finding in found.findings)
     return Audited(0 if found.is_sound else 1, {"images": found.images, "unsound": unsound})

@@ -148,10 +148,9 @@ def _check_counts(smoothing: Smoothing, draws: int, classes: int, rows: Sequence
 
 
 def _radius(smoothing: Smoothing, counts: Tensor, draws: int, row: Row) -> float:
+    chosen = smoothing.decided(dense(row.details["selection"], counts.shape[1]), draws, row.predicted)
     coins = row.details.get("coins")
-    if coins is None:
-        return smoothing.radius(counts, draws, row.predicted)
-    return smoothing.radius(counts, draws, row.predicted, torch.tensor(coins, dtype=torch.float64))
+    return chosen.radius(counts, draws, row.predicted, None if coins is None else torch.tensor(coins, dtype=torch.float64))
 
 
 def _highest(smoothing: Smoothing, draws: int, classes: int) -> float:

@@ -7,6 +7,7 @@ Cohen et al. 2019 in every branch.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from shared.smoothing.joint import fisher_sum, martingale_glance, martingale_sum
 from shared.smoothing.runner_up import gaussian_radius, mean_fusion_radius, probit_fusion_radius, runner_up_bounds
 
 ABSTAIN = -1
-Rule = Literal["main", "pooled", "joint", "shared", "runner_up", "l1"]
+Rule = Literal["main", "pooled", "joint", "selected", "shared", "runner_up", "l1"]
 Norm = Literal["l1", "l2", "ellipsoid"]
-RULES: tuple[Rule, ...] = ("main", "pooled", "joint", "shared", "runner_up", "l1")
+RULES: tuple[Rule, ...] = ("main", "pooled", "joint", "selected", "shared", "runner_up", "l1")
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Smoothing:
 
     Args:
         sigmas: standard deviation of each branch's Gaussian noise; for rule "l1" the half-width of its uniform noise.
-        rule: "main" bounds each branch; "pooled" the mean over two branches; "joint" the sum of two branches' quantiles at once; "shared" is for
-            branches that see one noise; "runner_up" also bounds the other classes; "l1" is for uniform noise. With one branch main, pooled, joint and
-            shared are Cohen's certificate.
+        rule: "main" bounds each branch; "pooled" the mean over two branches; "joint" the sum of two branches' quantiles at once; "selected" is pooled
+            or joint, whichever the draws that choose the class promise more of; "shared" is for branches that see one noise; "runner_up" also bounds
+            the other classes; "l1" is for uniform noise. With one branch main, pooled, joint, selected and shared are Cohen's certificate.
         alpha: failure probability of a certificate.
         anytime: bounds hold at every number of draws, so that the engine may stop early; for rules "main", "joint" and "shared".
         sidak: split alpha over branches by 1 - (1 - alpha)^(1/k) instead of alpha / k; needs independent noise in the branches.
@@ -92,13 +93,13 @@ class Smoothing:
         if not self.sigmas or min(self.sigmas) <= 0:
             raise ValueError(f"sigmas must be positive, one a branch, got {self.sigmas}")
         branches, is_even = len(self.sigmas), len(set(self.sigmas)) == 1
-        if self.rule in ("pooled", "joint") and branches > 2:
+        if self.rule in ("pooled", "joint", "selected") and branches > 2:
             raise ValueError(f"the certificate {self.rule!r} is derived for one or two branches, not for {branches}: take 'main'")
-        if self.rule in ("pooled", "shared", "runner_up") and not is_even:
+        if self.rule in ("pooled", "selected", "shared", "runner_up") and not is_even:
             raise ValueError(f"the certificate {self.rule!r} needs one sigma for all branches, got {self.sigmas}: take 'main' or 'joint'")
         if self.rule == "l1" and branches > 1:
             raise ValueError("the l1 certificate has one branch")
-        if self.rule == "pooled" and branches == 2 and self.alpha >= 0.25:
+        if self.rule in ("pooled", "selected") and branches == 2 and self.alpha >= 0.25:
             raise ValueError(f"pooling is proven for alpha below 1/4 (Hoeffding 1956), got {self.alpha}")
         if self.anytime and branches > 1 and self.rule not in ("main", "joint", "shared"):
             raise ValueError(f"the certificate {self.rule!r} of two branches needs a fixed number of draws; anytime ones are main, joint and shared")
@@ -146,6 +147,23 @@ class Smoothing:
             lucky = randomised_lower(hit, total, self.alpha, _floored(coins, self.alpha)[0])
             bound = torch.where((hit == total) | (hit >= total * lucky + 1), torch.maximum(lucky, bound), bound)
         return corrected_lower(bound, self.tail)
+
+    def decided(self, selection: Tensor, draws: int, top: int) -> Smoothing:
+        """Choose between pooled and joint, if the rule is "selected", by the votes of the selection draws: those that are counted stay unseen.
+
+        Args:
+            selection: (branches, K) votes that chose the class `top`.
+            draws: draws of each branch that are counted, of which as large a share is expected to hit.
+            top: the class.
+        """
+        if self.rule != "selected":
+            return self
+        if len(self.sigmas) == 1:
+            return dataclasses.replace(self, rule="main")
+        made = selection.sum(1, keepdim=True).clamp_min(1)
+        expected = (selection * draws / made).round().to(torch.int64)
+        forms = [dataclasses.replace(self, rule=rule) for rule in ("joint", "pooled")]
+        return max(forms, key=lambda form: form.radius(expected, draws, top))
 
     def radius(self, counts: Tensor, draws: int, top: int, coins: Tensor | None = None) -> float:
         """Radius of the class `top`, before rounding; not positive where nothing is certified.

@@ -191,7 +191,8 @@ class Stream:
         highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self._budget.futility)
         if not is_last and not self._budget.is_settled(smoothing.at_most(votes, draws, top), highest):
             return False
-        found = smoothing.certify(votes, draws, top, self._coins(image.index) if smoothing.randomised else None)
+        chosen = smoothing.decided(counts[SELECTION, :, :-1], draws, top)
+        found = chosen.certify(votes, draws, top, self._coins(image.index) if smoothing.randomised else None)
         if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
             image.best = found
         return is_last or self._budget.is_settled(image.best.radius, highest)

@@ -75,7 +75,7 @@ class Job:
 
 def reproduce_table(
     run: Run, name: str, model: dict[str, Any], data: dict[str, Any], epochs: int | None, seeds: int | None, quick: bool, jobs: int | None
-) -> tuple[dict[str, Any], Figure | None]:
+) -> tuple[dict[str, Any], dict[str, Figure]]:
     """Make a table; what an interrupted run made is not made again, and the time says what all of it took.
 
     Args:
@@ -89,7 +89,7 @@ def reproduce_table(
         jobs: models in work at the same time; None takes as many as there are cores.
 
     Returns:
-        The results, which are written into the run folder, too, and the picture that belongs to them.
+        The results, which are written into the run folder, too, and the figures that belong to them, by name.
     """
     table, folder = TABLES[name], run.artefacts("reproduce")
     chosen, jobs = [0] if quick else list(range(seeds or table.seeds)), 1 if quick else jobs or default_jobs()
@@ -100,7 +100,7 @@ def reproduce_table(
     summary = summarise([row for part in found for row in part.value], table.by)
     seconds = sum(part.seconds for part in found) / jobs
     results = write_results(run, table.title, table.claim, summary, chosen, seconds, {} if quick else table.expectations(summary), name)
-    return results, matched.plot(summary) if name == "matched" and not quick else None
+    return results, {name: matched.plot(summary)} if name == "matched" and not quick else {}
 
 
 def _call(job: Callable[[], Kept[Rows]]) -> Kept[Rows]:

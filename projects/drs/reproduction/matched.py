@@ -10,7 +10,8 @@ import torch
 from projects.drs.certification import Plan
 from projects.drs.reproduction.models import Models, Variant
 from shared.smoothing import Smoothing
-from shared.smoothing.certificates import Rule, choose_class
+from shared.smoothing.certificates import Certificate, Rule, choose_class
+from shared.smoothing.engine import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ VARIANTS = (
     Variant("four phases", HALVES | {"split": "phases", "sigma": SIGMA / 2}),
     Variant("DRS at RS's sigma", HALVES | {"sigma": SIGMA}),
 )
-CERTIFICATES: dict[int, tuple[Rule, ...]] = {1: ("main",), 2: ("main", "pooled", "joint"), 4: ("main",)}
+CERTIFICATES: dict[int, tuple[Rule, ...]] = {1: ("main",), 2: ("main", "pooled", "joint", "selected"), 4: ("main",)}
 
 
 def rows(models: Models, variant: Variant, seed: int) -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ def rows(models: Models, variant: Variant, seed: int) -> list[dict[str, Any]]:
     found = []
     for rule in CERTIFICATES[branches]:
         smoothing = Smoothing((sigma,) * branches, rule, ALPHA)
-        certificates = [smoothing.certify(result.estimation[:, :-1], DRAWS, _top(result)) for result in results]
+        certificates = [certificate(smoothing, result) for result in results]
         radii = torch.tensor([c.radius * (c.predicted == int(label)) for c, label in zip(certificates, labels, strict=True)], dtype=torch.float64)
         row: dict[str, Any] = {"model": variant.name, "certificate": {1: "Cohen"}.get(branches, rule), "seed": seed, "acr": float(radii.mean())}
         row |= {f"r={r:g}": float(((radii >= r) & (radii > 0)).double().mean()) for r in RADII}
@@ -54,13 +55,17 @@ def rows(models: Models, variant: Variant, seed: int) -> list[dict[str, Any]]:
     return found
 
 
+def certificate(smoothing: Smoothing, result: Result) -> Certificate:
+    """Turn the votes behind a result into the certificate of another rule."""
+    selection, counted = result.selection[:, :-1], result.estimation[:, :-1]
+    top = choose_class(selection)
+    return smoothing.decided(selection, DRAWS, top).certify(counted, DRAWS, top)
+
+
 def ceiling(smoothing: Smoothing, branches: int) -> float:
     """Return the radius when all draws hit."""
-    return smoothing.certify(torch.tensor([[DRAWS, 0]] * branches), DRAWS, 0).radius
-
-
-def _top(result: Any) -> int:
-    return choose_class(result.selection[:, :-1])
+    everything = torch.tensor([[DRAWS, 0]] * branches)
+    return smoothing.decided(everything, DRAWS, 0).certify(everything, DRAWS, 0).radius
 
 
 def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:

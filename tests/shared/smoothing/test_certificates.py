@@ -245,3 +245,34 @@ def test_the_sum_of_squares_of_the_reference_over_claims():
     a = stats.norm.ppf(stats.beta.ppf(0.05, hits, 201 - hits)).clip(min=0)
     truth = stats.norm.ppf([0.95, 0.55]).sum() / math.sqrt(2)
     assert (np.sqrt((a**2).sum(1)) > truth).mean() > 0.5
+
+
+def test_the_selection_draws_choose_between_pooled_and_joint():
+    smoothing = Smoothing((0.5, 0.5), "selected")
+    counts = torch.tensor([[990, 10], [900, 100]])
+    uneven, sure = torch.tensor([[99, 1], [90, 10]]), torch.tensor([[100, 0], [100, 0]])
+    assert smoothing.decided(uneven, 1000, 0).rule == "joint"
+    assert smoothing.decided(sure, 1000, 0).rule == "pooled"
+    found = smoothing.decided(uneven, 1000, 0).certify(counts, 1000, 0)
+    assert found == Smoothing((0.5, 0.5), "joint").certify(counts, 1000, 0), "what is counted does not take part in the choice"
+    assert Smoothing((0.5,), "selected").decided(uneven[:1], 1000, 0).rule == "main"
+    for wrong in ((0.5, 0.4), (0.5,) * 4):
+        with pytest.raises(ValueError, match="selected"):
+            Smoothing(wrong, "selected")
+    with pytest.raises(ValueError, match="needs a fixed number of draws"):
+        Smoothing((0.5, 0.5), "selected", anytime=True)
+
+
+def test_choosing_by_selection_draws_costs_no_alpha():
+    """Over both branches' votes of known probabilities, the radius is false at most alpha often."""
+    runs, draws, alpha, p = 400, 200, 0.05, (0.9, 0.8)
+    random, smoothing = np.random.default_rng(0), Smoothing((1.0, 1.0), "selected", 0.05)
+    truth = stats.norm.ppf(p).sum() / math.sqrt(2)
+    exceeded, rules = 0, set()
+    for _ in range(runs):
+        selection, votes = (torch.tensor([[k, n - k] for k in random.binomial(n, p)]) for n in (20, draws))
+        found = smoothing.decided(selection, draws, 0).certify(votes, draws, 0)
+        exceeded += found.radius > truth
+        rules.add(found.rule)
+    assert rules == {"joint", "pooled"}
+    assert exceeded / runs <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from projects.drs.certification import Plan
+from projects.drs.cli import main
+from projects.drs.denoising import denoised_branches
+from projects.drs.module import DualSmoothing
+from shared.backbones.unets import build_unet, save_pipeline
+from shared.runs import digest
+from shared.smoothing import read_table
+from shared.smoothing.log import read_rows
+from shared.smoothing.votes import check_parts
+
+
+class Blur(nn.Module):
+    """Mixes neighbours."""
+
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images, 3, 1, 1)
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    torch.manual_seed(0)
+    return str(save_pipeline(build_unet("tiny", 16, 1), DDPMScheduler(), tmp_path / "denoiser"))
+
+
+def module(**options):
+    return DualSmoothing(**({"size": 8, "channels": 1, "classes": 4, "statistics": "digits"} | options)).eval()
+
+
+def test_sub_images_are_denoised_before_they_are_normalised():
+    model = module()
+    branch = denoised_branches(model.net, Blur(), "per_branch")[1]
+    part = branch.take(torch.rand(3, 1, 8, 8))
+    enlarged = nn.functional.interpolate(part, size=(8, 8), mode="nearest")
+    expected = model.net.networks[1]((Blur()(enlarged) - 0.305) / 0.376)
+    torch.testing.assert_close(branch.classifier(part), expected)
+    plain = denoised_branches(model.net, nn.Identity(), "per_branch")[0]
+    torch.testing.assert_close(plain.classifier(part), model.net.classifier(0)(part))
+
+
+def test_whole_images_are_denoised_before_they_are_split():
+    model = module(embedding="checkerboard_maxpool")
+    branch = denoised_branches(model.net, Blur(), "shared")[1]
+    images = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(branch.classifier(branch.take(images)), model.net.classifier(1)(model.net.split.take(1)(Blur()(images))))
+    with pytest.raises(ValueError, match="or those of another branch"):
+        check_parts(denoised_branches(model.net, Blur(), "shared"), (1, 8, 8), may_overlap=False)
+
+
+def test_only_the_radius_of_shared_noise_goes_with_a_shared_denoiser(pipeline):
+    for certificate in ("joint", "main", "pooled"):
+        with pytest.raises(ValueError, match="depend on one sub-image each"):
+            Plan(0.25, certificate=certificate, denoiser=pipeline, denoising="shared")
+    settings = Plan(0.25, denoiser=pipeline, denoising="shared").smooth(DualSmoothing(), torch.device("cpu")).settings
+    assert settings["rule"] == "shared"
+    with pytest.raises(ValueError, match="mixes pixels"):
+        denoised_branches(module(embedding="checkerboard_maxpool").net, Blur(), "per_branch")
+
+
+@pytest.mark.parametrize(("denoising", "rule"), [("per_branch", "joint"), ("shared", "shared")])
+def test_certify_with_a_diffusion_model(run, pipeline, denoising, rule):
+    result = main(["certify", "--denoiser", pipeline, "--denoising", denoising, "--data.limit=2", "--draws=40", "--selection=10"]).result
+    settings, rows = read_rows(result.table.with_suffix(".jsonl"))
+    assert settings["rule"] == rule
+    assert settings["denoiser"] == digest(Path(pipeline))
+    assert len(read_table(result.table)) == len(rows) == 2
+
+
+def test_randomized_smoothing_with_a_diffusion_model(run_folder, pipeline):
+    model = module(split="whole", embedding="packed_native", size=16)
+    classifier = Plan(0.25, draws=40, selection=10, denoiser=pipeline).smooth(model, torch.device("cpu"))
+    assert classifier.settings["rule"] == "main"
+    assert len(classifier.certify(torch.rand(2, 1, 16, 16))) == 2
+
+
+def test_a_folder_without_a_denoiser_is_named(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["certify", "--denoiser", str(tmp_path / "none"), "--data.limit=2"])
+    assert str(tmp_path / "none") in capsys.readouterr().err
