@@ -89,7 +89,7 @@ class Plan:
         net = deepcopy(model.net).requires_grad_(False)
         for number, network in enumerate(net.networks):
             net.networks[number] = folded(network)
-        net.to(device, dtype)
+        net.to(device, dtype).to(memory_format=torch.channels_last)
         branches = len(net.split)
         by_branches = {1: "main", 2: "joint"}.get(branches, "main")
         rule: Any = "shared" if self.is_shared else by_branches if self.certificate == "auto" else self.certificate
@@ -103,7 +103,7 @@ class Plan:
             batch_size=batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH),
             device=device,
             dtype=dtype,
-            channels_last=device.type == "cuda" or dtype == torch.bfloat16,
+            channels_last=True,
             compile=self.is_compiled,
         )
 

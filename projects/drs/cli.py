@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -98,22 +99,9 @@ class Trainer(ProjectTrainer):
         from projects.drs.certification import Plan
         from projects.drs.tasks import certify
 
-        sigma = sigma or model.hparams.sigma
-        plan = Plan(
-            sigma,
-            draws,
-            selection,
-            alpha,
-            certificate,
-            tuple(radii or ()),
-            tolerance,
-            sound_grid,
-            precision,
-            compiled,
-            denoiser,
-            denoising,
-            noise_seed,
-        )
+        early, sigma = tuple(radii or ()), sigma or model.hparams.sigma
+        plan = Plan(sigma, draws, selection, alpha, certificate, early, tolerance, sound_grid, precision, compiled)
+        plan = replace(plan, denoiser=denoiser, denoising=denoising, seed=noise_seed)
         return certify(self, model, datamodule, ckpt_path, plan, images, batch)
 
     def predict(  # type: ignore[override]
