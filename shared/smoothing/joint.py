@@ -93,19 +93,17 @@ def least_sum(rising: Curve, falling: Curve) -> float:
     """
     ends = torch.linspace(0, 1, _CELLS + 1, dtype=torch.float64)
     start, stop = ends[:-1], ends[1:]
-    floor, settled = rising(start) + falling(stop), math.inf
+    low, high, settled = rising(start), falling(stop), math.inf  # the sum on a cell is at least low + high
     while True:
         middle = (start + stop) / 2
         up, down = rising(middle), falling(middle)
-        reached = float((up + down).min())  # the minimum is at most this
+        floor, reached = low + high, float((up + down).min())  # the minimum is at most this
         open_ = floor < reached - TOLERANCE
         if not bool(open_.any()) or int(open_.sum()) > _MAX_CELLS:
             return min(settled, float(floor.min()))
         settled = min(settled, _least(floor[~open_]))
-        first = rising(start[open_]) + down[open_]
-        second = up[open_] + falling(stop[open_])
         start, stop = torch.cat([start[open_], middle[open_]]), torch.cat([middle[open_], stop[open_]])
-        floor = torch.cat([first, second])
+        low, high = torch.cat([low[open_], up[open_]]), torch.cat([down[open_], high[open_]])
 
 
 def _least(values: Tensor) -> float:

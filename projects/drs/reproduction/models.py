@@ -18,8 +18,8 @@ from shared.checkpoints import load_checkpoint
 from shared.jobs import kept
 from shared.smoothing.engine import Result
 
-QUICK_EPOCHS = 2
-QUICK_IMAGES = 24
+QUICK_EPOCHS = 1
+QUICK_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Models:
         epochs = QUICK_EPOCHS if self.is_quick else variant.epochs or self.epochs
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         data = self.datamodule(seed)
-        trainer = L.Trainer(default_root_dir=self.folder, max_epochs=epochs, devices=1, accelerator="auto", limit_val_batches=0, **quiet)
+        limits = {"limit_val_batches": 0, "limit_train_batches": 8 if self.is_quick else 1.0}
+        trainer = L.Trainer(default_root_dir=self.folder, max_epochs=epochs, devices=1, accelerator="auto", **limits, **quiet)
         trainer.fit(module, datamodule=data)
 
     def images(self, seed: int, limit: int | None = None) -> tuple[Tensor, Tensor]:

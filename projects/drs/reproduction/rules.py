@@ -116,7 +116,7 @@ def rows(seed: int, quick: bool) -> list[dict[str, Any]]:
     """Return a row for each case."""
     found = []
     for case in CASES:
-        runs = RUNS // (20 if quick else 1)
+        runs = RUNS // (100 if quick else 1)
         if case.rates is denoised_whole:
             runs //= 10
         flawed, ours = case.rates(seed, runs)

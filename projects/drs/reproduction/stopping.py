@@ -16,6 +16,7 @@ from shared.smoothing.anytime import lower_sequence
 CLAIM = "Confidence sequences settle a grid of radii with a fraction of the draws, and err at most alpha often however often one looks."
 GRID = (0.25, 0.5, 0.75, 1.0)
 DRAWS, SELECTION, ALPHA = 100_000, 100, 0.001
+QUICK_DRAWS = 1500
 IMAGES = 40
 VARIANTS = (Variant("RS", WHOLE), Variant("DRS", HALVES))
 TYPE_ONE_RUNS, TYPE_ONE_ALPHA = 10_000, 0.05
@@ -27,7 +28,7 @@ def rows(models: Models, variant: Variant, seed: int) -> list[dict[str, Any]]:
     sigma = module.hparams["sigma"]
     radii = tuple(SIGMA * step for step in GRID)
     images, _labels = models.images(seed, IMAGES)
-    draws = 4000 if models.is_quick else DRAWS
+    draws = QUICK_DRAWS if models.is_quick else DRAWS
     full = models.certify(module, images, Plan(sigma, draws, SELECTION, ALPHA, seed=seed))
     early = models.certify(module, images, Plan(sigma, draws, SELECTION, ALPHA, radii=radii, seed=seed))
     stopped = [pair for pair in zip(full, early, strict=True) if pair[1].draws < draws]

@@ -60,9 +60,9 @@ def test_counts_depend_on_neither_batches_nor_processes(run, run_folder, monkeyp
     assert len(list(own_tables(Run(run))[-1].parent.glob("part-*.jsonl"))) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_killed_certification_goes_on(run, run_folder, number):
-    options = ["certify", "--data.limit=12", "--draws=60000", "--radii=[9]", "--run", "short"]  # a radius that stopping cannot settle early
+    options = ["certify", "--data.limit=5", "--draws=30000", "--radii=[9]", "--run", "short"]  # a radius that stopping cannot settle early
     environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
     process = start(command_line, options, "drs", environment=environment)
     folder = run / "artefacts" / "certify"
