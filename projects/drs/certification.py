@@ -91,8 +91,8 @@ class Plan:
             net.networks[number] = folded(network)
         net.to(device, dtype).to(memory_format=torch.channels_last)
         branches = len(net.split)
-        by_branches = {1: "main", 2: "joint"}.get(branches, "main")
-        rule: Any = "shared" if self.is_shared else by_branches if self.certificate == "auto" else self.certificate
+        automatic = "shared" if self.is_shared else "joint" if branches == 2 else "main"
+        rule: Any = automatic if self.certificate == "auto" else self.certificate
         return SmoothedClassifier(
             net.branches() if self.denoiser is None else self._denoised(net, device, dtype),
             net.classes,
@@ -100,7 +100,7 @@ class Plan:
             Budget(self.selection, self.draws, self.radii, self.tolerance),
             key=derive_seed(self.seed, "certify"),
             law="grid" if self.sound_grid else "gaussian",
-            batch_size=batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH),
+            batch_size=(GPU_BATCH if device.type == "cuda" else CPU_BATCH) if batch_size is None else batch_size,
             device=device,
             dtype=dtype,
             channels_last=True,
@@ -171,10 +171,10 @@ class Certification(L.LightningModule):
             self._log.close()
             self._log = None
 
-    def merge(self) -> Path:
-        """Write certify.tsv and certify.jsonl from the parts of all processes; call it on one."""
+    def merge(self, indices: set[int]) -> Path:
+        """Write certify.tsv and certify.jsonl of these images from the parts of all processes; call it on one."""
         with CertificationLog(self.folder, self.settings) as log:
-            return log.merge()
+            return log.merge(indices=indices)
 
 
 class Prediction(L.LightningModule):

@@ -44,10 +44,9 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            ckpt_path: checkpoint; best (the default), last or a file.
+            ckpt_path: checkpoint; last (the default) or a file.
         """
         from projects.drs.tasks import with_weights
-
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
 
     def certify(
@@ -73,13 +72,11 @@ class Trainer(ProjectTrainer):
     ) -> Certified:
         """Certify images: a class and the l2 radius within which the smoothed classifier keeps it, each wrong with probability at most alpha.
 
-        Writes certify.tsv in Cohen's columns, certify.jsonl with full radii and counts, a curve and a table; goes on where it was stopped.
-
         Args:
             model: supplied.
             datamodule: supplied.
             images: image or folder of images to certify instead of the data set's (data.split, skip, start, stop and limit choose among those).
-            ckpt_path: checkpoint; best (the default), last or a file.
+            ckpt_path: checkpoint; last (the default) or a file.
             sigma: standard deviation of the noise of each branch, in units of [0, 1] images; the default is model.sigma.
             draws: draws of each branch that are counted (n), or the most of them where radii or a tolerance end them earlier.
             selection: draws of each branch that choose the class (n0).
@@ -99,7 +96,7 @@ class Trainer(ProjectTrainer):
         from projects.drs.certification import Plan
         from projects.drs.tasks import certify
 
-        early, sigma = tuple(radii or ()), sigma or model.hparams.sigma
+        early, sigma = tuple(radii or ()), model.hparams.sigma if sigma is None else sigma
         plan = Plan(sigma, draws, selection, alpha, certificate, early, tolerance, sound_grid, precision, compiled)
         plan = replace(plan, denoiser=denoiser, denoising=denoising, seed=noise_seed)
         return certify(self, model, datamodule, ckpt_path, plan, images, batch)
@@ -113,6 +110,10 @@ class Trainer(ProjectTrainer):
         sigma: float | None = None,
         draws: int = 1000,
         alpha: float = 0.001,
+        sound_grid: bool = False,
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        denoiser: str | None = None,
+        denoising: Literal["per_branch", "shared"] = "per_branch",
         noise_seed: int | None = None,
     ) -> Predicted:
         """Classify images by the smoothed classifier (PREDICT), or abstain: a class is wrong for it with probability at most alpha.
@@ -121,15 +122,22 @@ class Trainer(ProjectTrainer):
             model: supplied.
             datamodule: supplied.
             images: image or folder of images; the default is the data set's, as data.split, skip, start, stop and limit choose them.
-            ckpt_path: checkpoint; best (the default), last or a file.
+            ckpt_path: checkpoint; last (the default) or a file.
             sigma: standard deviation of the noise of each branch; the default is model.sigma.
             draws: draws of an image, over all branches.
             alpha: failure probability of each prediction.
+            sound_grid: as certify has it: the same classifier is to be asked.
+            precision: likewise.
+            denoiser: likewise.
+            denoising: likewise.
             noise_seed: seed of the noise; the default draws a fresh key, so that nobody can fit an image to the noise.
         """
+        from projects.drs.certification import Plan
         from projects.drs.tasks import predict
 
-        return predict(self, model, datamodule, ckpt_path, images, sigma or model.hparams.sigma, draws, alpha, noise_seed)
+        sigma = model.hparams.sigma if sigma is None else sigma
+        plan = Plan(sigma, sound_grid=sound_grid, precision=precision, denoiser=denoiser, denoising=denoising)
+        return predict(self, model, datamodule, ckpt_path, plan, images, draws, alpha, noise_seed)
 
     def analyze(
         self,
@@ -189,7 +197,6 @@ class Trainer(ProjectTrainer):
             right: checkpoint of the right branch's network.
         """
         from projects.drs.released import convert
-
         convert(self.run, model, model.net, [left, right])
 
     def reproduce(
@@ -207,8 +214,7 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            table: matched (DRS, RS and ensembles at one ceiling), halves (which partition), rules (what published rules over-claim), stopping
-                (draws that early stopping saves), or all four.
+            table: matched (DRS and RS at one ceiling), halves (partitions), rules (that over-claim), stopping (draws it saves), or all four.
             seeds: number of seeds, from 0; by default five for matched and rules, three for the others.
             jobs: models in work at the same time, one thread each; the default is one a core, or one where there is a GPU.
             quick: one seed, little training and few images, to see that everything runs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -134,7 +135,8 @@ class CertificationData(DataModule):
         """
         images = self.test_set if self.split == "test" else self._training_images()
         count = len(cast(Sized, images))
-        chosen = [number for number in range(self.start, min(count, self.stop or count)) if number % self.skip == 0][: self.limit]
+        end = count if self.stop is None else min(count, self.stop)
+        chosen = [number for number in range(self.start, end) if number % self.skip == 0][: self.limit]
         if not chosen:
             raise ValueError(f"data.start {self.start}, data.stop {self.stop} and data.skip {self.skip} leave none of {count} images to certify")
         return Subset(images, chosen)
@@ -142,6 +144,18 @@ class CertificationData(DataModule):
     def _training_images(self) -> Dataset:
         """Return the training images as they are, without random crops."""
         return Transformed(self.train_set.dataset, centre_crop(self.size)) if isinstance(self.train_set, Transformed) else self.train_set
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits for the images that `certified_set` chooses from: pixels of those in memory, names and sizes of files."""
+        images = self.test_set if self.split == "test" else self._training_images()
+        inner: Any = images.dataset if isinstance(images, Transformed) else images
+        described = hashlib.sha256(f"{self.size} {self.channels}".encode())
+        if isinstance(inner, ImageFolderDataset):
+            described.update("\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in inner.paths).encode())
+        else:
+            for tensor in (inner.images, inner.labels):
+                described.update(tensor.contiguous().numpy().tobytes())
+        return described.hexdigest()[:16]
 
     def certification_loader(self) -> DataLoader:
         """Return a loader of the images to certify, each once, dealt over the processes without padding."""

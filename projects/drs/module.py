@@ -61,7 +61,6 @@ class DualSmoothing(L.LightningModule):
         seed: seed of weights, noise and augmentation.
     """
 
-    monitor = ("val/accuracy", "max")
     if TYPE_CHECKING:
         hparams: Any  # the arguments below, by name
 
@@ -147,14 +146,14 @@ class DualSmoothing(L.LightningModule):
 
     def _loss(self, classify: nn.Module, images: Tensor, labels: Tensor, noise: Tensor, random: torch.Generator) -> Tensor:
         """Return the recipe's loss of one network, for (B, C, h, w) sub-images and (m, B, C, h, w) noise."""
-        given, warm = self.hparams, min(1.0, self.current_epoch / max(1, self.hparams.warmup_epochs))
+        given, warm = self.hparams, min(1.0, (self.current_epoch + 1) / max(1, self.hparams.warmup_epochs))
         if given.recipe == "smoothadv":
             epsilon = given.attack_epsilon * warm
-            path = smooth_adversary(classify, images, labels, noise, given.attack_steps, 2 * epsilon / given.attack_steps, epsilon) if epsilon else []
-            return cross_entropy(noised_logits(classify, path[-1] if path else images, noise), labels)
+            path = self._attack(classify, images, labels, noise, 2 * epsilon / given.attack_steps, epsilon)
+            return cross_entropy(noised_logits(classify, path[-1], noise), labels)
         path = []
         if given.recipe == "smoothmix":
-            path = smooth_adversary(classify, images, labels, noise, given.attack_steps, given.attack_size)
+            path = self._attack(classify, images, labels, noise, given.attack_size, None)
             if given.one_step and warm >= 1:
                 images = path[0]
         logits = noised_logits(classify, images, noise)
@@ -167,6 +166,13 @@ class DualSmoothing(L.LightningModule):
             shares = own_rows(torch.rand(len(images) * self.trainer.world_size, generator=random, device=self.device) / 2)
             return loss + warm * given.regularisation * smoothmix(classify, logits, images, path[-1], labels, noise, shares)
         return loss
+
+    def _attack(self, classify: nn.Module, images: Tensor, labels: Tensor, noise: Tensor, step: float, epsilon: float | None) -> list[Tensor]:
+        """Search adversaries in evaluation mode, as published: running statistics are to be those of training batches."""
+        classify.eval()
+        path = smooth_adversary(classify, images, labels, noise, self.hparams.attack_steps, step, epsilon)
+        classify.train()
+        return path
 
     def _noised_probabilities(self, batch: dict[str, Tensor], stage: str) -> list[Tensor]:
         """Return every branch's (B, K) probabilities under one noise, which belongs to the sample: the same for any batches and processes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from projects.drs.certification import Certification, Plan, Prediction
 from projects.drs.data import CertificationData
 from projects.drs.module import DualSmoothing
 from shared.checkpoints import load_checkpoint
 from shared.data.files import ImageMode, check_images, list_images, read_image
-from shared.data.folders import fit_square
+from shared.data.folders import OnBadFile, fit_square
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.runs import digest, remove
@@ -28,8 +28,12 @@ from shared.smoothing.log import config_hash, read_rows
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
+OWN = "own"
+"""What names of logs of a user's own images begin with."""
 UNKNOWN = -1
 """The label of images that have none."""
+NETWORK = ("split", "split_seed", "embedding", "backbone", "size", "channels", "classes", "statistics", "ensemble", "shared_network")
+"""Options of the model that say, with its weights, which classifier it is."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,15 @@ class OwnImages(Dataset):
         path: the image or the folder.
         size: side that images are cut and resized to, in pixels.
         channels: 1 or 3.
+        on_bad_file: `skip` leaves out images that cannot be read, and says how many.
 
     Raises:
         FileNotFoundError, BadFileError: if there are none, or one cannot be read; all are checked at once.
     """
 
-    def __init__(self, path: str | Path, size: int, channels: int) -> None:
+    def __init__(self, path: str | Path, size: int, channels: int, on_bad_file: OnBadFile = "refuse") -> None:
         self.root = Path(path).expanduser()
-        self.paths = check_images([self.root] if self.root.is_file() else list_images(self.root))
+        self.paths = check_images([self.root] if self.root.is_file() else list_images(self.root), on_bad_file)
         self.size = size
         self.mode: ImageMode = "RGB" if channels == 3 else "L"
 
@@ -102,16 +107,17 @@ def certify(
         batch: copies of images in a forward pass.
     """
     with_weights(model, ckpt_path)
-    own = None if images is None else OwnImages(images, data.size, data.channels)
+    own = None if images is None else OwnImages(images, data.size, data.channels, data.on_bad_file)
     if own is None:
         data.prepare_data()
         data.setup()
     classifier = plan.smooth(model, trainer.strategy.root_device, batch)
-    about = {"weights": digest(Path(cast(str, ckpt_path))), "data": describe_data(data) if own is None else digest(own.root)}
+    network = {name: model.hparams[name] for name in NETWORK}
+    about = network | {"weights": digest(Path(cast(str, ckpt_path))), "data": data.fingerprint() if own is None else digest(own.root)}
     if plan.denoiser is not None:
         about |= {"denoiser": digest(Path(plan.denoiser)), "denoising": plan.denoising}
     settings = classifier.settings | about
-    label = f"{data.source if own is None else 'own'}-sigma{plan.sigma:.4g}-n{plan.draws}-{config_hash(settings)[:6]}"  # other settings, other folder
+    label = f"{data.source if own is None else OWN}-sigma{plan.sigma:.4g}-n{plan.draws}-{config_hash(settings)[:6]}"  # other settings, other folder
     folder = artefact_folder(trainer) / label
     if trainer.is_forced and trainer.is_global_zero:
         remove(folder)
@@ -125,15 +131,15 @@ def certify(
         task.close()
     path = folder / "certify.tsv"
     if trainer.is_global_zero:
-        task.merge()
+        task.merge(asked_for(loader.dataset))
         names = None if own is None else own.names()
         return Certified(path, _report(trainer, path, plan, len(model.net.split), names, _class_names(data, own, model)))
     return Certified(path, {})
 
 
-def describe_data(data: CertificationData) -> str:
-    """Say in a line which images are certified: what a log must not be continued with others of."""
-    return f"{data.source}/{data.split} size {data.size} channels {data.channels} seed {data.seed}"
+def asked_for(images: Dataset) -> set[int]:
+    """Return the indices in the data set of the images that were asked for: the log may hold others of earlier runs."""
+    return set(images.indices) if isinstance(images, Subset) else set(range(len(cast(Sized, images))))
 
 
 def _class_names(data: CertificationData, own: OwnImages | None, model: DualSmoothing) -> list[str]:
@@ -199,8 +205,8 @@ def predict(
     model: DualSmoothing,
     data: CertificationData,
     ckpt_path: str | None,
+    plan: Plan,
     images: str | None,
-    sigma: float,
     draws: int,
     alpha: float,
     seed: int | None,
@@ -212,19 +218,19 @@ def predict(
         model: the module.
         data: the data set.
         ckpt_path: the module's weights.
+        plan: noise and networks; its budget has no effect.
         images: the user's image or folder; None predicts the data set.
-        sigma: standard deviation of the noise.
         draws: draws of an image, over all branches.
         alpha: failure probability of a prediction.
         seed: seed of the noise; None draws a fresh key.
     """
     with_weights(model, ckpt_path)
-    own = None if images is None else OwnImages(images, data.size, data.channels)
+    own = None if images is None else OwnImages(images, data.size, data.channels, data.on_bad_file)
     if own is None:
         data.prepare_data()
         data.setup()
     loader = data.certification_loader() if own is None else data.evaluation_loader(own)
-    task = Prediction(Plan(sigma).smooth(model, trainer.strategy.root_device), loader, draws, alpha, seed)
+    task = Prediction(plan.smooth(model, trainer.strategy.root_device), loader, draws, alpha, seed)
     L.Trainer.predict(trainer, task, return_predictions=False)
     found = task.gathered()
     classes, names = _class_names(data, own, model), None if own is None else own.names()

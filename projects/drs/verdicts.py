@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from projects.drs.tasks import OWN
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.runs import Run, write_json, write_text
@@ -36,12 +37,13 @@ class Audited:
 
 
 def own_tables(run: Run) -> list[Path]:
-    """Return the tables that `certify` left in a run, the newest last.
+    """Return the tables that `certify` left in a run, the newest last; not those of a user's own images, which have no labels.
 
     Raises:
         FileNotFoundError: if there are none.
     """
-    found = sorted(run.artefacts("certify").glob("*/certify.tsv"), key=lambda path: path.stat().st_mtime)
+    paths = [path for path in run.artefacts("certify").glob("*/certify.tsv") if not path.parent.name.startswith(OWN)]
+    found = sorted(paths, key=lambda path: path.stat().st_mtime)
     if not found:
         raise FileNotFoundError(f"{run.path} holds no certification table: run certify first, or name a table")
     return found

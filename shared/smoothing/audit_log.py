@@ -11,11 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shared.smoothing.analysis import dense
 from shared.smoothing.audit import Finding, audit, check_abstentions, check_columns, gravest_first
 from shared.smoothing.certificates import Smoothing, choose_class
 from shared.smoothing.lattices import FORMS, SLACK, Form
-from shared.smoothing.log import Row
+from shared.smoothing.log import Row, dense
 from shared.smoothing.tables import Table, read_sidecar, read_table
 
 
@@ -110,7 +109,7 @@ def audit_log(table: Table, settings: Mapping[str, Any], rows: Sequence[Row]) ->
         return gravest_first([*found, *audit(table, smoothing.sigmas[0], settings["draws"], smoothing.alpha, branches, smoothing.rule)])
     notes = [Finding("note", note) for note in table.notes]
     if smoothing.anytime:
-        notes.append(Finding("note", "draws ended early: radii are held against the ceiling and not against counts, and average radii are too low"))
+        notes.append(Finding("note", "draws ended early, so average radii are too low to compare"))
     return gravest_first([*found, *check_columns(table), *check_abstentions(table), *notes])
 
 
@@ -134,30 +133,26 @@ def _check_against_log(table: Table, rows: Sequence[Row]) -> list[Finding]:
 
 def _check_counts(smoothing: Smoothing, draws: int, classes: int, rows: Sequence[Row]) -> list[Finding]:
     wrong: dict[str, list[int]] = {}
-    ceiling = _highest(smoothing, draws, classes)
     for row in (row for row in rows if row.predicted != -1):
-        votes, told = row.details["estimation"], row.details["draws"]
-        if any(sum(counts.values()) != told for counts in votes) or told > draws or (told < draws and not smoothing.anytime):
+        told, votes = row.details["draws"], dense(row.details["estimation"], classes)
+        certified = row.details.get("certified", {"draws": told, "votes": row.details["estimation"]})
+        counted, best = certified["draws"], dense(certified["votes"], classes)
+        is_whole = bool((votes.sum(1) == told).all() and (best.sum(1) == counted).all())
+        if not is_whole or told > draws or counted > told or (counted < draws and not smoothing.anytime):
             wrong.setdefault(f"rows of the log count another number of draws than the settings' {draws}", []).append(row.index)
-        elif row.radius > (ceiling if smoothing.anytime else _radius(smoothing, dense(votes, classes), told, row)) * (1 + SLACK):
-            text = f"{draws} draws can give" if smoothing.anytime else "their counts give"
-            wrong.setdefault(f"radii of the log are above what {text}", []).append(row.index)
-        if choose_class(dense(row.details["selection"], classes)) != row.predicted:
+        elif bool((best > votes).any()):
+            wrong.setdefault("rows of the log certify by votes that they did not get", []).append(row.index)
+        elif row.radius > _radius(smoothing, best[:, :-1], counted, row) * (1 + SLACK):
+            wrong.setdefault("radii of the log are above what their counts give", []).append(row.index)
+        if choose_class(dense(row.details["selection"], classes)[:, :-1]) != row.predicted:
             wrong.setdefault("classes of the log are not those that the selection draws chose", []).append(row.index)
     return [Finding("unsound", f"{len(which)} {text}", tuple(which[:10])) for text, which in wrong.items()]
 
 
 def _radius(smoothing: Smoothing, counts: Tensor, draws: int, row: Row) -> float:
-    chosen = smoothing.decided(dense(row.details["selection"], counts.shape[1]), draws, row.predicted)
+    chosen = smoothing.decided(dense(row.details["selection"], counts.shape[1])[:, :-1], draws, row.predicted)
     coins = row.details.get("coins")
     return chosen.radius(counts, draws, row.predicted, None if coins is None else torch.tensor(coins, dtype=torch.float64))
-
-
-def _highest(smoothing: Smoothing, draws: int, classes: int) -> float:
-    """Return the radius of an anytime certificate when all draws hit."""
-    counts = torch.zeros(len(smoothing.sigmas), classes, dtype=torch.int64)
-    counts[:, 0] = draws
-    return smoothing.radius(counts, draws, 0) if smoothing.anytime else 0.0
 
 
 def _text(value: Any) -> str:

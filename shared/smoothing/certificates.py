@@ -107,6 +107,8 @@ class Smoothing:
             raise ValueError("the certificate 'runner_up' needs a fixed number of draws")
         if self.sidak and self.rule == "shared":
             raise ValueError("branches that share their noise are not independent: alpha is split by Bonferroni, not Sidak")
+        if self.sidak and self.rule != "main":
+            raise ValueError(f"the certificate {self.rule!r} does not split alpha over branches: Sidak is for 'main'")
         if self.randomised and (self.anytime or self.rule not in ("main", "pooled", "l1")):
             raise ValueError(f"randomised bounds are for a fixed number of draws and the certificates main, pooled and l1, not for {self.rule!r}")
         if self.anisotropic and self.rule in ("l1", "shared"):

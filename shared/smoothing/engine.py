@@ -146,15 +146,15 @@ class SmoothedClassifier:
             self.smoothing.sigmas,
             self.classes,
             self.key if key is None else key,
-            self.law,
-            slots,
-            stages,
-            self.batch_size if batch_size is None else batch_size,
-            self.smoothing.rule == "shared",
-            self.device,
-            self.dtype,
-            self.channels_last,
-            self.compile,
+            law=self.law,
+            slots=slots,
+            stages=stages,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            is_noise_shared=self.smoothing.rule == "shared",
+            device=self.device,
+            dtype=self.dtype,
+            channels_last=self.channels_last,
+            is_compiled=self.compile,
         )
 
     def predict(self, images: Tensor, alpha: float = 0.001, draws: int = 1000, key: int | None = None) -> Prediction:
@@ -176,7 +176,9 @@ class SmoothedClassifier:
             ValueError: for more than two branches, which certificates fuse by quantiles and not by the mean.
         """
         if len(self.branches) > 2:
-            raise ValueError(f"predictions are exact for one or two branches, not for {len(self.branches)}")
+            raise ValueError(f"predictions are exact for one or two branches, not for {len(self.branches)}: take the class that `certify` finds")
+        if draws < 1 or not 0 < alpha <= 1:
+            raise ValueError(f"a prediction needs draws, and alpha in (0, 1] (1 never abstains), got {draws} and {alpha}")
         run_key = secrets.randbits(64) if key is None else key
         rows, seconds = [], []
         with evaluating(self.branches):

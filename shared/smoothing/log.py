@@ -13,10 +13,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
+
+import torch
+from torch import Tensor
 
 from shared.runs import write_text
 from shared.smoothing.bounds import floored
@@ -48,8 +51,8 @@ class Row:
 
     @property
     def is_correct(self) -> bool:
-        """Whether the certified class is the label."""
-        return self.predicted == self.label
+        """Whether a class is certified and is the label."""
+        return self.predicted >= 0 and self.predicted == self.label
 
     def line(self, rounding: bool = False) -> str:
         """Return the row in Cohen's columns.
@@ -73,8 +76,8 @@ class Partial:
         selection: votes of each branch by class, without zeros; "invalid" are those of logits that are not finite.
         estimation: the same of the draws that are counted.
         seconds: time so far.
-        predicted: class of the best certificate so far, -1 for an abstention.
-        radius: its radius; None before there is one.
+        best_draws: draws of each branch that the best certificate so far counts; 0 before there is one.
+        best: the votes that it counts.
     """
 
     index: int
@@ -83,8 +86,23 @@ class Partial:
     selection: list[dict[str, int]]
     estimation: list[dict[str, int]]
     seconds: float
-    predicted: int
-    radius: float | None
+    best_draws: int
+    best: list[dict[str, int]]
+
+
+def sparse(counts: Tensor) -> list[dict[str, int]]:
+    """Return the votes of each branch by class, without zeros; "invalid" are those of logits that are not finite."""
+    last = counts.shape[1] - 1
+    return [{"invalid" if c == last else str(c): n for c, n in enumerate(row) if n} for row in counts.tolist()]
+
+
+def dense(rows: Sequence[Mapping[str, int]], classes: int) -> Tensor:
+    """Return the (branches, K + 1) votes that `sparse` wrote."""
+    counts = torch.zeros(len(rows), classes + 1, dtype=torch.int64)
+    for row, votes in zip(counts, rows, strict=True):
+        for name, number in votes.items():
+            row[classes if name == "invalid" else int(name)] = number
+    return counts
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:
@@ -183,22 +201,24 @@ class CertificationLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def merge(self, rounding: bool = False) -> Path:
+    def merge(self, rounding: bool = False, indices: Collection[int] | None = None) -> Path:
         """Write certify.tsv and certify.jsonl from all parts, sorted by index, each in one piece or not at all; call it on one process.
 
         Votes of unsettled images are removed once all these are settled.
 
         Args:
             rounding: see `Row.line`.
+            indices: images that the table is to hold, where a run asked for fewer than runs before; None: all that are settled.
 
         Returns:
             The path of certify.tsv.
         """
-        rows = sorted({row.index: row for row in self._rows()}.values(), key=lambda row: row.index)
+        settled = {row.index: row for row in self._rows()}
+        rows = [settled[index] for index in sorted(settled) if indices is None or index in indices]
         header = json.dumps({"version": VERSION, "hash": self.hash, "settings": self.settings})
         write_text(self.folder / "certify.jsonl", "\n".join([header, *(json.dumps(asdict(row)) for row in rows)]) + "\n")
         write_text(self.folder / "certify.tsv", table(rows, rounding))
-        if not self._unsettled().keys() - {row.index for row in rows}:
+        if not self._unsettled().keys() - settled.keys():
             for path in self.folder.glob("partial-*.json"):
                 path.unlink()
         return self.folder / "certify.tsv"

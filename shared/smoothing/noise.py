@@ -154,7 +154,8 @@ class Sampler:
     """
 
     def __init__(self, law: Law, sigma: float, elements: int, device: torch.device | str = "cpu", theta: Tensor | None = None) -> None:
-        self.law, self.sigma, self.elements, self.theta = law, sigma, elements, theta
+        self.law, self.elements, self.theta = law, elements, theta
+        self.sigma = float32_above(sigma)
         count = {"gaussian": 2 * half_length(elements), "uniform": elements, "grid": 2 * elements}[law]
         self._rows = max(1, _CHUNK // elements) if torch.device(device).type == "cpu" else max(1, (1 << 26) // elements)
         self._words = torch.empty(self._rows, count, dtype=torch.int32, device=device)
@@ -215,6 +216,12 @@ class Sampler:
         high, low = words[:, : self.elements].long() & 0x7FFFFFFF, words[:, self.elements :].long() & _MASK
         steps = torch.searchsorted(self._thresholds, high << 32 | low, right=True)
         return out.copy_(steps).sub_(len(self._thresholds) // 2)
+
+
+def float32_above(sigma: float) -> float:
+    """Return the least float32 that is not below `sigma`: noise is never weaker than what radii are computed with."""
+    nearest = torch.tensor(sigma, dtype=torch.float32)
+    return float(nearest if float(nearest) >= sigma else torch.nextafter(nearest, torch.tensor(math.inf)))
 
 
 def rounded_gaussian_thresholds(sigma: float) -> Tensor:

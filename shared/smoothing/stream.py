@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from shared.smoothing.budget import Budget, highest_radius
-from shared.smoothing.certificates import ABSTAIN, Certificate, Smoothing, choose_class
-from shared.smoothing.log import Partial, Row
+from shared.smoothing.certificates import Certificate, Smoothing, choose_class
+from shared.smoothing.log import Partial, Row, dense, sparse
 from shared.smoothing.noise import check_grid, random_words, stream_key
 from shared.smoothing.votes import VoteCounter, Work, evaluating
 
@@ -33,6 +32,8 @@ class Result:
         estimation: (branches, K + 1) votes that were counted.
         draws: draws of each branch that were counted.
         seconds: share of the time that this image's draws took.
+        best_draws: draws after which the certificate was reached; fewer than `draws` if those after it proved less.
+        best: (branches, K + 1) votes that were counted then.
     """
 
     index: int
@@ -41,6 +42,8 @@ class Result:
     estimation: Tensor
     draws: int
     seconds: float
+    best_draws: int
+    best: Tensor
 
     def row(self, label: int) -> Row:
         """Return a row of the log with the counts of the classes that got votes."""
@@ -52,24 +55,11 @@ class Result:
             "selection": sparse(self.selection),
             "estimation": sparse(self.estimation),
         }
+        if self.best_draws < self.draws:
+            details["certified"] = {"draws": self.best_draws, "votes": sparse(self.best)}
         if self.certificate.coins:
             details["coins"] = list(self.certificate.coins)
         return Row(self.index, label, self.certificate.predicted, self.certificate.radius, self.seconds, details)
-
-
-def sparse(counts: Tensor) -> list[dict[str, int]]:
-    """Return the votes of each branch by class, without zeros; "invalid" are those of logits that are not finite."""
-    last = counts.shape[1] - 1
-    return [{"invalid" if c == last else str(c): n for c, n in enumerate(row) if n} for row in counts.tolist()]
-
-
-def dense(rows: Sequence[Mapping[str, int]], classes: int) -> Tensor:
-    """Return the (branches, K + 1) votes that `sparse` wrote."""
-    counts = torch.zeros(len(rows), classes + 1, dtype=torch.int64)
-    for row, votes in zip(counts, rows, strict=True):
-        for name, number in votes.items():
-            row[classes if name == "invalid" else int(name)] = number
-    return counts
 
 
 @dataclass
@@ -79,9 +69,11 @@ class _Active:
     index: int
     done: int = 0
     looks: int = 0
-    best: Certificate | None = None
     seconds: float = 0.0
     counts: Tensor | None = None
+    certificate: Certificate | None = None
+    best_draws: int = 0
+    best: Tensor | None = None
 
 
 class Stream:
@@ -108,6 +100,7 @@ class Stream:
         self._slots = len(counter.counts)
         self._stops = [budget.selection + look for look in budget.looks()]  # draws after which counts are looked at
         self._active: dict[int, _Active] = {}
+        self._highest: float | None = None
 
     @property
     def is_full(self) -> bool:
@@ -138,12 +131,20 @@ class Stream:
         active = _Active(index) if partial is None else self._resumed(partial)
         with torch.inference_mode():
             self._counter.load(slot, image, active.counts)
+        if active.best is not None:
+            assert active.counts is not None
+            active.certificate = self._with_tail().certify(active.best[:, :-1], active.best_draws, choose_class(active.counts[SELECTION, :, :-1]))
         self._active[slot] = active
 
     def _resumed(self, partial: Partial) -> _Active:
-        best = None if partial.radius is None else self._smoothing.claim(partial.predicted, partial.radius, self._counter.classes)
-        counts = torch.stack([dense(rows, self._counter.classes) for rows in (partial.selection, partial.estimation)])
-        return _Active(partial.index, partial.done, partial.looks, best, partial.seconds, counts)
+        selection, estimation = (dense(rows, self._counter.classes) for rows in (partial.selection, partial.estimation))
+        active = _Active(partial.index, partial.done, partial.looks, partial.seconds, torch.stack([selection, estimation]))
+        if partial.best_draws:
+            active.best_draws, active.best = partial.best_draws, dense(partial.best, self._counter.classes)
+        return active
+
+    def _with_tail(self) -> Smoothing:
+        return dataclasses.replace(self._smoothing, tail=self._counter.tail)
 
     def partials(self) -> list[Partial]:
         """Return where the images in the works stand, for `add` of another stream; without waiting for the device."""
@@ -158,7 +159,7 @@ class Stream:
             self._counter.count([part for slot, share in shares.items() for part in self._work(slot, share)])
         counts = self._counter.counts.to("cpu", copy=True)  # the only wait; slots are reused, results must not change with them
         pace = (time.monotonic() - began) / sum(shares.values())
-        smoothing, settled = dataclasses.replace(self._smoothing, tail=self._counter.tail), []
+        smoothing, settled = self._with_tail(), []
         for slot, share in shares.items():
             image = self._active[slot]
             image.done, image.counts, image.seconds = image.done + share, counts[slot], image.seconds + pace * share
@@ -188,14 +189,23 @@ class Stream:
         top, draws, votes = choose_class(counts[SELECTION, :, :-1]), image.done - self._budget.selection, counts[ESTIMATION, :, :-1]
         image.looks += 1
         is_last = image.looks == len(self._stops)
-        highest = 0.0 if is_last else highest_radius(smoothing, votes[:, top], draws, self._budget.futility)
+        highest = 0.0 if is_last else min(highest_radius(smoothing, votes[:, top], draws, self._budget.futility), self._ceiling(smoothing))
         if not is_last and not self._budget.is_settled(smoothing.at_most(votes, draws, top), highest):
             return False
         chosen = smoothing.decided(counts[SELECTION, :, :-1], draws, top)
         found = chosen.certify(votes, draws, top, self._coins(image.index) if smoothing.randomised else None)
-        if image.best is None or found.radius > image.best.radius:  # all bounds hold at once: the best one does
-            image.best = found
-        return is_last or self._budget.is_settled(image.best.radius, highest)
+        if image.certificate is None or found.radius > image.certificate.radius:  # all bounds hold at once: the best one does
+            image.certificate, image.best_draws, image.best = found, draws, counts[ESTIMATION]
+        return is_last or self._budget.is_settled(image.certificate.radius, highest)
+
+    def _ceiling(self, smoothing: Smoothing) -> float:
+        """Return the radius when all draws hit, which no image can exceed."""
+        if self._highest is None:
+            draws = self._budget.draws
+            everything = torch.zeros(len(self._counter.branches), self._counter.classes, dtype=torch.int64)
+            everything[:, 0] = draws
+            self._highest = smoothing.radius(everything, draws, 0)
+        return self._highest
 
     def _coins(self, index: int) -> Tensor:
         """Return (branches,) coins on (0, 1] in float64, multiples of 2^-32: never below a uniform number that is rounded up to them."""
@@ -205,11 +215,12 @@ class Stream:
         return (words.double() + 2.0**31 + 1) * 2.0**-32
 
     def _result(self, image: _Active, counts: Tensor) -> Result:
+        assert image.certificate is not None
         assert image.best is not None
-        return Result(image.index, image.best, counts[SELECTION], counts[ESTIMATION], image.done - self._budget.selection, image.seconds)
+        draws = image.done - self._budget.selection
+        return Result(image.index, image.certificate, counts[SELECTION], counts[ESTIMATION], draws, image.seconds, image.best_draws, image.best)
 
 
 def _partial(image: _Active, counts: Tensor) -> Partial:
-    predicted, radius = (ABSTAIN, None) if image.best is None else (image.best.predicted, image.best.radius)
-    votes = sparse(counts[SELECTION]), sparse(counts[ESTIMATION])
-    return Partial(image.index, image.done, image.looks, *votes, image.seconds, predicted, radius)
+    best = [] if image.best is None else sparse(image.best)
+    return Partial(image.index, image.done, image.looks, sparse(counts[SELECTION]), sparse(counts[ESTIMATION]), image.seconds, image.best_draws, best)

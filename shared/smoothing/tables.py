@@ -44,8 +44,8 @@ class Table:
 
     @property
     def is_correct(self) -> Tensor:
-        """(N,) whether the certified class is the label; made from these columns, not read from the file."""
-        return self.predicted == self.label
+        """(N,) whether a class is certified and is the label; made from these columns, not read from the file."""
+        return (self.predicted == self.label) & (self.predicted >= 0)
 
     def __len__(self) -> int:
         return len(self.index)

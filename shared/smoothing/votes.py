@@ -114,7 +114,13 @@ class VoteCounter:
         if not self.parts:
             check_parts(self.branches, image.shape, self.is_noise_shared, self.device)
             self._prepare(parts)
+            with evaluating(self.branches):
+                self._check_independence()
         for held, part in zip(self.parts, parts, strict=True):
+            if part.shape[1:] != held.shape[1:]:
+                raise ValueError(
+                    f"images of one run have one shape: a part of this one has {tuple(part.shape[1:])}, of those before {tuple(held.shape[1:])}"
+                )
             held[slot] = part[0]
         self.counts[slot] = 0 if counts is None else counts.to(self.device)
 
@@ -135,7 +141,26 @@ class VoteCounter:
             return None
         if branch.theta.shape != shape or not bool((branch.theta > 0).all()):
             raise ValueError(f"theta must be positive and of its part's shape {tuple(shape)}, got {tuple(branch.theta.shape)}")
-        return branch.theta.to(self.device, torch.float32).flatten()
+        theta = branch.theta.to(self.device, torch.float32)
+        weaker = theta.double() < branch.theta.to(self.device, torch.float64)
+        return torch.where(weaker, torch.nextafter(theta, torch.full_like(theta, torch.inf)), theta).flatten()
+
+    def _check_independence(self) -> None:
+        """Check that logits are a function of their own image: that they stay when the other images of the batch change."""
+        count = self.batch_size if self.is_filled_up else min(8, self.batch_size)
+        for number, (branch, buffer) in enumerate(zip(self.branches, self._buffers, strict=True)):
+            classify = branch.classifier.network if isinstance(branch.classifier, Placed) else branch.classifier
+            random, found = torch.Generator().manual_seed(0), []
+            first = torch.randint(256, buffer.shape[1:], generator=random).to(buffer) / 255
+            for _ in range(2):
+                buffer[:count] = torch.randint(256, (count, *buffer.shape[1:]), generator=random).to(buffer) / 255
+                buffer[0] = first
+                found.append(classify(buffer[:count])[0].float())
+            if bool((found[0] - found[1]).abs().max() > 0.05 * found[0].abs().max() + 1e-6):  # half precision alone differs less
+                raise ValueError(
+                    f"the logits of classifier {number} depend on the other images of the batch: put it into evaluation mode, and leave out "
+                    "layers that normalise over the batch; there is no one function to certify"
+                )
 
     @property
     def tail(self) -> float:

@@ -13,7 +13,7 @@ from projects.drs.reproduction.models import Models, Variant
 CLAIM = "Interleaved sub-images keep what a classifier needs; a left and a right half do not."
 SIGMA = 0.5
 DRAWS, SELECTION, ALPHA = 1000, 100, 0.001
-IMAGES = 256
+IMAGES = 100
 DATA = {"source": "shapes", "size": 32, "channels": 3, "batch_size": 64}
 MODEL = {"size": 32, "channels": 3, "classes": 4}
 EPOCHS = 10

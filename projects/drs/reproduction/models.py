@@ -96,7 +96,7 @@ class Models:
         epochs = QUICK_EPOCHS if self.is_quick else variant.epochs or self.epochs
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         data = self.datamodule(seed)
-        limits = {"limit_val_batches": 0, "limit_train_batches": 8 if self.is_quick else 1.0}
+        limits: dict[str, Any] = {"limit_val_batches": 0, "limit_train_batches": 8 if self.is_quick else 1.0}
         trainer = L.Trainer(default_root_dir=self.folder, max_epochs=epochs, devices=1, accelerator="auto", **limits, **quiet)
         trainer.fit(module, datamodule=data)
 

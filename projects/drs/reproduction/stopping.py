@@ -17,7 +17,7 @@ CLAIM = "Confidence sequences settle a grid of radii with a fraction of the draw
 GRID = (0.25, 0.5, 0.75, 1.0)
 DRAWS, SELECTION, ALPHA = 100_000, 100, 0.001
 QUICK_DRAWS = 1500
-IMAGES = 40
+IMAGES = 24
 VARIANTS = (Variant("RS", WHOLE), Variant("DRS", HALVES))
 TYPE_ONE_RUNS, TYPE_ONE_ALPHA = 10_000, 0.05
 

@@ -47,9 +47,12 @@ def test_envelope_takes_the_best_noise_at_each_radius(tmp_path, rows):
         envelope([tables[0], make(tmp_path / "c", other[:3])], [0.0])
 
 
-def test_claim_about_a_data_set_is_cohens():
-    expected = 0.8 - 0.001 - math.sqrt(0.001 * 0.999 * math.log(1000) / 500) - math.log(1000) / 1500
-    assert high_probability(torch.tensor([0.8], dtype=torch.float64), 500, 0.001).item() == pytest.approx(expected)
+@pytest.mark.parametrize("count", [500, 10_000, 50_000])
+def test_claims_about_a_data_set_hold_as_often_as_they_say(count):
+    """The share of false certificates exceeds what is taken off with a probability of at most rho, and one image less would be too few."""
+    taken = round((0.8 - high_probability(torch.tensor([0.8], dtype=torch.float64), count, 0.001, rho=0.001).item()) * count)
+    assert 1 - sum(math.comb(count, k) * 0.001**k * 0.999 ** (count - k) for k in range(taken + 1)) <= 0.001
+    assert 1 - sum(math.comb(count, k) * 0.001**k * 0.999 ** (count - k) for k in range(taken)) > 0.001
 
 
 def test_tables_of_predictions_are_refused(tmp_path):
