@@ -52,8 +52,11 @@ def _escaped(text: str) -> str:
     return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 
+_ABREAST = 3  # tables that are printed beside each other; more get a line each
+
+
 def print_analysis(found: Analysis, console: Console | None = None) -> None:
-    """Print the figures, a column a table and shares in per cent, and what to know when reading them."""
+    """Print the figures, a column a table (a line each if there are many) and shares in per cent, and what to know when reading them."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -62,11 +65,17 @@ def print_analysis(found: Analysis, console: Console | None = None) -> None:
     rows, claims = found.rows(), {row["table"]: row for row in found.claims()}
     table = Table(title="certified accuracy (%), in brackets what holds with probability 0.999", title_justify="left", title_style="bold")
     table.add_column("")
-    for row in rows:
-        table.add_column(Text(row["table"]), justify="right", overflow="fold")
     columns = [_shown(row, claims.get(row["table"], {})) for row in rows]
-    for number, name in enumerate(list(rows[0])[1:]):
-        table.add_row(name, *(Text(column[number]) for column in columns))
+    if len(rows) > _ABREAST:
+        for name in list(rows[0])[1:]:
+            table.add_column(name, justify="right")
+        for row, column in zip(rows, columns, strict=True):
+            table.add_row(Text(row["table"]), *map(Text, column))
+    else:
+        for row in rows:
+            table.add_column(Text(row["table"]), justify="right", overflow="fold")
+        for number, name in enumerate(list(rows[0])[1:]):
+            table.add_row(name, *(Text(column[number]) for column in columns))
     console.print(table)
     for note in found.notes:
         console.print(Text(f"note: {note}", style=_COLOURS["note"]))

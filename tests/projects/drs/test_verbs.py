@@ -163,7 +163,12 @@ def test_published_weights_become_a_run(run_folder, tmp_path, capsys):
     [
         (["certify", "--sigma=-1"], "sigmas must be positive"),
         (["certify", "--certificate=pooled", "--radii=[0.5]"], "needs a fixed number of draws"),
+        (["certify", "--sigma=0"], "sigmas must be positive"),
+        (["certify", "--batch=0"], "at least one image in a batch"),
+        (["certify", "--data.stop=0"], "leave none"),
         (["certify", "--draws=0"], "needs draws"),
+        (["predict", "--draws=0"], "a prediction needs draws"),
+        (["predict", "--alpha=2"], "a prediction needs draws, and alpha"),
         (["certify", "--alpha=2"], "alpha must lie in"),
         (["certify", "--data.start=999"], "leave none of 397 images"),
         (["certify", "/nowhere"], "/nowhere"),
@@ -189,3 +194,43 @@ def test_nan_weights_abstain(run):
     write_checkpoint(state, run / "checkpoints" / "last.ckpt")
     table = read_table(main(["certify", "--data.limit=2", "--draws=100"]).result.table)
     assert table.predicted.tolist() == [-1, -1]
+
+
+def test_a_log_belongs_to_one_classifier_and_one_data_set(run, tmp_path):
+    options = ["certify", "--draws=100", "--selection=10", "--data.limit=2"]
+    changes = [[], ["--model.split=column"], ["--model.embedding=packed_native"], ["--model.statistics=digits"], ["--data.split=train"]]
+    tables = {main([*options, *change]).result.table for change in changes}
+    assert len(tables) == len(changes)
+    for name in ("a", "b"):
+        for split in ("train", "test"):
+            for label in "0123456789":
+                (tmp_path / name / split / label).mkdir(parents=True)
+                Image.new("L", (16, 16), 200 if name == "a" else 90).save(tmp_path / name / split / label / f"{name}.png")
+    roots = [main([*options, "--data.source=folder", f"--data.root={tmp_path / name}"]).result.table for name in ("a", "b")]
+    assert roots[0] != roots[1]
+
+
+def test_tables_hold_what_was_asked_for(run):
+    main(["certify", "--draws=100", "--selection=10", "--data.limit=6"])
+    table = main(["certify", "--draws=100", "--selection=10", "--data.start=2", "--data.stop=8", "--data.skip=2"]).result.table
+    assert read_table(table).index.tolist() == [2, 4, 6]
+    main(["certify", "--draws=100", "--selection=10", "--data.limit=6", "--force"])
+    assert read_table(table).index.tolist() == list(range(6))
+
+
+def test_own_images_are_no_part_of_an_analysis(run, tmp_path):
+    main(["certify", *FEW])
+    main(["certify", str(pictures(tmp_path / "mine")), "--draws=100"])
+    assert len(main(["analyze"]).result.rows) == 1
+    own = next((run / "artefacts" / "certify").glob("own-*/certify.tsv"))
+    assert not read_table(own).is_correct.any(), "nothing is right where nothing is known"
+
+
+def test_pictures_that_cannot_be_read_may_be_skipped(run, tmp_path, capsys):
+    folder = pictures(tmp_path / "mine")
+    (folder / "2.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        main(["predict", str(folder), "--draws=50"])
+    assert "2.png" in capsys.readouterr().err
+    found = main(["predict", str(folder), "--draws=50", "--data.on_bad_file=skip"]).result
+    assert [row["file"] for row in found.rows] == ["0.png", "1.png", "3.png", "4.png"]

@@ -322,3 +322,36 @@ def test_branches_that_share_their_noise_may_overlap(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
     (found,) = smoothed([Branch(net), Branch(net)], rule="shared").certify(images[:1])
     assert torch.equal(found.estimation[0], found.estimation[1])
+
+
+def test_classifiers_that_look_at_the_rest_of_the_batch_are_refused(images):
+    training = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(96, 3)).train()
+    statistics = training[0].running_mean.clone()
+    for classifier in (lambda x: training(x), nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten(), nn.Linear(96, 3))):
+        with pytest.raises(ValueError, match="depend on the other images of the batch"):
+            smoothed(classifier).certify(images[:1])
+    training[0].running_mean.copy_(statistics)
+    smoothed(training).certify(images[:1])  # a module is put into evaluation mode
+    assert torch.equal(training[0].running_mean, statistics)
+
+
+def test_images_of_another_shape_are_refused(images):
+    stream = smoothed(HalfSpace(), classes=2).stream()
+    stream.add(0, images[0])
+    with pytest.raises(ValueError, match="images of one run have one shape"):
+        stream.add(1, images[0, :1])
+
+
+def test_radii_that_no_image_reaches_settle_at_once():
+    sure = [smoothed(HalfSpace(5.0), Budget(50, 4000, radii), classes=2).certify(torch.zeros(1, 1, 2, 4))[0] for radii in ((0.2,), (0.2, 99.0))]
+    assert sure[0].draws == sure[1].draws < 4000
+
+
+def test_a_log_tells_the_votes_behind_an_early_certificate(images):
+    found = smoothed(budget=EARLY, rule="main").certify(images)
+    for result in found:
+        again = dataclasses.replace(Smoothing((0.5, 0.5), "main", 0.01, anytime=True), tail=0.0)
+        certificate = again.certify(result.best[:, :-1], result.best_draws, result.certificate.predicted)
+        if not result.certificate.is_abstention:
+            assert certificate.radius == pytest.approx(result.certificate.radius, rel=1e-6)
+        assert result.best_draws <= result.draws

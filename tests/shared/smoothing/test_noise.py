@@ -6,7 +6,16 @@ import torch
 from scipy import stats
 
 from shared.smoothing import noise
-from shared.smoothing.noise import Sampler, check_grid, has_stateless, philox_words, random_words, rounded_gaussian_thresholds, stream_key
+from shared.smoothing.noise import (
+    Sampler,
+    check_grid,
+    float32_above,
+    has_stateless,
+    philox_words,
+    random_words,
+    rounded_gaussian_thresholds,
+    stream_key,
+)
 
 D = 3 * 17 * 19  # no multiple of four
 
@@ -127,3 +136,10 @@ def test_grid_noise_is_the_rounded_gaussian():
     check_grid(images)
     with pytest.raises(ValueError, match="8 bits"):
         check_grid(images + 0.001)
+
+
+def test_noise_is_never_weaker_than_radii_are_computed_with():
+    for sigma in (0.1, 0.25, 0.35355339, 0.7, 1 / 3):
+        used = float32_above(sigma)
+        assert sigma <= used <= sigma * (1 + 2**-22)
+        assert used == torch.tensor(used, dtype=torch.float32).item()
