@@ -68,7 +68,7 @@ def print_analysis(found: Analysis, console: Console | None = None) -> None:
     columns = [_shown(row, claims.get(row["table"], {})) for row in rows]
     if len(rows) > _ABREAST:
         for name in list(rows[0])[1:]:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for row, column in zip(rows, columns, strict=True):
             table.add_row(Text(row["table"]), *map(Text, column))
     else:

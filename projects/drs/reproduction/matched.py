@@ -74,13 +74,15 @@ def expectations(summary: list[dict[str, Any]]) -> dict[str, bool]:
     def mean(column: str, model: str, certificate: str) -> float:
         return next(row[column]["mean"] for row in summary if (row["model"], row["certificate"]) == (model, certificate))
 
-    rs, drs = mean("acr", "RS", "Cohen"), mean("acr", "DRS", "joint")
+    rs, ensemble = mean("acr", "RS", "Cohen"), mean("acr", "RS, ensemble of 2", "Cohen")
+    published, joint = mean("acr", "DRS", "main"), mean("acr", "DRS", "joint")
     raised = mean("ceiling", "DRS at RS's sigma", "main") / mean("ceiling", "RS", "Cohen")
     return {
-        f"DRS certifies more than RS at one ceiling (ACR {drs:.3f} and {rs:.3f})": drs > rs,
-        "DRS and RS are within 0.04 of ACR at one ceiling, as the theory of a matched filter says": abs(drs - rs) <= 0.04,
-        "DRS certifies more than an ensemble of two RS networks at as many forward passes": drs > mean("acr", "RS, ensemble of 2", "Cohen"),
-        "the joint certificate raises the ACR of the paper's form": drs > mean("acr", "DRS", "main"),
+        f"in the paper's form, DRS certifies more than RS at one ceiling (ACR {published:.3f} and {rs:.3f})": published > rs,
+        "these two are within 0.04, as the theory of a matched filter says": abs(published - rs) <= 0.04,
+        f"in the paper's form, DRS certifies more than two averaged RS networks at as many forward passes ({ensemble:.3f})": published > ensemble,
+        f"with the joint certificate it does ({joint:.3f})": joint > ensemble,
+        "the joint certificate raises the ACR of the paper's form": joint > published,
         "pooled and joint raise the ceiling of the paper's form": min(mean("ceiling", "DRS", rule) for rule in ("pooled", "joint"))
         > mean("ceiling", "DRS", "main"),
         f"at RS's sigma the ceiling is {raised:.3f} times RS's (1.394 expected at n = 1000)": abs(raised - 1.394) < 0.005,
