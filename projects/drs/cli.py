@@ -47,6 +47,7 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; last (the default) or a file.
         """
         from projects.drs.tasks import with_weights
+
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
 
     def certify(
@@ -197,6 +198,7 @@ class Trainer(ProjectTrainer):
             right: checkpoint of the right branch's network.
         """
         from projects.drs.released import convert
+
         convert(self.run, model, model.net, [left, right])
 
     def reproduce(

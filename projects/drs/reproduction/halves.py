@@ -1,4 +1,8 @@
-"""Which partition of the pixels: interleaved ones keep the picture in every part, halves do not."""
+"""Which partition of the pixels: interleaved ones keep the picture in every part, halves do not.
+
+The noise is the second that was tried: at 0.5 no network learned the shapes (whole images certified 0.30 of four classes at r = 0), which compares
+nothing. It was chosen by the accuracy of whole images alone, on a seed that is not reported.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from projects.drs.certification import Plan
 from projects.drs.reproduction.models import Models, Variant
 
 CLAIM = "Interleaved sub-images keep what a classifier needs; a left and a right half do not."
-SIGMA = 0.5
+SIGMA = 0.125
+RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 DRAWS, SELECTION, ALPHA = 1000, 100, 0.001
 IMAGES = 100
 DATA = {"source": "shapes", "size": 32, "channels": 3, "batch_size": 64}
@@ -34,7 +39,7 @@ def rows(models: Models, chosen: Variant, seed: int) -> list[dict[str, Any]]:
     results = models.certify(module, images, Plan(module.hparams["sigma"], DRAWS, SELECTION, ALPHA, seed=seed))
     pairs = zip(results, labels, strict=True)
     radii = torch.tensor([r.certificate.radius * (r.certificate.predicted == int(label)) for r, label in pairs], dtype=torch.float64)
-    accuracies = {f"r={r:g}": float(((radii >= r) & (radii > 0)).double().mean()) for r in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    accuracies = {f"r={r:g}": float(((radii >= r) & (radii > 0)).double().mean()) for r in RADII}
     return [{"split": str(module.hparams["split"]), "seed": seed, "acr": float(radii.mean())} | accuracies]
 
 
