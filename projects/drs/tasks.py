@@ -189,8 +189,8 @@ def exact_table(path: Path) -> Table:
 
 
 def default_radii(table: Table, sigma: float) -> list[float]:
-    """Return radii from 0 in steps of a quarter (half of sigma, where that is smaller) up to the largest certified one."""
-    step = min(0.25, sigma / 2)
+    """Return radii from 0 up to the largest certified one, in the usual steps of a quarter, in smaller round ones where the noise is small."""
+    step = next((step for step in (0.25, 0.1, 0.05, 0.025, 0.01) if step <= 1.4 * sigma), 0.005)
     return [round(step * number, 4) for number in range(int(float(table.radius.max()) / step) + 1)]
 
 
