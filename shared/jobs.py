@@ -95,8 +95,8 @@ def in_threads(
             return function(item)
 
     with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads // workers)) as pool:
-        futures = [pool.submit(call, item) for item in items]
         try:
+            futures = [pool.submit(call, item) for item in items]  # the first may be at work when an interrupt comes
             for future in as_completed(futures):
                 future.result()
         except BaseException:

@@ -2,6 +2,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -77,4 +78,25 @@ def test_an_error_in_a_thread_stops_the_others():
     time.sleep(0.05)
     assert begun == ended
     assert len(begun) < 40
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_an_interrupt_while_work_is_dealt_out_stops_what_has_begun(monkeypatch):
+    stop, begun, submit = threading.Event(), threading.Event(), ThreadPoolExecutor.submit
+
+    def interrupted(pool, function, item):
+        if item == 1:
+            assert begun.wait(20)
+            raise KeyboardInterrupt
+        return submit(pool, function, item)
+
+    def work(number):
+        begun.set()
+        assert stop.wait(20)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(work, range(3), stop=stop)
+    assert stop.is_set()
     assert torch.get_num_threads() == 4
