@@ -82,8 +82,7 @@ class Trainer(ProjectTrainer):
             draws: draws of each branch that are counted (n), or the most of them where radii or a tolerance end them earlier.
             selection: draws of each branch that choose the class (n0).
             alpha: failure probability of each certificate.
-            certificate: joint (both branches at once), main (alpha / 2 each), pooled (their mean), selected (one of both, by the draws that choose
-                the class), runner_up (bounds other classes, too), or auto: joint for two branches, main for others.
+            certificate: joint (both branches at once), main (alpha / 2 each), pooled (their mean), selected (of these by n0), runner_up, auto (joint).
             radii: stop as soon as it is settled which of these radii are certified: saves most draws, and makes average radii too low.
             tolerance: stop as soon as the radius is within this of the highest it could become.
             sound_grid: noise on the grid of 8-bit images: the certificate then holds in floating point, too.
@@ -136,8 +135,9 @@ class Trainer(ProjectTrainer):
         from projects.drs.certification import Plan
         from projects.drs.tasks import predict
 
-        sigma = model.hparams.sigma if sigma is None else sigma
-        plan = Plan(sigma, sound_grid=sound_grid, precision=precision, denoiser=denoiser, denoising=denoising)
+        plan = Plan(
+            model.hparams.sigma if sigma is None else sigma, sound_grid=sound_grid, precision=precision, denoiser=denoiser, denoising=denoising
+        )
         return predict(self, model, datamodule, ckpt_path, plan, images, draws, alpha, noise_seed)
 
     def analyze(

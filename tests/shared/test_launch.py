@@ -331,7 +331,8 @@ def test_list_prints_every_project(capsys):
     assert listed["diff_cleanse"]["script"] == "projects/diff_cleanse/cli.py"
     assert {"fit", "test", "predict"} <= set(listed["diff_cleanse"]["verbs"])
     assert main(["list"]) == 0
-    assert all(name in capsys.readouterr().out for name in listed)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in listed)
 
 
 def test_projects_are_read_without_importing_them(tmp_path):
