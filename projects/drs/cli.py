@@ -82,7 +82,7 @@ class Trainer(ProjectTrainer):
             draws: draws of each branch that are counted (n), or the most of them where radii or a tolerance end them earlier.
             selection: draws of each branch that choose the class (n0).
             alpha: failure probability of each certificate.
-            certificate: joint (both branches at once), main (alpha / 2 each), pooled (their mean), selected (of these by n0), runner_up, auto (joint).
+            certificate: joint (both branches at once), main (alpha / 2 each), pooled (their mean), selected (of both by n0), runner_up, auto (joint).
             radii: stop as soon as it is settled which of these radii are certified: saves most draws, and makes average radii too low.
             tolerance: stop as soon as the radius is within this of the highest it could become.
             sound_grid: noise on the grid of 8-bit images: the certificate then holds in floating point, too.
@@ -93,8 +93,7 @@ class Trainer(ProjectTrainer):
             batch: noised copies in a forward pass; results do not depend on it.
             noise_seed: seed of the noise.
         """
-        from projects.drs.certification import Plan
-        from projects.drs.tasks import certify
+        from projects.drs.tasks import Plan, certify
 
         early, sigma = tuple(radii or ()), model.hparams.sigma if sigma is None else sigma
         plan = Plan(sigma, draws, selection, alpha, certificate, early, tolerance, sound_grid, precision, compiled)
@@ -132,8 +131,7 @@ class Trainer(ProjectTrainer):
             denoising: likewise.
             noise_seed: seed of the noise; the default draws a fresh key, so that nobody can fit an image to the noise.
         """
-        from projects.drs.certification import Plan
-        from projects.drs.tasks import predict
+        from projects.drs.tasks import Plan, predict
 
         plan = Plan(
             model.hparams.sigma if sigma is None else sigma, sound_grid=sound_grid, precision=precision, denoiser=denoiser, denoising=denoising
