@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from projects.drs.certification import Certification, Plan, Prediction
 from projects.drs.data import CertificationData
@@ -107,10 +107,7 @@ def certify(
         batch: copies of images in a forward pass.
     """
     with_weights(model, ckpt_path)
-    own = None if images is None else OwnImages(images, data.size, data.channels, data.on_bad_file)
-    if own is None:
-        data.prepare_data()
-        data.setup()
+    own, loader = _images(data, images)
     classifier = plan.smooth(model, trainer.strategy.root_device, batch)
     network = {name: model.hparams[name] for name in NETWORK}
     about = network | {"weights": digest(Path(cast(str, ckpt_path))), "data": data.fingerprint() if own is None else digest(own.root)}
@@ -121,7 +118,6 @@ def certify(
     folder = artefact_folder(trainer) / label
     if trainer.is_forced and trainer.is_global_zero:
         remove(folder)
-    loader = data.certification_loader() if own is None else data.evaluation_loader(own)
     if batch is None and classifier.device.type == "cuda":
         classifier = plan.smooth(model, classifier.device, find_batch_size(classifier, loader.dataset[0]["image"]))
     task = Certification(classifier, loader, folder, settings)
@@ -135,6 +131,16 @@ def certify(
         names = None if own is None else own.names()
         return Certified(path, _report(trainer, path, plan, len(model.net.split), names, _class_names(data, own, model)))
     return Certified(path, {})
+
+
+def _images(data: CertificationData, images: str | None) -> tuple[OwnImages | None, DataLoader]:
+    """Return a user's images, or None where the data set's are meant, and a loader of either, dealt over the processes."""
+    if images is not None:
+        own = OwnImages(images, data.size, data.channels, data.on_bad_file)
+        return own, data.evaluation_loader(own)
+    data.prepare_data()
+    data.setup()
+    return None, data.certification_loader()
 
 
 def asked_for(images: Dataset) -> set[int]:
@@ -211,7 +217,7 @@ def predict(
     alpha: float,
     seed: int | None,
 ) -> Predicted:
-    """Predict a data set's or a user's images by the smoothed classifier, and write a table, Cohen's table and a sheet of pictures.
+    """Predict a data set's or a user's images by the smoothed classifier, and write a table and a sheet of pictures.
 
     Args:
         trainer: the trainer, with its device and processes.
@@ -225,11 +231,7 @@ def predict(
         seed: seed of the noise; None draws a fresh key.
     """
     with_weights(model, ckpt_path)
-    own = None if images is None else OwnImages(images, data.size, data.channels, data.on_bad_file)
-    if own is None:
-        data.prepare_data()
-        data.setup()
-    loader = data.certification_loader() if own is None else data.evaluation_loader(own)
+    own, loader = _images(data, images)
     task = Prediction(plan.smooth(model, trainer.strategy.root_device), loader, draws, alpha, seed)
     L.Trainer.predict(trainer, task, return_predictions=False)
     found = task.gathered()
