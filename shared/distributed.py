@@ -1,16 +1,24 @@
-"""What several processes need: who they are, samplers that agree, and gathering of tensors of different lengths."""
+"""What several processes need: who they are, samplers that agree, and gathering of tensors of different lengths and of rows.
+
+What torch.distributed.nn defines keeps the group that stands when it is first imported, and with it gloo's threads, which abort some
+processes at their exit; torch.compile's tracer imports it, so it is imported here, before any group stands.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from shared.seeding import generator
+
+_Row = TypeVar("_Row")
 
 
 def world_size() -> int:
@@ -45,6 +53,15 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded.contiguous())
     return torch.cat([part[: int(length.item())] for part, length in zip(parts, lengths, strict=True)])
+
+
+def gather_objects(rows: Sequence[_Row]) -> list[_Row]:
+    """Join the picklable rows of all processes, in order of rank; all processes get the result."""
+    parts: list[Sequence[_Row]] = [rows]
+    if world_size() > 1:
+        parts = [()] * world_size()
+        dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
 
 
 class EpochSampler(DistributedSampler):

@@ -22,7 +22,7 @@ from projects.diff_cleanse.scan import Scan
 from projects.diff_cleanse.scan_report import Finding, ScanReport, prepare, write_report
 from shared.backbones.unets import load_pipeline
 from shared.cli import ProjectTrainer
-from shared.distributed import UnpaddedSampler
+from shared.distributed import UnpaddedSampler, gather_objects
 from shared.loggers import artefact_folder, log_image, log_table
 from shared.messages import shown_path
 from shared.runs import remove
@@ -51,11 +51,7 @@ class Scanning(L.LightningModule):
 
     def gathered(self) -> list[Finding]:
         """Return the findings of all processes."""
-        parts: list[Any] = [self.findings]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, self.findings)
-        return [finding for part in parts for finding in part]
+        return gather_objects(self.findings)
 
 
 def scan_pipeline(trainer: ProjectTrainer, pipeline: str | Path, out: str | None, **options: Any) -> ScanReport:

@@ -26,7 +26,7 @@ from projects.diff_cleanse.module import find_pipeline
 from projects.diff_cleanse.pictures import picture_grid
 from projects.diff_cleanse.sampling import Prediction, Sampler, Trojan, Variance, sample_many
 from shared.backbones.unets import load_pipeline
-from shared.distributed import UnpaddedSampler, gather_rows
+from shared.distributed import UnpaddedSampler, gather_objects, gather_rows
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 
 if TYPE_CHECKING:
@@ -320,11 +320,7 @@ class Sampling(L.LightningModule):
         return file
 
     def on_predict_end(self) -> None:
-        rows: list[Any] = [self.rows]
-        if self.trainer.world_size > 1:
-            rows = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(rows, self.rows)
-        log_table(self.trainer, "samples", sorted((row for part in rows for row in part), key=lambda row: row["sample"]))
+        log_table(self.trainer, "samples", sorted(gather_objects(self.rows), key=lambda row: row["sample"]))
         shown = gather_rows(torch.cat(self.shown) if self.shown else torch.zeros(0, *self.subject.trigger.shape, device=self.device))
         log_image(self.trainer, "samples_grid", picture_grid(shown[:SHOWN]))
 

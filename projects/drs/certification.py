@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from projects.drs.denoising import Denoising, denoised_branches
 from projects.drs.model import DualClassifier
 from projects.drs.module import DualSmoothing
-from shared.distributed import rank
+from shared.distributed import gather_objects, rank
 from shared.seeding import derive_seed
 from shared.smoothing import Branch, Budget, CertificationLog, SmoothedClassifier, Smoothing
 from shared.smoothing.denoised import DiffusionDenoiser
@@ -217,8 +217,4 @@ class Prediction(L.LightningModule):
 
     def gathered(self) -> list[dict[str, Any]]:
         """Return the rows of all processes, in order of the images."""
-        parts: list[Any] = [self._rows]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, self._rows)
-        return sorted((row for part in parts for row in part), key=lambda row: row["index"])
+        return sorted(gather_objects(self._rows), key=lambda row: row["index"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_flatten, tree_map
 
+from shared.distributed import world_size
 from shared.pruning.groups import GroupIndex
 from shared.pruning.masks import consumers, input_dim
 from shared.pruning.scores import Normaliser, Reduction, Scores, position_sums, score_positions, taylor
@@ -228,7 +229,7 @@ class Activations:
 
     def _reduced(self) -> dict[str, dict[str, Tensor]]:
         """Return the moments over all processes."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if world_size() == 1:
             return self.moments
         sums: dict[tuple[str, str], Tensor] = {}
         for name, held in self.moments.items():
@@ -238,10 +239,9 @@ class Activations:
             sums |= {
                 (name, key): value for key, value in {"count": n, "power": n * (held["variance"] + held["mean"] ** 2), **weighted, **gates}.items()
             }
-        world = dist.get_world_size()
         reduced: dict[str, dict[str, Tensor]] = {}
         for (name, key), value in average_over_processes(sums).items():
-            reduced.setdefault(name, {})[key] = value * world
+            reduced.setdefault(name, {})[key] = value * world_size()
         for held in reduced.values():
             held |= {key: held[key] / held["count"] for key in ("mean", "absolute", "distance", "power") if key in held}
             held["variance"] = held.pop("power") - held["mean"] ** 2
@@ -291,11 +291,11 @@ class Activations:
 
 def average_over_processes(tensors: dict[_Key, Tensor]) -> dict[_Key, Tensor]:
     """Average tensors over the processes of the group, in one message; without a group they are returned as they are."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1) or not tensors:
+    if world_size() == 1 or not tensors:
         return tensors
     flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
     dist.all_reduce(flat)
-    parts = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors.values()])
+    parts = (flat / world_size()).split([tensor.numel() for tensor in tensors.values()])
     return {key: part.view(tensor.shape) for (key, tensor), part in zip(tensors.items(), parts, strict=True)}
 
 

@@ -53,3 +53,5 @@ def compare_with_one(rank, world, folder):
             for group, values in scores.items():
                 torch.testing.assert_close(values, expected[name][group], rtol=1e-4, atol=1e-7, msg=lambda text: f"{name} of {group}: {text}")  # noqa: B023
     dist.destroy_process_group()
+    threads = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in threads), f"the group outlives its end, and may abort the process at exit: {threads}"

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from shared.data.base import DataModule
-from shared.distributed import UnpaddedSampler, gather_rows, own_rows
+from shared.distributed import UnpaddedSampler, gather_objects, gather_rows, own_rows
 
 
 class Numbers(DataModule):
@@ -29,6 +29,7 @@ def together(folder):
             "evaluated": torch.tensor(list(UnpaddedSampler(range(33)))),
             "rows": own_rows(torch.arange(8)),
             "gathered": gather_rows(torch.full((3 + 2 * rank, 2), rank)),
+            "objects": gather_objects([f"{rank}.{row}" for row in range(rank + 1)]),
             "empty": gather_rows(torch.zeros(rank, 1)),
         },
         f"{folder}/{rank}.pt",

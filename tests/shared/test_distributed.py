@@ -3,7 +3,7 @@ import torch
 from helpers.processes import run_together
 from helpers.workers import Numbers, together
 
-from shared.distributed import EpochSampler, UnpaddedSampler, gather_rows, own_rows
+from shared.distributed import EpochSampler, UnpaddedSampler, gather_objects, gather_rows, own_rows
 
 
 def test_one_process_needs_no_group():
@@ -11,6 +11,7 @@ def test_one_process_needs_no_group():
     assert own_rows(rows) is not None
     assert torch.equal(own_rows(rows), rows)
     assert torch.equal(gather_rows(rows), rows)
+    assert gather_objects(["row"]) == ["row"]
     assert sorted(EpochSampler(range(10), seed=0)) == list(range(10))
     assert list(UnpaddedSampler(range(5))) == [0, 1, 2, 3, 4]
 
@@ -61,6 +62,7 @@ def test_two_processes_share_the_batches_of_one(tmp_path):
     assert [part["rows"].tolist() for part in parts] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert parts[0]["gathered"][:, 0].tolist() == parts[1]["gathered"][:, 0].tolist() == [0] * 3 + [1] * 5
     assert parts[0]["empty"].shape == (1, 1)
+    assert parts[0]["objects"] == parts[1]["objects"] == ["0.0", "1.0", "1.1"]
 
 
 @pytest.mark.parametrize(("options", "message"), [({"num_workers": -1}, "num_workers must be 0 or more"), ({"source": "x"}, "numbers: 0 to 32")])
