@@ -1,11 +1,14 @@
 """What several processes need: who they are, samplers that agree, and gathering of tensors of different lengths and of rows.
 
-What torch.distributed.nn defines keeps the group that stands when it is first imported, and with it gloo's threads, which abort some
-processes at their exit; torch.compile's tracer imports it, so it is imported here, before any group stands.
+Gloo's threads abort a process, now and then, that exits before they have ended. So the group ends with the process; and what would keep the
+group alive, torch.distributed.nn (its functions keep the group that stands when it is first imported, as torch.compile's tracer does), is
+imported here, before any group stands.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator, Sequence, Sized
 from typing import TypeVar
@@ -19,6 +22,13 @@ from torch.utils.data import DistributedSampler
 from shared.seeding import generator
 
 _Row = TypeVar("_Row")
+
+
+@atexit.register
+def _end_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()
 
 
 def world_size() -> int:
