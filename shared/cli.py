@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -288,6 +289,8 @@ class ProjectCLI(LightningCLI):
             options["enable_progress_bar"] = isinstance(bar, ProgressBar)  # else Lightning adds a bar of its own
         trainer = super().instantiate_trainer(**options, callbacks=callbacks, **kwargs)
         assert isinstance(trainer, ProjectTrainer)
+        if getattr(self.model, "find_unused_parameters", False) and isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)  # as the strategy ddp_find_unused_parameters_true does
         trainer.run, trainer.verb, trainer.is_forced = self.run, verb, bool(self._get(self.config, "force"))
         return trainer
 
