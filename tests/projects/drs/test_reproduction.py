@@ -10,6 +10,7 @@ def spread(value):
     return {"mean": value, "std": 0.0, "n": 1}
 
 
+@pytest.mark.slow  # what CI's smoke run does, and once more
 def test_a_quick_run_makes_every_table(run_folder, capsys):
     main(["reproduce", "--quick", "--run", "quick"])
     folder = run_folder / "drs" / "quick"
