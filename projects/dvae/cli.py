@@ -1,0 +1,148 @@
+"""D-VAE: purify training sets that were made unlearnable, make such sets, find them out, and compare defences against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from projects.dvae.data import PurificationData
+from projects.dvae.module import Purifier
+from shared.cli import ProjectCLI, ProjectTrainer, run
+
+if TYPE_CHECKING:
+    from projects.dvae.detection import Detected
+    from projects.dvae.tasks import PurifiedSets
+    from projects.dvae.training import Outcome
+
+
+class Trainer(ProjectTrainer):
+    """Lightning's trainer with this project's verbs."""
+
+    makes_run = frozenset({"fit", "poison", "bench", "reproduce"})
+    outside = frozenset({"folder"})
+    reads = frozenset({"images", "reference"})
+    resumable = frozenset({"fit", "purify", "bench", "reproduce"})
+    follow_up = MappingProxyType({"poison": "fit", "fit": "purify", "purify": "train", "train": "detect"})
+
+    def fit(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
+        """Train the D-VAE of each stage on the training set, and measure what they separate.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
+        """
+        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        super().test(model, datamodule=datamodule, verbose=False)
+
+    def test(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
+        """Measure rates, distances of the products to the clean images (where unknown, to the images) and the cosine of p̂ with the true poison.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            ckpt_path: checkpoint; last (the default) or a file.
+        """
+        from projects.dvae.tasks import with_weights
+
+        super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
+
+    def purify(
+        self,
+        model: Purifier,
+        datamodule: PurificationData,
+        folder: str | None = None,
+        out: str | None = None,
+        products: list[str] | None = None,
+        format: Literal["png", "npy"] = "png",  # noqa: A002
+        ckpt_path: str | None = None,
+    ) -> PurifiedSets:
+        """Purify a training set: x1, x2 (less the perturbations), x3 (the paper's result) and the perturbations p1, p2, each as a set of its own.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            folder: your labelled images, FOLDER/<class>/*: trains the D-VAEs on them first, as model and trainer say (--config folder suits them).
+            out: a folder for the result, beside what is kept in the run: the last product, as images under their old names.
+            products: which of x1, x2, x3, p1, p2 to write; the default is all.
+            format: png (a file an image, under its old name) or npy (images.npy and labels.npy).
+            ckpt_path: checkpoint; last (the default) or a file.
+        """
+        from projects.dvae.tasks import purify, train_on_folder, with_weights
+
+        if folder is not None and ckpt_path is None:
+            model, datamodule = train_on_folder(self, model, datamodule, folder)
+        else:
+            with_weights(model, ckpt_path)
+        return purify(self, model, datamodule, products, format, out)
+
+    def poison(
+        self,
+        model: Purifier,
+        datamodule: PurificationData,
+        attack: Literal["em", "em_class", "rem", "tap", "sep", "lsp", "ar", "ops", "cuda", "random"],
+        out: str | None = None,
+        radius: float | None = None,
+        rate: float = 1.0,
+        choice: Literal["random", "classes"] = "random",
+        surrogate: str = "resnet18",
+        budget: Literal["paper", "quick"] = "paper",
+        format: Literal["png", "npy"] = "npy",  # noqa: A002
+    ) -> PurifiedSets:
+        """Write a poisoned copy of the training set that the data options name, with the bound measured on the stored integers.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            attack: em, em_class (error-minimising), rem (robust), tap (targeted), sep (checkpoints), lsp (separable patches), ar (autoregressive),
+                ops (one pixel), cuda (filters) or random (uniform noise, a control).
+            out: folder to write to; by default among the run's artefacts.
+            radius: bound, in pixels of 255 (em, em_class, rem, tap, sep, random), as l2 norm in units of [0, 1] images (lsp, ar), or in pixels
+                changed (ops); the default is the attack's customary one.
+            rate: part of the images that is poisoned.
+            choice: random images, or whole classes.
+            surrogate: network of em, em_class, rem, tap and sep: cnn, resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.
+            budget: paper, or quick (seconds to a minute for small sets on a CPU).
+            format: png or npy.
+        """
+        from projects.dvae.tasks import poison
+
+        return poison(self, datamodule, attack, out, radius, rate, choice, surrogate, budget, format)
+
+    def train(
+        self,
+        model: Purifier,
+        datamodule: PurificationData,
+        images: str | None = None,
+        victim: str = "cnn",
+        defence: str = "none",
+        epochs: int | None = None,
+        recipe: Literal["auto", "paper", "quick"] = "auto",
+        seed: int = 0,
+    ) -> Outcome:
+        """Train a classifier on a set, and test it on clean images after every epoch.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            images: a stored set, or x1, x2 or x3 of this run; the default is the data set as the data options have it.
+            victim: cnn, resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.
+            defence: none, grey, jpeg:Q, bdr:BITS, blur, cutout, mixup, cutmix, at, ueraser, op, ae:CHANNELS or vae:RATE.
+            epochs: epochs; the default is the recipe's.
+            recipe: paper (60 epochs of SGD at 0.1), quick (for small sets on a CPU), or auto: quick for the offline sources.
+            seed: seed of the classifier.
+        """
+        from projects.dvae.tasks import train
+
+        return train(self, datamodule, images, victim, defence, epochs, recipe, seed)
+
+
+def main(args: Sequence[str] | None = None) -> ProjectCLI:
+    """Run the command line with `args`, or with those of the process."""
+    return run(Purifier, PurificationData, Trainer, args)
+
+
+if __name__ == "__main__":
+    main()
