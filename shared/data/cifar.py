@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from shared.data.files import BadFileError
+from shared.data.pickles import StoredArray, as_text, read_pickle
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ def _read_names(path: Path, layout: _Layout, classes: int) -> list[str]:
     names = _read(path, layout).get(layout.names)
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, bytes | str) for name in names):
         raise BadFileError(f"{path} does not hold {classes} {layout.names}; {_mend(layout)}")
-    return [_text(name) for name in names]
+    return [as_text(name) for name in names]
 
 
 def _read_batch(path: Path, layout: _Layout, classes: int) -> _Batch:
     content = _read(path, layout)
     data, labels = content.get("data"), content.get(layout.labels)
-    if not isinstance(data, _Array) or not isinstance(labels, list):
+    if not isinstance(data, StoredArray) or not isinstance(labels, list):
         raise BadFileError(f"{path} does not hold 'data' and '{layout.labels}', but {sorted(content)}; {_mend(layout)}")
     try:
         pixels = data.build()
@@ -132,88 +132,11 @@ def _read_batch(path: Path, layout: _Layout, classes: int) -> _Batch:
 
 def _read(path: Path, layout: _Layout) -> dict[str, Any]:
     """Read the dictionary in one file, its keys as text."""
-    try:
-        with path.open("rb") as file:
-            content = _RestrictedUnpickler(file).load()
-        return {_text(key): value for key, value in content.items()}
-    except _RefusedError as error:
-        what = f"{path} asks for {error}, which no CIFAR file does and which could run a program"
-        raise BadFileError(f"{what}; nothing of it was run, but do not trust the file: {_mend(layout)}") from None
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise BadFileError(f"{path} is damaged ({type(error).__name__}: {error}); {_mend(layout)}") from error
+    content = read_pickle(path, "CIFAR file", _mend(layout))
+    if not isinstance(content, dict) or not all(isinstance(key, bytes | str) for key in content):
+        raise BadFileError(f"{path} is damaged: it holds no dictionary with names; {_mend(layout)}")
+    return {as_text(key): value for key, value in content.items()}
 
 
 def _mend(layout: _Layout) -> str:
     return f"unpack {layout.archive} from {_HOME} anew"
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
-
-
-class _RefusedError(Exception):
-    """A pickle asks for a global that is not on the list; the message names it."""
-
-
-class _DType:
-    """Stands for `numpy.dtype` while unpickling; keeps its code."""
-
-    def __init__(self, code: bytes | str, *_: Any) -> None:
-        self.code = _text(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        """Byte order and fields mean nothing for single bytes."""
-
-
-class _Array:
-    """Stands for `numpy.ndarray` while unpickling: keeps the state, so that none of numpy's own unpickling runs."""
-
-    _state: tuple = ()
-
-    def __setstate__(self, state: tuple) -> None:
-        self._state = state
-
-    def build(self) -> np.ndarray:
-        """Make the array of uint8.
-
-        Raises:
-            ValueError: if it is of another type, or the bytes do not fill the shape.
-        """
-        _, shape, dtype, is_fortran, content = self._state
-        if not isinstance(dtype, _DType) or dtype.code != "u1" or not isinstance(content, bytes):
-            raise ValueError("its elements are of another type")
-        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_fortran else "C")
-
-
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
-def _encode(text: str, encoding: str | bytes) -> bytes:
-    """Give back the bytes that Python 3 wrote as text, in protocol 2."""
-    if _text(encoding) != "latin1":
-        raise ValueError(f"bytes encoded as {encoding!r}")
-    return text.encode("latin1")
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Builds lists, dictionaries, numbers, text and stand-ins of arrays; any other global is refused before it is looked up."""
-
-    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _DType,
-        ("_codecs", "encode"): _encode,
-    }
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, fix_imports=False, encoding="bytes")  # the archives were written by Python 2, whose text is bytes
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Give the stand-in of a global on the list."""
-        if (module, name) not in self._KNOWN:
-            raise _RefusedError(f"{module}.{name}")
-        return self._KNOWN[module, name]
