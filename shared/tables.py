@@ -1,0 +1,91 @@
+"""What `reproduce` is made of: tables, their jobs over settings and seeds, and the results with what was expected of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.jobs import Kept, default_jobs, kept, run_jobs
+from shared.results import summarise, write_results
+from shared.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The rows of a setting and a seed, which are made once and kept.
+
+    Attributes:
+        name: of the setting, for messages and the file.
+        seed: the seed.
+        make: a function of a module, of `arguments` and the seed.
+        arguments: what it is given first; picklable.
+    """
+
+    name: str
+    seed: int
+    make: Callable[..., Rows]
+    arguments: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} of seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of `reproduce`.
+
+    Attributes:
+        title: what is compared.
+        claim: the paper's claim in a sentence.
+        by: columns that name a line.
+        jobs: makes the jobs from what the project calls its workshop, the seeds and whether the run is quick.
+        expectations: says of the means which of the expected outcomes hold.
+        seeds: customary number of seeds.
+        tabulate: turns the rows of all jobs into rows by seed.
+        figures: draws what belongs to the table, by name, from the means.
+    """
+
+    title: str
+    claim: str
+    by: tuple[str, ...]
+    jobs: Callable[[Any, list[int], bool], list[Job]]
+    expectations: Callable[[Rows], dict[str, bool]]
+    seeds: int = 3
+    tabulate: Callable[[Rows], Rows] = lambda rows: rows
+    figures: Callable[[Rows], dict[str, Figure]] = lambda rows: {}
+
+
+def make_table(
+    run: Run, name: str, table: Table, workshop: Any, seeds: int | None = None, quick: bool = False, jobs: int | None = None
+) -> tuple[dict[str, Any], dict[str, Figure]]:
+    """Make a table; returns and writes the results, and draws its figures. What an interrupted run made is not made again.
+
+    Args:
+        run: run folder; rows are kept in its artefacts.
+        name: of the table, for its files.
+        table: the table.
+        workshop: what its jobs are made with.
+        seeds: number of seeds, from 0; None takes the customary number.
+        quick: one seed and few jobs, to see that everything runs; nothing is expected of it.
+        jobs: jobs in work at the same time; None takes as many as there are cores.
+    """
+    chosen, count = [0] if quick else list(range(seeds or table.seeds)), 1 if quick else jobs or default_jobs()
+    folder = run.artefacts("reproduce") / "rows" / name
+    found = run_jobs(_call, [(folder, job) for job in table.jobs(workshop, chosen, quick)], count, lambda item: str(item[1]))
+    summary = summarise(table.tabulate([row for part in found for row in part.value]), by=table.by)
+    seconds = sum(part.seconds for part in found) / count
+    expectations = {} if quick else table.expectations(summary)
+    results = write_results(run, table.title, table.claim, summary, chosen, seconds, expectations, name)
+    return results, {} if quick else table.figures(results["rows"])
+
+
+def _call(item: tuple[Path, Job]) -> Kept[Rows]:
+    folder, job = item
+    return kept(folder / f"{job.name}-{job.seed}.json", lambda: job.make(*job.arguments, job.seed))

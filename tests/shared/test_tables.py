@@ -1,0 +1,34 @@
+import json
+
+import pytest
+from helpers.jobs import rows_of
+
+from shared.runs import Run
+from shared.tables import Job, Table, make_table
+
+
+def jobs_of(folder, seeds, quick):
+    return [Job(setting, seed, rows_of, (folder, setting)) for seed in seeds for setting in ("ab" if not quick else "a")]
+
+
+TABLE = Table("letters", "b is more than a.", ("setting",), jobs_of, lambda rows: {"b is more": rows[1]["value"]["mean"] > rows[0]["value"]["mean"]})
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_table_over_seeds(tmp_path, jobs):
+    run = Run(tmp_path / "letters" / "one")
+    results, figures = make_table(run, "ab", TABLE, tmp_path, jobs=jobs)
+    assert [row["setting"] for row in results["rows"]] == ["a", "b"]
+    assert results["rows"][1]["value"] == {"mean": 11.0, "std": 1.0, "n": 3}
+    assert results["expectations"] == {"b is more": True}
+    assert json.loads((run.path / "results-ab.json").read_text())["rows"] == results["rows"]
+    assert figures == {}
+    assert len((tmp_path / "calls").read_text().split()) == 6
+    make_table(run, "ab", TABLE, tmp_path, seeds=4, jobs=jobs)
+    assert len((tmp_path / "calls").read_text().split()) == 8, "only the rows of the new seed are made"
+
+
+def test_a_quick_table_expects_nothing(tmp_path):
+    results, _ = make_table(Run(tmp_path / "letters" / "quick"), "ab", TABLE, tmp_path, quick=True)
+    assert results["expectations"] == {}
+    assert [row["setting"] for row in results["rows"]] == ["a"]
