@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,17 @@ class PoisonFile:
     largest: float
     read: Callable[[Sequence[int]], Tensor]
 
+    @property
+    def description(self) -> str:
+        """What it is, in words."""
+        what = "poisoned images" if self.is_image else f"perturbations, one for each {'class' if self.is_class_wise else 'image'}"
+        return what if math.isnan(self.largest) else f"{what}, of up to {self.largest:.1f} of 255"
+
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Poison images: clip(x + δ, 0, 1) on the 8-bit grid, with the perturbation's sign kept.
 
-        The original EM code adds the positive half of the noise only, and its ImageNet version looks up noise for single images by their label; neither
-        is done here.
+        The original EM code adds the positive half of the noise only, and its ImageNet version looks up noise for single images by their label;
+        neither is done here.
 
         Args:
             images: (B, C, H, W) in [0, 1] on the 8-bit grid.
@@ -280,7 +287,7 @@ def as_pixels(images: np.ndarray) -> Tensor:
 
 def _map(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise BadFileError(f"{path} is damaged, or holds Python objects ({error}): {_ADVICE}") from error
 
@@ -289,6 +296,8 @@ def _as_labels(array: np.ndarray, count: int) -> np.ndarray | None:
     """Return (N,) whole numbers if an array holds them as they are or one-hot."""
     if array.shape == (count, 1):
         array = array[:, 0]
+    if array.dtype.kind not in "iuf":
+        return None
     if array.shape == (count,) and (array.astype(np.int64) == array).all():
         return array.astype(np.int64)
     if array.ndim == 2 and len(array) == count and array.shape[1] > 1 and np.isin(array, (0, 1)).all() and (array.sum(1) == 1).all():

@@ -1,6 +1,8 @@
 """Labelled sets of images, and their form on the disk."""
 
 from projects.dvae.sets.labelled import (
+    BareSet,
+    Choice,
     FolderSet,
     ImageSet,
     LabelledSet,
@@ -23,6 +25,8 @@ from projects.dvae.sets.stored import (
 
 __all__ = [
     "MANIFEST",
+    "BareSet",
+    "Choice",
     "FolderSet",
     "ImageSet",
     "LabelledSet",

@@ -62,6 +62,10 @@ class LabelledSet(Dataset):
         """Return the clean images, (B, C, H, W) uint8, or None where they are not known."""
         return None
 
+    def read_both(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Return images and, where they are known, the clean images."""
+        return self.read(indices), self.read_clean(indices)
+
     @property
     def has_clean(self) -> bool:
         """Whether the clean images are known."""
@@ -78,18 +82,18 @@ class LabelledSet(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         where = torch.as_tensor(indices)
-        batch = {"image": self.read(indices).float() / 255, "label": self.labels[where], "index": where}
-        clean = self.read_clean(indices)
+        images, clean = self.read_both(indices)
+        batch = {"image": images.float() / 255, "label": self.labels[where], "index": where}
         return batch if clean is None else batch | {"clean": clean.float() / 255}
 
     def load(self) -> ImageSet:
         """Return the set with all images in memory."""
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
         clean = torch.empty_like(images) if self.has_clean else None
-        for indices in torch.arange(len(self)).split(256):
-            images[indices] = self.read(indices.tolist())
-            if clean is not None:
-                clean[indices] = self.read_clean(indices.tolist())  # type: ignore[assignment]
+        for indices in torch.arange(len(self)).split(1024):
+            images[indices], known = self.read_both(indices.tolist())
+            if clean is not None and known is not None:
+                clean[indices] = known
         return ImageSet(images, self.labels, self.class_names, self.names, clean)
 
 
@@ -195,15 +199,24 @@ class PoisonedSet(LabelledSet):
         self.base, self.pattern, self.is_poisoned = base, pattern, is_poisoned
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        images, where = self.base.read(indices).clone(), torch.as_tensor(indices)
-        rows = self.is_poisoned[where]
-        if rows.any():
-            poisoned = self.pattern.apply(images[rows].float() / 255, self.labels[where][rows], where[rows])
-            images[rows] = (poisoned * 255).round().byte()
-        return images
+        return self.read_both(indices)[0]
 
     def read_clean(self, indices: Sequence[int]) -> Tensor:
         return self.base.read(indices)
+
+    def read_both(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        clean, where = self.base.read(indices), torch.as_tensor(indices)
+        images, rows = clean.clone(), self.is_poisoned[where]
+        if rows.any():
+            poisoned = self.pattern.apply(clean[rows].float() / 255, self.labels[where][rows], where[rows])
+            images[rows] = (poisoned * 255).round().byte()
+        return images, clean
+
+    def load(self) -> ImageSet:
+        clean, images = self.base.load(), torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
+        for indices in torch.arange(len(self)).split(1024):
+            images[indices] = self.read(indices.tolist())
+        return ImageSet(images, self.labels, self.class_names, self.names, clean.images)
 
 
 class PairedSet(LabelledSet):
@@ -228,6 +241,17 @@ class PairedSet(LabelledSet):
 
     def read_clean(self, indices: Sequence[int]) -> Tensor:
         return self.clean_set.read(indices)
+
+
+class BareSet(LabelledSet):
+    """A set without its clean images."""
+
+    def __init__(self, images: LabelledSet) -> None:
+        super().__init__(images.labels, images.class_names, images.image_shape, images.names)
+        self.set = images
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        return self.set.read(indices)
 
 
 def identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
