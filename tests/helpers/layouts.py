@@ -6,6 +6,7 @@ name. Pictures and labels are a function of `seed`.
 
 from __future__ import annotations
 
+import pickle
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,3 +153,63 @@ def _python2(value: Any) -> bytes:
         empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + _python2((0,)) + _python2("b") + b"tR"
         return empty + b"(" + _python2(1) + _python2(value.shape) + dtype + _python2(False) + _python2(value.tobytes()) + b"tb"
     raise TypeError(f"no Python 2 pickle of {type(value)}")
+
+
+def write_imagenet(root: Path, classes: int = 102, per_class: int = 1, height: int = 40, width: int = 56) -> Path:
+    """Write `train/<wnid>/<wnid>_<number>.JPEG` and `val/<wnid>/ILSVRC2012_val_<number>.JPEG` beside files that the archives leave lying there."""
+    for label in range(classes):
+        wnid = f"n{1440764 + 13 * (classes - label):08d}"  # written in falling order
+        for number in range(per_class):
+            save_picture(root / "train" / wnid / f"{wnid}_{number}.JPEG", height, width + 4 * number, channels=1 if label == 0 else 3, seed=label)
+        save_picture(root / "val" / wnid / f"ILSVRC2012_val_{label:08d}.JPEG", width, height, seed=1000 + label)
+    (root / "train" / "n01440764.tar").write_bytes(b"left over")
+    (root / "train" / "no_class").mkdir()
+    (root / "val" / "valprep.sh").write_text("#!/bin/sh\n")
+    return root
+
+
+def write_odd_class_folder(root: Path, size: int = 12) -> Path:
+    """Write two classes of square pictures as users have them: colour, grey, 16-bit, palette, transparent and turned by EXIF, below each other."""
+    save_picture(root / "cat" / "colour.png", size, size, seed=1)
+    save_picture(root / "cat" / "old" / "grey.png", size, size, channels=1, seed=2)
+    deep = picture(size, size, channels=1, seed=3).astype(np.uint16) * 257
+    Image.fromarray(deep).save(root / "cat" / "deep.png")
+    colour = Image.fromarray(picture(size, size, seed=4))
+    (root / "dog").mkdir()
+    colour.quantize(16).save(root / "dog" / "palette.png")
+    colour.convert("RGBA").save(root / "dog" / "transparent.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    colour.save(root / "dog" / "turned.jpg", exif=exif, quality=95)
+    (root / "read_me.txt").write_text("not a picture")
+    return root
+
+
+def write_poison_pictures(folder: Path, images: np.ndarray) -> Path:
+    """Write (N, H, W, C) uint8 poisoned images as `0.png`, `1.png`, ..., as TAP, AR and ISS are shared."""
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).save(folder / f"{number}.png")
+    return folder
+
+
+def write_poison_pickle(path: Path, perturbations: np.ndarray, protocol: int = 4) -> Path:
+    """Write (N, C, H, W) int8 perturbations in pixels of 255, as REM and SEM are shared."""
+    path.write_bytes(pickle.dumps(perturbations.astype(np.int8), protocol))
+    return path
+
+
+def write_ntga(folder: Path, images: np.ndarray, labels: np.ndarray, classes: int) -> Path:
+    """Write (N, H, W, C) images as floats in [0, 1] and their labels one-hot, as NTGA is shared."""
+    folder.mkdir(parents=True)
+    np.save(folder / "x_train_cifar10_ntga_cnn_best.npy", (images / 255).astype(np.float32))
+    np.save(folder / "y_train_cifar10.npy", np.eye(classes)[labels])
+    return folder
+
+
+def write_poison_arrays(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
+    """Write (N, H, W, C) uint8 images and (N,) labels, as OPS and LSP are shared."""
+    folder.mkdir(parents=True)
+    np.save(folder / "ops_images.npy", images)
+    np.save(folder / "ops_labels.npy", labels)
+    return folder
