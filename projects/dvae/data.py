@@ -17,13 +17,11 @@ from torchvision.transforms import v2
 from projects.dvae.poison_files import Keying, as_pixels, read_arrays, read_poison
 from projects.dvae.sets import (
     BareSet,
-    Choice,
     FolderSet,
     ImageSet,
     LabelledSet,
     PairedSet,
     PoisonedSet,
-    choose_poisoned,
     identity,
     in_memory,
     read_manifest,
@@ -39,6 +37,8 @@ from shared.data.offline import Split
 
 Poison = Literal["none", "lsp", "ar", "ops", "cuda", "random"]
 """Attacks that need no network, so that a set is poisoned while it is set up; the verb `poison` knows the others."""
+
+Choice = Literal["random", "classes"]
 
 CLEAN_SOURCES = ("digits", "textures", "cifar10", "cifar100", "imagenet100")
 """Sources that are known to hold no poison."""
@@ -243,17 +243,16 @@ class PurificationData(DataModule):
             if self.source in CLEAN_SOURCES:
                 return train, torch.zeros(len(train), dtype=torch.bool)
             return train, read_poisoned(self.root) if self.source == "stored" else None
-        pattern: Any
+        from projects.dvae.poisons import Pattern, choose, make_pattern
+
+        pattern: Pattern
         if self.perturbation is not None:
             count, classes = len(train), len(train.class_names)
             pattern = read_poison(self.perturbation, count, classes, train.image_shape, train.labels, keying=self.perturbation_keying)
             _log.info("%s: %s", self.perturbation, pattern.description)
         else:
-            from projects.dvae.poisons import make_pattern
-
-            options = {"shape": train.image_shape, "seed": self.seed, "radius": self.poison_radius}
-            pattern = make_pattern(self.poison, train, len(train.class_names), **options)
-        is_poisoned = choose_poisoned(train.labels, self.poison_rate, self.poison_choice, self.seed)
+            pattern = make_pattern(self.poison, train, len(train.class_names), train.image_shape, self.seed, self.poison_radius)
+        is_poisoned = choose(train.labels, self.poison_rate, self.poison_choice, self.seed)
         poisoned = PoisonedSet(train, pattern, is_poisoned)
         return (poisoned.load() if isinstance(train, ImageSet) else poisoned), is_poisoned
 

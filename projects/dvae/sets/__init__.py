@@ -2,14 +2,11 @@
 
 from projects.dvae.sets.labelled import (
     BareSet,
-    Choice,
     FolderSet,
     ImageSet,
     LabelledSet,
     PairedSet,
-    Pattern,
     PoisonedSet,
-    choose_poisoned,
     identity,
     in_memory,
 )
@@ -26,17 +23,14 @@ from projects.dvae.sets.stored import (
 __all__ = [
     "MANIFEST",
     "BareSet",
-    "Choice",
     "FolderSet",
     "ImageSet",
     "LabelledSet",
     "PairedSet",
-    "Pattern",
     "PerturbationWriter",
     "PoisonedSet",
     "SetWriter",
     "StoredPerturbations",
-    "choose_poisoned",
     "identity",
     "in_memory",
     "read_manifest",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,20 +13,12 @@ from torch.utils.data import Dataset
 
 from shared.data.files import ImageMode, first_few, image_size, read_image
 from shared.data.folders import ImageFolderDataset, OnBadFile, fit_square
-from shared.seeding import generator
+
+if TYPE_CHECKING:
+    from projects.dvae.poisons import Pattern
 
 IN_MEMORY = 2**29
 """Sets of up to so many bytes are held in memory."""
-
-Choice = Literal["random", "classes"]
-
-
-class Pattern(Protocol):
-    """A poison that is ready to be put on images."""
-
-    def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        """Poison (B, C, H, W) images in [0, 1] on the 8-bit grid, given their labels and their indices in the whole set; the result is on it, too."""
-        ...
 
 
 class LabelledSet(Dataset):
@@ -263,31 +255,6 @@ def in_memory(images: LabelledSet) -> LabelledSet:
     """Load a set into memory where it is small enough."""
     channels, height, width = images.image_shape
     return images.load() if len(images) * channels * height * width <= IN_MEMORY else images
-
-
-def choose_poisoned(labels: Tensor, rate: float = 1.0, choice: Choice = "random", seed: int = 0) -> Tensor:
-    """Choose the images that are poisoned (section 4.2's partial poisoning).
-
-    Args:
-        labels: (N,) labels.
-        rate: part of the images, or of the classes, in [0, 1]; rounded to whole ones.
-        choice: `random` images, or all images of random `classes`.
-        seed: seed of the choice; a larger rate chooses the same images and more.
-
-    Returns:
-        (N,) bool.
-
-    Raises:
-        ValueError: if the rate is outside [0, 1] or the choice is unknown.
-    """
-    if not 0 <= rate <= 1:
-        raise ValueError(f"the part of poisoned images must lie in [0, 1], got {rate}")
-    if choice not in ("random", "classes"):
-        raise ValueError(f"poisoned images are chosen by 'random' or 'classes', got {choice!r}")
-    groups = torch.arange(len(labels)) if choice == "random" else labels
-    values = groups.unique()
-    order = torch.randperm(len(values), generator=generator(seed, "poisoned", choice))
-    return torch.isin(groups, values[order[: round(rate * len(values))]])
 
 
 def _check_sizes(paths: Sequence[Path], root: Path) -> None:

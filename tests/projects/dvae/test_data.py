@@ -16,7 +16,8 @@ from helpers.layouts import (
 )
 
 from projects.dvae.data import PurificationData
-from projects.dvae.sets import FolderSet, ImageSet, SetWriter, choose_poisoned
+from projects.dvae.poisons import choose
+from projects.dvae.sets import FolderSet, ImageSet, SetWriter
 from projects.dvae.worlds import colour_digits
 from shared.data.files import BadFileError
 
@@ -130,7 +131,7 @@ def write_noise(path, count=1400, rows=None):
 def test_a_published_perturbation_on_part_of_the_set(tmp_path, choice):
     noise, clean = write_noise(tmp_path / "noise.pt"), colour_digits("train")
     data = loaded(perturbation=str(tmp_path / "noise.pt"), poison_rate=0.3, poison_choice=choice, seed=0)
-    assert torch.equal(data.is_poisoned, choose_poisoned(clean.labels, 0.3, choice, 0))
+    assert torch.equal(data.is_poisoned, choose(clean.labels, 0.3, choice, 0))
     expected = torch.where(data.is_poisoned[:, None, None, None], clean.images + (noise * 255).round(), clean.images).clamp(0, 255)
     assert torch.equal(data.train_set.images, expected.byte())
     assert torch.equal(data.train_set.clean, clean.images)

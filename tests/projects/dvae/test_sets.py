@@ -22,7 +22,6 @@ from projects.dvae.sets import (
     PoisonedSet,
     SetWriter,
     StoredPerturbations,
-    choose_poisoned,
     identity,
     read_manifest,
     read_poisoned,
@@ -249,17 +248,3 @@ def test_what_does_not_fit_is_named(tmp_path):
         ImageSet(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), CLASSES)
     with pytest.raises(ValueError, match="labels go from 0 to 3"):
         ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]), CLASSES)
-
-
-def test_which_images_are_poisoned():
-    labels = torch.arange(100) % 10
-    few, more = choose_poisoned(labels, 0.2), choose_poisoned(labels, 0.6)
-    assert (few.sum(), more.sum()) == (20, 60)
-    assert (more | ~few).all(), "a larger rate chooses the same images and more"
-    classes = choose_poisoned(labels, 0.3, "classes", seed=1)
-    assert len(labels[classes].unique()) == 3
-    assert classes.sum() == 30
-    assert not choose_poisoned(labels, 0).any()
-    assert choose_poisoned(labels, 1).all()
-    with pytest.raises(ValueError, match=r"\[0, 1\], got 1\.5"):
-        choose_poisoned(labels, 1.5)
