@@ -91,6 +91,27 @@ def ordered_loader(images: Tensor, labels: Tensor, batch_size: int = 512) -> Dat
     return DataLoader(dataset, batch_size, sampler=UnpaddedSampler(dataset), collate_fn=_whole, generator=_unused())
 
 
+class Sets(L.LightningDataModule):
+    """A training and a test set in memory, whose loaders are made when the processes are there.
+
+    Args:
+        train: images and labels, as of `Pixels`.
+        test: the same.
+        batch_size: images of a training step over all processes together.
+        seed: seed of the order.
+    """
+
+    def __init__(self, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.train, self.test, self.batch_size, self.seed = train, test, batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        return training_loader(*self.train, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        return ordered_loader(*self.test)
+
+
 def chunks(images: Tensor) -> Iterator[slice]:
     """Cut a set into slices of at most `CHUNK` numbers, but at least one image."""
     step = max(1, CHUNK // images[0].numel())

@@ -12,11 +12,10 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from projects.dvae.augmentation import Augment, augment
-from projects.dvae.batches import check_set, ordered_loader, quiet_trainer, silence, to_unit, training_loader
+from projects.dvae.batches import Sets, check_set, quiet_trainer, silence, to_unit
 from projects.dvae.defences.base import Defence
 from projects.dvae.victims import SMALL, VICTIMS, build_victim
 from shared.distributed import rank
@@ -157,13 +156,11 @@ class Victim(L.LightningModule):
         logits = self(to_unit(batch["image"]).contiguous(memory_format=torch.channels_last))
         self.accuracy.update(logits, batch["label"])
         self.confusion_matrix.update(logits, batch["label"])
+        self.log("val/accuracy", self.accuracy, prog_bar=True, batch_size=len(logits))
 
     def on_validation_epoch_end(self) -> None:
-        accuracy = self.accuracy.compute()
-        self.log("val/accuracy", accuracy, prog_bar=True)
-        self.curve.append(float(accuracy))
+        self.curve.append(float(self.accuracy.compute()))
         self.confusion = self.confusion_matrix.compute().cpu()
-        self.accuracy.reset()
         self.confusion_matrix.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -206,7 +203,7 @@ def train_victim(
         **options: arguments of `L.Trainer` (accelerator, devices, precision, logger, callbacks, ...).
 
     Returns:
-        The accuracies and times; on the test images of all processes.
+        The accuracies and times, the same in all processes.
 
     Raises:
         ValueError: if the sets do not fit each other, the classes, the batch or the defence.
@@ -217,9 +214,9 @@ def train_victim(
     test = defence.transform_test(test_images) if defend_test else test_images
     mapped = time.perf_counter()
     victim = Victim(recipe, defence, classes, images.shape[1], max(images.shape[2:]), seed)
-    loaders: tuple[DataLoader, DataLoader] = training_loader(defended, labels, recipe.batch_size, seed), ordered_loader(test, test_labels)
+    sets = Sets((defended, labels), (test, test_labels), recipe.batch_size, seed)
     with silence():
-        quiet_trainer(recipe.epochs, recipe.clip, **options).fit(victim, *loaders)
+        quiet_trainer(recipe.epochs, recipe.clip, **options).fit(victim, datamodule=sets)
     outcome = Outcome.of(victim.curve, victim.confusion, mapped - started, time.perf_counter() - mapped)
     if folder is not None and rank() == 0:
         _write(folder, victim, outcome)
