@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import re
 from pathlib import Path
@@ -227,10 +228,10 @@ class PurificationData(DataModule):
         origin = None if manifest is None else manifest.get("origin")
         if not origin:
             return None
-        data = PurificationData(**(origin | {"poison": "none", "perturbation": None}))
         try:
+            data = PurificationData(**(origin | {"poison": "none", "perturbation": None}))
             data.setup()
-        except (FileNotFoundError, BadFileError) as error:
+        except (FileNotFoundError, BadFileError, TypeError) as error:  # TypeError: the manifest has options that there are not
             _log.warning("%s was made from a set that cannot be read now, so clean images are not known: %s", self.root, error)
             return None
         return data
@@ -282,7 +283,8 @@ class PurificationData(DataModule):
             manifest = read_manifest(self.root)
             if manifest is not None and manifest.get("origin"):
                 return manifest["origin"]
-        options = {name: value for name, value in self.hparams.items() if name not in ("batch_size", "num_workers")}
+        known = inspect.signature(PurificationData.__init__).parameters.keys() - {"self", "batch_size", "num_workers"}
+        options = {name: self.hparams[name] for name in sorted(known)}  # the command line adds names of its own to hparams
         for name in ("root", "test_root", "perturbation"):
             if options[name] is not None:
                 options[name] = str(Path(options[name]).expanduser().resolve())

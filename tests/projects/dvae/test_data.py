@@ -163,6 +163,7 @@ def test_a_stored_set_knows_where_it_comes_from(tmp_path):
     assert torch.equal(data.train_set.read_clean(range(1400)), made.train_set.clean)
     assert torch.equal(data.test_set.images, made.test_set.images)
     assert torch.equal(data.is_poisoned, made.is_poisoned)
+    assert made.origin().keys() >= {"source", "seed", "perturbation"}
     assert data.origin() == made.origin(), "what is made of a stored set names the first source"
     again = loaded(source="stored", root=str(write_set(tmp_path / "x1", data, products=made.train_set.clean)))
     assert torch.equal(again.train_set.read([3]), again.train_set.read_clean([3]))
@@ -175,6 +176,9 @@ def test_a_stored_set_outlives_its_source(tmp_path, caplog):
     data = loaded(source="stored", root=str(stored))
     assert "cannot be read now, so clean images are not known" in caplog.text
     assert (data.test_set, data.is_poisoned, data.train_set.has_clean) == (None, None, False)
+    (tmp_path / "strange").mkdir()
+    strange = write_set(tmp_path / "strange", data, origin={"source": "digits", "colour": "blue"})
+    assert loaded(source="stored", root=str(strange)).test_set is None
     assert loaded(source="stored", root=str(stored), test_root=str(tmp_path / "moved")).test_set.image_shape == (3, 12, 12)
 
 
