@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -12,9 +11,7 @@ from projects.dvae.module import Purifier
 from shared.cli import ProjectCLI, ProjectTrainer, run
 
 if TYPE_CHECKING:
-    from projects.dvae.detection import Detected
-    from projects.dvae.tasks import PurifiedSets
-    from projects.dvae.training import Outcome
+    from projects.dvae.tasks import Detected, Trained, WrittenSets
 
 
 class Trainer(ProjectTrainer):
@@ -22,7 +19,7 @@ class Trainer(ProjectTrainer):
 
     makes_run = frozenset({"fit", "poison", "bench", "reproduce"})
     outside = frozenset({"folder"})
-    reads = frozenset({"images", "reference"})
+    reads = frozenset({"reference"})
     resumable = frozenset({"fit", "purify", "bench", "reproduce"})
     follow_up = MappingProxyType({"poison": "fit", "fit": "purify", "purify": "train", "train": "detect"})
 
@@ -58,7 +55,7 @@ class Trainer(ProjectTrainer):
         products: list[str] | None = None,
         format: Literal["png", "npy"] = "png",  # noqa: A002
         ckpt_path: str | None = None,
-    ) -> PurifiedSets:
+    ) -> WrittenSets:
         """Purify a training set: x1, x2 (less the perturbations), x3 (the paper's result) and the perturbations p1, p2, each as a set of its own.
 
         Args:
@@ -90,7 +87,7 @@ class Trainer(ProjectTrainer):
         surrogate: str = "resnet18",
         budget: Literal["paper", "quick"] = "paper",
         format: Literal["png", "npy"] = "npy",  # noqa: A002
-    ) -> PurifiedSets:
+    ) -> WrittenSets:
         """Write a poisoned copy of the training set that the data options name, with the bound measured on the stored integers.
 
         Args:
@@ -121,7 +118,7 @@ class Trainer(ProjectTrainer):
         epochs: int | None = None,
         recipe: Literal["auto", "paper", "quick"] = "auto",
         seed: int = 0,
-    ) -> Outcome:
+    ) -> Trained:
         """Train a classifier on a set, and test it on clean images after every epoch.
 
         Args:
@@ -137,6 +134,76 @@ class Trainer(ProjectTrainer):
         from projects.dvae.tasks import train
 
         return train(self, datamodule, images, victim, defence, epochs, recipe, seed)
+
+    def detect(
+        self, model: Purifier, datamodule: PurificationData, images: str | None = None, reference: str | None = None, seed: int = 0
+    ) -> Detected:
+        """Judge whether a set was poisoned, by what a rate-limited reconstruction leaves of its images. Exit code 1 if it was.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            images: a stored set, class folders, or x1, x2 or x3 of this run; the default is the data set as the data options have it.
+            reference: a clean set of the same kind, class folders or a stored set; without one a threshold from other sets is used.
+            seed: seed of halves and training.
+        """
+        from projects.dvae.tasks import detect
+
+        return detect(self, datamodule, images, reference, seed)
+
+    def bench(
+        self,
+        model: Purifier,
+        datamodule: PurificationData,
+        attacks: list[str] | None = None,
+        defences: list[str] | None = None,
+        victim: str = "cnn",
+        seeds: int = 3,
+        jobs: int | None = None,
+        recipe: Literal["auto", "paper", "quick"] = "auto",
+    ) -> None:
+        """Compare defences against attacks over seeds on the data that the data options name; goes on where it stopped with --resume.
+
+        Args:
+            model: supplied; its rates, epochs and width are those of dvae:x1, dvae:x2, dvae:x3 and dvae:second (its last stage alone).
+            datamodule: supplied.
+            attacks: clean, em, em_class, rem, tap, sep, lsp, ar, ops, cuda, random; the default is clean, lsp, ops and ar.
+            defences: none, grey, jpeg:Q, bdr:BITS, blur, cutout, mixup, cutmix, at, ueraser, op, ae:CHANNELS, vae:RATE and the four of dvae; the
+                default is none, grey, jpeg:10, bdr:2, op, dvae:x2 and dvae:x3.
+            victim: cnn, resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.
+            seeds: number of seeds, from 0.
+            jobs: computations at the same time; the default is one a core, or one where there is a GPU.
+            recipe: paper, quick, or auto: quick for the offline sources.
+        """
+        from projects.dvae.benchmark import bench
+
+        bench(self, model, datamodule, attacks, defences, victim, seeds, jobs, recipe)
+
+    def reproduce(
+        self,
+        model: Purifier,
+        datamodule: PurificationData,
+        table: Literal["all", "separation", "rates", "ablation", "detection", "textures"] = "all",
+        seeds: int | None = None,
+        jobs: int | None = None,
+        quick: bool = False,
+        write: bool = False,
+    ) -> None:
+        """Reproduce the paper's claims on small data over seeds.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            table: separation (poisons and what is left of them), rates (targets, and distortion against accuracy), ablation (stages, embedding,
+                normalisation, poison rates), detection, textures (the final product beside JPEG), or all.
+            seeds: number of seeds, from 0; three by default.
+            jobs: computations at the same time, one thread each; the default is one a core, or one where there is a GPU.
+            quick: one seed, little training and few rows, to see that everything runs.
+            write: write the tables into the project's README.
+        """
+        from projects.dvae.reproduction import reproduce
+
+        reproduce(self, table, seeds, jobs, quick, write)
 
 
 def main(args: Sequence[str] | None = None) -> ProjectCLI:

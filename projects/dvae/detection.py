@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projects.dvae.fitting import Settings, fit_purifier
+from projects.dvae.defences import Defence
+from projects.dvae.fitting import Settings, fit_purifier, subset
 from projects.dvae.losses import on_grid
 from projects.dvae.purification import sample_noise
 from projects.dvae.sets import ImageSet
@@ -99,7 +100,7 @@ def score_set(images: ImageSet, detector: Detector, seed: int) -> Scores:
         ValueError: if a class has no image in one of the halves.
     """
     order = torch.randperm(len(images), generator=generator(seed, "halves"))
-    halves = [images.select(rows) for rows in order.chunk(2)]
+    halves = [subset(images, rows) for rows in order.chunk(2)]
     known, held = halves
     if missing := set(known.labels.tolist()) ^ set(held.labels.tolist()):
         names = ", ".join(images.class_names[label] for label in sorted(missing))
@@ -110,7 +111,7 @@ def score_set(images: ImageSet, detector: Detector, seed: int) -> Scores:
     classes = len(images.class_names)
 
     def network(train: Tensor, test: Tensor) -> float:
-        return train_victim(train, known.labels, test, held.labels, classes, detector.recipe, "none", seed).last
+        return train_victim(train, known.labels, test, held.labels, classes, detector.recipe, Defence(), seed).last
 
     chance = float(held.labels.bincount().max()) / len(held)
     linear, accuracy = _linear(residuals[0], known.labels, residuals[1], held.labels), network(*residuals)

@@ -14,14 +14,15 @@ from torch.utils.data import DataLoader
 
 from projects.dvae.module import Purifier
 from projects.dvae.purification import Purified
-from projects.dvae.sets import ImageSet
+from projects.dvae.sets import BareSet, ImageSet, identity
 from shared.data.base import training_loader
 from shared.distributed import UnpaddedSampler
 
 
-def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Pass on a batch that a set has put together itself."""
-    return batch
+def subset(images: ImageSet, rows: Tensor) -> ImageSet:
+    """Return some images of a set, as a set of their own."""
+    clean = None if images.clean is None else images.clean[rows]
+    return ImageSet(images.images[rows], images.labels[rows], images.class_names, clean=clean)
 
 
 class SetData(L.LightningDataModule):
@@ -30,14 +31,14 @@ class SetData(L.LightningDataModule):
     def __init__(self, images: ImageSet, batch_size: int, seed: int) -> None:
         super().__init__()
         self.train_set, self.batch_size, self.seed = images, min(batch_size, len(images)), seed
-        self.class_names, self.image_shape = images.class_names, tuple(images.images.shape[1:])
+        self.class_names, self.image_shape = images.class_names, images.image_shape
 
     def train_dataloader(self) -> DataLoader:
-        return training_loader(self.train_set, self.batch_size, self.seed, collate_fn=whole_batch)
+        return training_loader(BareSet(self.train_set), self.batch_size, self.seed, collate_fn=identity)
 
     def ordered_loader(self) -> DataLoader:
         """Return a loader of every image once, in order."""
-        return DataLoader(self.train_set, 256, sampler=UnpaddedSampler(self.train_set), collate_fn=whole_batch)
+        return DataLoader(self.train_set, 256, sampler=UnpaddedSampler(self.train_set), collate_fn=identity)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def fit_purifier(images: ImageSet, settings: Settings, seed: int, folder: Path |
             accelerator="auto",
             **quiet,
         )
+        module.configure_callbacks = list  # type: ignore[method-assign]
         trainer.fit(module, datamodule=SetData(images, settings.batch_size, seed))
     return module.eval().cpu()
 

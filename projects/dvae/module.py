@@ -92,7 +92,7 @@ class Purifier(L.LightningModule):
         torch.manual_seed(seed)
         self.nets = nn.ModuleList(DVAE(classes, (height, breadth), **options) for _ in rates)
         torch.set_rng_state(state)
-        self.nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.nets.to(memory_format=torch.channels_last)
         self._left: np.ndarray | None = None
         self._left_stage = 0
         self._measured: dict[str, MeanMetric] = {}

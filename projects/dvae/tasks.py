@@ -1,35 +1,62 @@
-"""The verb `purify`: the whole training set through the trained D-VAEs, written as sets that any training can read."""
+"""The verbs `purify`, `poison`, `train` and `detect`: sets read, made, judged and written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+import yaml
+from torch import Tensor, nn
 
+from projects.dvae.data import PurificationData
 from projects.dvae.module import Purifier
 from projects.dvae.purification import psnr
-from projects.dvae.sets import PerturbationWriter, SetWriter
+from projects.dvae.sets import MANIFEST, FolderSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
+from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint
 from shared.distributed import gather_objects
-from shared.loggers import artefact_folder, log_image, log_table
+from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.messages import shown_path
+from shared.runs import claim_folder, write_json, write_text
 
 if TYPE_CHECKING:
-    from projects.dvae.data import PurificationData
+    from projects.dvae.detection import Verdict
+    from projects.dvae.training import Outcome
     from shared.cli import ProjectTrainer
 
 Format = Literal["png", "npy"]
+SHOWN = 10
+GAIN = 4
+"""Factor by which perturbations are shown enlarged, around grey."""
 
 
 @dataclass(frozen=True)
-class PurifiedSets:
-    """What `purify` returns: the folder of each product, and the figures that head the run's page."""
+class WrittenSets:
+    """What `purify` and `poison` return: the folder of each set, and the figures that head the run's page."""
 
     folders: dict[str, Path]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns: the victim's accuracies, and the figures that head the run's page."""
+
+    outcome: Outcome
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What `detect` returns: the verdict, 1 as the exit code if the set is poisoned, and what heads the run's page."""
+
+    verdict: Verdict
+    exit_code: int
     summary: dict[str, Any]
 
 
@@ -38,29 +65,33 @@ class Purification(L.LightningModule):
 
     Args:
         purifier: the trained module.
-        writers: a writer for each product to keep, by its name (x1, x2, x3, p1, p2).
+        writers: of what is kept: the product's name (x1, x2, x3, p1, p2) and its writer.
         loader: of the training set, in order, each image once.
     """
 
-    def __init__(self, purifier: Purifier, writers: dict[str, SetWriter | PerturbationWriter], loader: Any) -> None:
+    def __init__(self, purifier: Purifier, writers: Sequence[tuple[str, SetWriter]], loader: Any) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.purifier, self.writers, self.loader = purifier, writers, loader
         self.rows: list[dict[str, float]] = []
+        self.shown: Tensor | None = None
 
     def predict_dataloader(self) -> Any:
         return self.loader
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         indices = batch["index"].tolist()
-        if all(writer.has(indices) for writer in self.writers.values()):
+        if batch_idx > 0 and all(writer.has(indices) for _, writer in self.writers):
             return
-        found = self.purifier.purify(batch)
-        named = found.named()
-        for name, writer in self.writers.items():
+        named = self.purifier.purify(batch).named()
+        for name, writer in self.writers:
             writer.write(indices, named[name].cpu())
         changes = {name: psnr(images, batch["image"]) for name, images in named.items() if name.startswith("x")}
         for row, index in enumerate(indices):
-            self.rows.append({"index": index} | {f"psnr_{name}": float(values[row]) for name, values in changes.items()})
+            self.rows.append({"index": index} | {f"psnr_{name}": round(float(values[row]), 3) for name, values in changes.items()})
+        if batch_idx == 0:
+            rows = [batch["image"], *(0.5 + GAIN * images if name.startswith("p") else images for name, images in named.items())]
+            self.shown = torch.cat([row[:SHOWN].permute(1, 2, 0, 3).flatten(2) for row in rows], dim=1).cpu()
 
 
 def product_names(stages: int) -> list[str]:
@@ -77,7 +108,7 @@ def with_weights(model: Purifier, ckpt_path: str | None) -> Purifier:
 
 def purify(
     trainer: ProjectTrainer, model: Purifier, data: PurificationData, products: list[str] | None, form: Format, out: str | None
-) -> PurifiedSets:
+) -> WrittenSets:
     """Write the purified sets among the run's artefacts, and the last product to the folder that the user named.
 
     Args:
@@ -91,18 +122,258 @@ def purify(
     Raises:
         ValueError: for an unknown product, or a folder that holds something else.
     """
-    known = product_names(len(model.stages))
+    known, final = product_names(len(model.stages)), f"x{len(model.stages) + 1}"
     wanted = known if products is None else products
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"--products {', '.join(unknown)}: a model of {len(model.stages)} stage(s) makes {', '.join(known)}")
     data.prepare_data()
     data.setup()
-    final = known[len(model.stages)]
-    folders = {name: artefact_folder(trainer) / name for name in wanted}
+    places = [(name, artefact_folder(trainer) / name) for name in wanted]
     if out is not None:
-        folders["out"] = claim_folder(out, MANIFEST, source=data.given_root)
-    writers = {name: _writer(folder, final if name == "out" else name, data, form) for name, folder in folders.items()}
-    task = Purification(model, {final if name == "out" else name: writer for name, writer in writers.items()}, data.ordered_loader())
+        places.append((final, claim_folder(out, MANIFEST, source=data.given_root)))
+    key = f"{digest_of(model)}-{data.fingerprint()}"
+
+    def begin() -> list[tuple[str, SetWriter]]:
+        options = {"names": data.train_set.names, "labels": data.train_set.labels, "class_names": data.class_names, "shape": data.image_shape}
+        kinds = [(name, PerturbationWriter if name.startswith("p") else SetWriter, folder) for name, folder in places]
+        return [(name, kind(folder, **options, format=form, key=f"{name}-{key}")) for name, kind, folder in kinds]  # type: ignore[arg-type]
+
+    writers = begin() if trainer.is_global_zero else []
+    trainer.strategy.barrier("the sets are begun")
+    task = Purification(model, writers or begin(), data.ordered_loader())
     L.Trainer.predict(trainer, task, return_predictions=False)
     rows = sorted(gather_objects(task.rows), key=lambda row: row["index"])
-    return PurifiedSets(folders, {"images": len(rows)})
+    summary: dict[str, Any] = {"images": len(data.train_set)}
+    if trainer.is_global_zero:
+        about = {"made_by": "purify", "origin": data.origin(), "rates": model.hparams.rates, "seed": model.hparams.seed}
+        for name, writer in writers:
+            writer.finish(about | {"product": name}, data.is_poisoned)
+        log_table(trainer, "changes", rows)
+        if task.shown is not None:
+            log_image(trainer, "purified", task.shown)
+        for name in rows[0]:
+            if name != "index":
+                summary[f"purify/{name}"] = round(sum(row[name] for row in rows) / len(rows), 3)
+        for name, folder in places:
+            print(f"  {name}: {shown_path(folder)}")
+        print("rows of the picture: the images, " + ", ".join(known) + f" (perturbations {GAIN} times around grey)")
+    return WrittenSets(dict(places), summary)
+
+
+def digest_of(model: nn.Module) -> str:
+    """Return 12 hexadecimal digits for a module's weights."""
+    found = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+def train_on_folder(trainer: ProjectTrainer, model: Purifier, data: PurificationData, folder: str) -> tuple[Purifier, PurificationData]:
+    """Train a purifier on a user's class folders, as the run's settings say; they become those of the run.
+
+    Args:
+        trainer: the trainer; where it is interrupted, --resume goes on.
+        model: gives all options but classes, channels and size, which the folder decides.
+        data: gives batch size, channels, size and how bad files are met.
+        folder: `<class>/*`.
+    """
+    kept = {name: data.hparams[name] for name in ("batch_size", "num_workers", "seed", "size", "channels", "on_bad_file", "test_root")}
+    own = PurificationData(source="folder", root=folder, **kept)
+    own.setup()
+    options = dict(model.hparams) | {"classes": len(own.class_names), "size": list(own.image_shape[1:]), "channels": own.image_shape[0]}
+    purifier = Purifier(**{name: value for name, value in options.items() if name in Purifier.__init__.__annotations__})
+    if trainer.is_global_zero:
+        settings = yaml.safe_load(trainer.run.config_file.read_text(encoding="utf-8"))
+        settings["model"] |= {name: options[name] for name in ("classes", "size", "channels")}
+        settings["data"] |= {"source": "folder", "root": str(Path(folder).expanduser().resolve()), "poison": "none"}
+        write_text(trainer.run.config_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    last = trainer.run.checkpoints / "last.ckpt"
+    trainer.callbacks.append(ResumePoint(trainer.run.checkpoints, 100))  # type: ignore[attr-defined]
+    print(f"training on {len(own.train_set)} images of {len(own.class_names)} classes", flush=True)
+    L.Trainer.fit(trainer, purifier, datamodule=own, ckpt_path=str(last) if last.is_file() else None)
+    return purifier, own
+
+
+def poison(
+    trainer: ProjectTrainer,
+    data: PurificationData,
+    attack: str,
+    out: str | None,
+    radius: float | None,
+    rate: float,
+    choice: Literal["random", "classes"],
+    surrogate: str,
+    budget: Literal["paper", "quick"],
+    form: Format,
+) -> WrittenSets:
+    """Write a poisoned copy of the training set, with what the stored integers differ by.
+
+    Args:
+        trainer: the trainer, for its device and run.
+        data: the clean set.
+        attack: a key of `ATTACKS`.
+        out: folder; None writes among the run's artefacts.
+        radius: bound in the attack's unit; None is the customary one.
+        rate: part of the images that is poisoned.
+        choice: random images or whole classes.
+        surrogate: network of attacks that learn.
+        budget: their effort.
+        form: png or npy.
+
+    Raises:
+        ValueError: for unknown names, wrong bounds, or a folder that holds something else.
+    """
+    from projects.dvae.poisons import ATTACKS, make_pattern, poison_dataset
+    from projects.dvae.victims import build_victim
+    from shared.poisons import measure
+
+    data.prepare_data()
+    data.setup()
+    folder = artefact_folder(trainer) / attack if out is None else claim_folder(out, MANIFEST, source=data.given_root)
+    clean, (channels, *size) = data.train_set, data.image_shape
+    classes = len(data.class_names)
+    pattern = make_pattern(
+        attack,
+        clean,
+        classes,
+        data.image_shape,
+        data.seed,
+        radius,
+        build=lambda seed: build_victim(surrogate, classes, channels, max(size), seed),
+        budget=budget,
+        device=trainer.strategy.root_device,
+    )
+    images, is_poisoned = poison_dataset(pattern, clean, rate, choice, data.seed)
+    originals = clean.load().images
+    bounds = {name: round(float(value), 6) for name, value in measure(originals[is_poisoned], images[is_poisoned]).items()} if rate > 0 else {}
+    writer = SetWriter(folder, clean.names, clean.labels, data.class_names, data.image_shape, form, key=f"{attack}-{data.fingerprint()}")
+    for indices in torch.arange(len(clean)).split(256):
+        writer.write(indices.tolist(), images[indices])
+    given: dict[str, Any] = {
+        "attack": attack,
+        "kind": ATTACKS[attack].kind,
+        "radius": ATTACKS[attack].radius if radius is None else radius,
+        "rate": rate,
+    }
+    given |= {"choice": choice, "seed": data.seed, "measured": bounds}
+    if ATTACKS[attack].is_learned:
+        given |= {"surrogate": surrogate, "budget": budget}
+    writer.finish({"made_by": "poison", "origin": data.origin()} | given, is_poisoned)
+    shift = (images[:SHOWN].float() - originals[:SHOWN].float()) / 255
+    rows = [originals[:SHOWN].float() / 255, images[:SHOWN].float() / 255, 0.5 + GAIN * shift]
+    log_image(trainer, f"poison_{attack}", torch.cat([row.permute(1, 2, 0, 3).flatten(2) for row in rows], dim=1))
+    print(f"{int(is_poisoned.sum())} of {len(clean)} images poisoned; measured on the stored integers: {bounds}\n  {shown_path(folder)}")
+    return WrittenSets({attack: folder}, {"attack": attack} | bounds)
+
+
+def find_set(trainer: ProjectTrainer, data: PurificationData, images: str | None) -> LabelledSet:
+    """Return the set that a verb is to look at: the data set, a product of the run, a stored set, or class folders.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such set, or its images have another shape or other classes than the data set.
+    """
+    data.prepare_data()
+    data.setup()
+    if images is None:
+        return data.train_set
+    own = trainer.run.artefacts("purify") / images
+    folder = own if (own / MANIFEST).is_file() else Path(images).expanduser()
+    if read_manifest(folder, must_exist=False) is not None:
+        found: LabelledSet = read_set(folder)
+    elif folder.is_dir():
+        found = FolderSet.of_classes(folder, "RGB" if data.channels == 3 else "L", data.size, data.on_bad_file)
+    else:
+        made = ", ".join(sorted(path.parent.name for path in own.parent.glob(f"*/{MANIFEST}"))) or "none: run purify first"
+        raise FileNotFoundError(f"{images} is neither a folder nor a product of {shown_path(trainer.run.path)} ({made})")
+    for what, theirs, ours in (("shape", found.image_shape, data.image_shape), ("classes", found.class_names, data.class_names)):
+        if theirs != ours:
+            raise ValueError(f"{images} has the {what} {theirs}, the data set {ours}: name its source with the data options")
+    return found
+
+
+def train(
+    trainer: ProjectTrainer,
+    data: PurificationData,
+    images: str | None,
+    victim: str,
+    defence: str,
+    epochs: int | None,
+    recipe: Literal["auto", "paper", "quick"],
+    seed: int,
+) -> Trained:
+    """Train a victim on a set, test it on clean images, and log the curve and the confusion matrix.
+
+    Raises:
+        ValueError: for unknown names, or where no clean test images are known.
+    """
+    from dataclasses import replace
+
+    from projects.dvae.defences import Budget, parse_defence
+    from projects.dvae.training import Recipe, train_victim
+
+    labelled = find_set(trainer, data, images).load()
+    if data.test_set is None:
+        raise ValueError("no clean test images are known: name a folder of them with --data.test_root FOLDER")
+    test = data.test_set.load()
+    is_quick = recipe == "quick" or (recipe == "auto" and data.source in ("digits", "textures"))
+    size, classes = max(data.image_shape[1:]), len(data.class_names)
+    chosen = Recipe.quick(victim) if is_quick else Recipe.paper(victim, classes, size, defence)
+    chosen = chosen if epochs is None else replace(chosen, epochs=epochs)
+    budget = Budget(epochs=30, width=24, batch_size=64) if is_quick else None
+    made = parse_defence(defence, budget)
+    print(f"{victim} on {images or data.source} ({len(labelled)} images), defence {defence}, {chosen.epochs} epochs", flush=True)
+    options: dict[str, Any] = {"accelerator": trainer.accelerator.__class__.__name__.removesuffix("Accelerator").lower()}
+    outcome = train_victim(
+        labelled.images, labelled.labels, test.images, test.labels, classes, chosen, made, seed, artefact_folder(trainer) / "victim", **options
+    )
+    label = f"{(images and Path(images).name) or data.source}-{victim}-{defence}-{seed}".replace(":", "")
+    if trainer.is_global_zero:
+        write_json(artefact_folder(trainer) / f"{label}.json", asdict(outcome) | {"images": images or data.source, "recipe": asdict(chosen)})
+        log_table(trainer, "curve", [{"epoch": epoch, "accuracy": value} for epoch, value in enumerate(outcome.curve, 1)])
+        log_figure(trainer, "confusion", confusion_figure(outcome, data.class_names))
+        print(f"clean test accuracy: {outcome.last:.3f} after the last epoch, {outcome.peak:.3f} at the peak (epoch {outcome.peak_epoch})")
+    return Trained(outcome, {"train/last": outcome.last, "train/peak": outcome.peak, "train/peak_epoch": outcome.peak_epoch})
+
+
+def confusion_figure(outcome: Outcome, class_names: Sequence[str]) -> Any:
+    """Draw the accuracy over the epochs, and the confusion matrix after the last."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(1.2, 1))
+    left.plot(range(1, len(outcome.curve) + 1), outcome.curve, marker=".")
+    left.set(xlabel="epoch", ylabel="accuracy on clean test images", ylim=(0, 1))
+    counts = torch.tensor(outcome.confusion).double()
+    shown = right.imshow(counts / counts.sum(1, keepdim=True).clamp_min(1), vmin=0, vmax=1, cmap="viridis")
+    if len(class_names) <= 20:
+        right.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
+        right.set_yticks(range(len(class_names)), class_names, fontsize=7)
+    right.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(shown, ax=right, label="share of the true class")
+    figure.tight_layout()
+    return figure
+
+
+def detect(trainer: ProjectTrainer, data: PurificationData, images: str | None, reference: str | None, seed: int) -> Detected:
+    """Judge a set, and write the scores and the verdict.
+
+    Args:
+        trainer: the trainer, for its run.
+        data: the data set, which is judged unless `images` names another one.
+        images: a stored set, a product of the run, or class folders.
+        reference: a clean set of the same kind: class folders or a stored set.
+        seed: seed of halves and training.
+    """
+    from projects.dvae.detection import Detector, judge, score_set
+
+    suspect = find_set(trainer, data, images).load()
+    known = None if reference is None else score_set(find_set(trainer, data, reference).load(), Detector(), seed)
+    verdict = judge(score_set(suspect, Detector(), seed), known)
+    rows = [{"set": images or data.source} | verdict.to_row()]
+    if known is not None:
+        rows.append({"set": reference, "verdict": "reference", "threshold": verdict.threshold} | asdict(known) | {"amplify": known.amplify})
+    log_table(trainer, "detection", rows)
+    word = "poisoned" if verdict.is_poisoned else "clean"
+    print(f"{word}: separability {verdict.scores.separability:.2f}, threshold {verdict.threshold:.2f}; amplify {verdict.scores.amplify:+.2f}")
+    print("A verdict of clean does not make a set safe to train on: attacks that are not separable in this way are not found.")
+    summary = {"verdict": word, "detect/separability": round(verdict.scores.separability, 4), "detect/amplify": round(verdict.scores.amplify, 4)}
+    return Detected(verdict, int(verdict.is_poisoned), summary)

@@ -1,0 +1,106 @@
+"""The verb `bench`: attacks by defences by seeds, one victim, every cell made once and kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from projects.dvae.data import PurificationData
+from projects.dvae.fitting import Settings
+from projects.dvae.module import Purifier
+from projects.dvae.training import Recipe
+from projects.dvae.workshop import Workshop
+from shared.loggers import log_table
+from shared.results import markdown
+from shared.tables import Job, Rows, Table, make_table
+
+if TYPE_CHECKING:
+    from shared.cli import ProjectTrainer
+
+ATTACKS = ("clean", "lsp", "ops", "ar")
+DEFENCES = ("none", "grey", "jpeg:10", "bdr:2", "op", "dvae:x2", "dvae:x3")
+SECOND = "dvae:second"
+"""The last stage of a purifier alone, trained on the poisoned set itself."""
+
+
+def cell(workshop: Workshop, attack: str, defence: str, seed: int) -> Rows:
+    """Train a victim on a set after an attack and a defence; one row."""
+    if defence.startswith("dvae:"):
+        product = defence.removeprefix("dvae:")
+        settings = workshop.settings
+        if defence == SECOND:
+            product, settings = "x2", replace(settings, rates=settings.rates[-1:], epochs=settings.epochs[-1:])
+        made = workshop.purified(attack, seed, settings=settings, name="second" if defence == SECOND else "dvae")
+        if product not in made:
+            raise ValueError(f"no product {product!r} of the purifier: it makes {', '.join(sorted(made))}")
+        outcome = workshop.train(made[product], seed)
+    else:
+        outcome = workshop.train(workshop.poisoned(attack, seed).images, seed, defence)
+    figures = {"last": outcome.last, "peak": outcome.peak, "defence_s": outcome.defence_seconds, "training_s": outcome.seconds}
+    return [{"attack": attack, "defence": defence, "seed": seed} | figures]
+
+
+def bench(
+    trainer: ProjectTrainer,
+    model: Purifier,
+    data: PurificationData,
+    attacks: list[str] | None,
+    defences: list[str] | None,
+    victim: str,
+    seeds: int,
+    jobs: int | None,
+    recipe: Literal["auto", "paper", "quick"],
+) -> dict[str, Any]:
+    """Make the table, print it, and log it.
+
+    Raises:
+        ValueError: for an unknown attack, defence or victim, before anything is trained.
+    """
+    is_quick = recipe == "quick" or (recipe == "auto" and data.source in ("digits", "textures"))
+    given = model.hparams
+    kept = (
+        "norm",
+        "embedding",
+        "embed_mode",
+        "perturbation",
+        "embedding_grid",
+        "levels",
+        "latent",
+        "rate_weight",
+        "energy_floor",
+        "energy_start",
+        "lr",
+    )
+    settings = Settings(tuple(given.rates), tuple(given.epochs), given.width, data.batch_size, {name: given[name] for name in kept})
+    chosen = Recipe.quick(victim) if is_quick else Recipe.paper(victim, given.classes)
+    options = {name: data.hparams[name] for name in ("source", "root", "size", "channels", "length", "test_root", "on_bad_file")}
+    radii: dict[str, float] = {name: data.poison_radius for name in ("lsp", "ar") if data.poison == name and data.poison_radius is not None}
+    workshop = Workshop(trainer.run.artefacts("bench") / "kept", options, settings, chosen, radii, "quick" if is_quick else "paper")
+    rows, columns = attacks or list(ATTACKS), defences or list(DEFENCES)
+    check(workshop, rows, columns)
+
+    def cells(workshop: Workshop, numbers: list[int], quick: bool) -> list[Job]:
+        return [Job(f"{a}-{d}".replace(":", ""), seed, cell, (workshop, a, d)) for seed in numbers for a in rows for d in columns]
+
+    table = Table("defences", "Which defence restores clean-test accuracy under which attack.", ("attack", "defence"), cells, lambda rows: {})
+    results, _ = make_table(trainer.run, "bench", table, workshop, seeds, jobs=jobs)
+    print(markdown(results["rows"]))
+    flat = [{name: value["mean"] if isinstance(value, dict) else value for name, value in row.items()} for row in results["rows"]]
+    log_table(trainer, "bench", flat)
+    return results
+
+
+def check(workshop: Workshop, attacks: list[str], defences: list[str]) -> None:
+    """Refuse unknown attacks and defences."""
+    from projects.dvae.poisons import ATTACKS as KNOWN
+
+    if unknown := [name for name in attacks if name not in ("clean", *KNOWN)]:
+        raise ValueError(f"--attacks {', '.join(unknown)}: choose among clean, {', '.join(KNOWN)}")
+    products = [f"x{number}" for number in range(1, len(workshop.settings.rates) + 2)]
+    known = [*(f"dvae:{product}" for product in products), SECOND]
+    for name in defences:
+        if name.startswith("dvae"):
+            if name not in known:
+                raise ValueError(f"--defences {name}: the purifier's are {', '.join(known)}")
+        else:
+            workshop.defence(name)

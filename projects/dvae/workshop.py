@@ -1,0 +1,118 @@
+"""Sets, purifiers and victims of a comparison, each made once and kept: what `bench` and `reproduce` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projects.dvae.data import PurificationData
+from projects.dvae.defences import Budget, Defence, parse_defence
+from projects.dvae.fitting import Settings, fit_purifier, purify_set
+from projects.dvae.poisons import ATTACKS, make_pattern, poison_dataset
+from projects.dvae.sets import ImageSet
+from projects.dvae.training import Outcome, Recipe, train_victim
+from projects.dvae.victims import build_victim
+from shared.runs import atomic
+
+QUICK_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A data set with all that is compared on it.
+
+    Attributes:
+        folder: where sets and products are kept.
+        data: options of `PurificationData`, without poison.
+        settings: of the purifier.
+        recipe: of the victims.
+        radii: bounds of attacks that differ from the customary ones, by the attack's name.
+        attack_budget: effort of attacks that learn.
+        is_quick: few images and a single epoch, to see that everything runs.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    settings: Settings
+    recipe: Recipe
+    radii: dict[str, float] = field(default_factory=dict)
+    attack_budget: str = "quick"
+    is_quick: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_quick:
+            object.__setattr__(self, "settings", replace(self.settings, epochs=(1,) * len(self.settings.epochs), width=8))
+            object.__setattr__(self, "recipe", replace(self.recipe, epochs=1))
+
+    def sets(self, seed: int) -> tuple[ImageSet, ImageSet]:
+        """Return the clean training set and the clean test set."""
+        data = PurificationData(**(self.data | {"seed": seed}))
+        data.setup()
+        if data.test_set is None:
+            raise ValueError("a comparison needs clean test images: name a folder of them with --data.test_root FOLDER")
+        train, test = data.train_set.load(), data.test_set.load()
+        if self.is_quick:
+            train, test = (ImageSet(s.images[:QUICK_IMAGES], s.labels[:QUICK_IMAGES], s.class_names) for s in (train, test))
+        return ImageSet(train.images, train.labels, train.class_names, clean=train.images), test
+
+    def poisoned(self, attack: str, seed: int, rate: float = 1.0) -> ImageSet:
+        """Return the training set after an attack; `clean` leaves it as it is."""
+        train, _ = self.sets(seed)
+        if attack == "clean":
+            return train
+        if attack not in ATTACKS:
+            raise ValueError(f"no attack {attack!r}; choose one of clean, {', '.join(ATTACKS)}")
+
+        def make() -> dict[str, np.ndarray]:
+            classes, (channels, *size) = len(train.class_names), train.image_shape
+            pattern = make_pattern(
+                attack,
+                train,
+                classes,
+                train.image_shape,
+                seed,
+                self.radii.get(attack),
+                build=lambda key: build_victim(self.recipe.victim, classes, channels, max(size), key),
+                budget=self.attack_budget,  # type: ignore[arg-type]
+            )
+            return {"images": poison_dataset(pattern, train, rate, "random", seed)[0].numpy()}
+
+        images = torch.from_numpy(self._kept(f"{attack}-{rate:g}-{seed}", make)["images"])
+        return ImageSet(images, train.labels, train.class_names, clean=train.images)
+
+    def purified(self, attack: str, seed: int, rate: float = 1.0, settings: Settings | None = None, name: str = "dvae") -> dict[str, Tensor]:
+        """Return what purification makes of a poisoned set: x1, x2, ... as uint8, p1, p2, ... as float32, and `rates`, the mean of each stage."""
+        used = settings or self.settings
+
+        def make() -> dict[str, np.ndarray]:
+            images = self.poisoned(attack, seed, rate)
+            module = fit_purifier(images, used, seed)
+            made = purify_set(module, images)
+            return {key: values.half().numpy() if key.startswith("p") else values.numpy() for key, values in made.items()}
+
+        found = self._kept(f"{name}-{attack}-{rate:g}-{seed}", make)
+        return {key: torch.from_numpy(values).float() if key.startswith("p") else torch.from_numpy(values) for key, values in found.items()}
+
+    def train(self, images: Tensor, seed: int, defence: str = "none", labels: Tensor | None = None) -> Outcome:
+        """Train a victim on (N, C, H, W) uint8 images with the training set's labels, or others, and test it on the clean test set."""
+        train, test = self.sets(seed)
+        own = train.labels if labels is None else labels
+        return train_victim(images, own, test.images, test.labels, len(train.class_names), self.recipe, self.defence(defence), seed)
+
+    def defence(self, text: str) -> Defence:
+        """Return a defence by name, its networks trained as those of the purifier are."""
+        return parse_defence(text, Budget(self.settings.epochs[0], self.settings.width, self.settings.batch_size))
+
+    def _kept(self, name: str, make: Any) -> dict[str, np.ndarray]:
+        path = self.folder / f"{name}.npz"
+        if not path.is_file():
+            made = make()
+            with atomic(path) as temporary:
+                np.savez(temporary, **made)
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
