@@ -8,14 +8,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from projects.dvae.pictures import SHOWN, around_grey, sheet
 from shared.loggers import log_image
 
 if TYPE_CHECKING:
     from projects.dvae.module import Purifier
-
-SHOWN = 10
-GAIN = 4
-"""Factor by which perturbations are shown enlarged, around grey."""
 
 
 class Separations(L.Callback):
@@ -35,13 +32,13 @@ class Separations(L.Callback):
 
 @torch.no_grad()
 def separation_sheet(module: Purifier, batch: dict[str, Tensor], stage: int) -> Tensor:
-    """Return rows of pictures, (C, rows · H, N · W) in [0, 1], of a batch after `stage`, from 0."""
+    """Return a sheet of a batch after `stage`, from 0."""
     from projects.dvae.purification import sample_noise, subtract_stages
 
     net, seed = module.stages[stage], module.hparams["seed"]
     images = subtract_stages(module.stages[:stage], batch["image"], batch["label"], batch["index"], seed)
     found = net(images, batch["label"], sample_noise(net, images, batch["index"], seed, "purify", stage))
-    rows = [images, found.reconstruction, 0.5 + GAIN * found.perturbation, images - found.perturbation]
+    rows = [images, found.reconstruction, around_grey(found.perturbation), images - found.perturbation]
     if "clean" in batch:
-        rows += [batch["clean"], 0.5 + GAIN * (batch["image"] - batch["clean"])]
-    return torch.cat([row.permute(1, 2, 0, 3).flatten(2) for row in rows], dim=1).clamp(0, 1)
+        rows += [batch["clean"], around_grey(batch["image"] - batch["clean"])]
+    return sheet(rows)

@@ -277,14 +277,18 @@ class PurificationData(DataModule):
 
     # ---- what the set is
 
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that this data module was made with, by name."""
+        known = inspect.signature(PurificationData.__init__).parameters.keys() - {"self"}
+        return {name: self.hparams[name] for name in sorted(known)}  # the command line adds names of its own to hparams
+
     def origin(self) -> dict[str, Any]:
         """Return the options that the set is made from, for the manifest of what is made of it; a stored set's are those of its own origin."""
         if self.source == "stored":
             manifest = read_manifest(self.root)
             if manifest is not None and manifest.get("origin"):
                 return manifest["origin"]
-        known = inspect.signature(PurificationData.__init__).parameters.keys() - {"self", "batch_size", "num_workers"}
-        options = {name: self.hparams[name] for name in sorted(known)}  # the command line adds names of its own to hparams
+        options = {name: value for name, value in self.options().items() if name not in ("batch_size", "num_workers")}
         for name in ("root", "test_root", "perturbation"):
             if options[name] is not None:
                 options[name] = str(Path(options[name]).expanduser().resolve())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from projects.dvae.data import PurificationData
 from projects.dvae.module import Purifier
+from projects.dvae.pictures import GAIN, SHOWN, around_grey, sheet
 from projects.dvae.purification import psnr
 from projects.dvae.sets import MANIFEST, FolderSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
 from shared.callbacks import ResumePoint
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
 Format = Literal["png", "npy"]
-SHOWN = 10
-GAIN = 4
-"""Factor by which perturbations are shown enlarged, around grey."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,7 @@ class Purification(L.LightningModule):
         for row, index in enumerate(indices):
             self.rows.append({"index": index} | {f"psnr_{name}": round(float(values[row]), 3) for name, values in changes.items()})
         if batch_idx == 0:
-            rows = [batch["image"], *(0.5 + GAIN * images if name.startswith("p") else images for name, images in named.items())]
-            self.shown = torch.cat([row[:SHOWN].permute(1, 2, 0, 3).flatten(2) for row in rows], dim=1).cpu()
+            self.shown = sheet([batch["image"], *(around_grey(images) if name.startswith("p") else images for name, images in named.items())]).cpu()
 
 
 def product_names(stages: int) -> list[str]:
@@ -210,7 +207,7 @@ def poison(
 
     Args:
         trainer: the trainer, for its device and run.
-        data: the clean set.
+        data: names the clean set; a poison that its options put on it is left out.
         attack: a key of `ATTACKS`.
         out: folder; None writes among the run's artefacts.
         radius: bound in the attack's unit; None is the customary one.
@@ -227,6 +224,7 @@ def poison(
     from projects.dvae.victims import build_victim
     from shared.poisons import measure
 
+    data = PurificationData(**(data.options() | {"poison": "none", "perturbation": None}))
     data.prepare_data()
     data.setup()
     folder = artefact_folder(trainer) / attack if out is None else claim_folder(out, MANIFEST, source=data.given_root)
@@ -251,7 +249,7 @@ def poison(
         writer.write(indices.tolist(), images[indices])
     given: dict[str, Any] = {
         "attack": attack,
-        "kind": ATTACKS[attack].kind,
+        "norm": ATTACKS[attack].kind,
         "radius": ATTACKS[attack].radius if radius is None else radius,
         "rate": rate,
     }
@@ -260,8 +258,7 @@ def poison(
         given |= {"surrogate": surrogate, "budget": budget}
     writer.finish({"made_by": "poison", "origin": data.origin()} | given, is_poisoned)
     shift = (images[:SHOWN].float() - originals[:SHOWN].float()) / 255
-    rows = [originals[:SHOWN].float() / 255, images[:SHOWN].float() / 255, 0.5 + GAIN * shift]
-    log_image(trainer, f"poison_{attack}", torch.cat([row.permute(1, 2, 0, 3).flatten(2) for row in rows], dim=1))
+    log_image(trainer, f"poison_{attack}", sheet([originals[:SHOWN].float() / 255, images[:SHOWN].float() / 255, around_grey(shift)]))
     print(f"{int(is_poisoned.sum())} of {len(clean)} images poisoned; measured on the stored integers: {bounds}\n  {shown_path(folder)}")
     return WrittenSets({attack: folder}, {"attack": attack} | bounds)
 
