@@ -21,7 +21,7 @@ TRIALS = 3
 TRIAL_SIZE = (32, 32)
 """Height and width of trial fields, for which the bounds of the rule are meant."""
 
-CANDIDATES = 1000
+CANDIDATES = 2000
 """Candidates for one channel that are tried together."""
 
 
@@ -54,15 +54,15 @@ class AutoregressiveProcesses:
             seed: seed of the starts.
 
         Returns:
-            (B, C, H, W) float32 fields of no particular scale.
+            (B, C, H, W) float64 fields of no particular scale: precise enough that the batch they are drawn in does not show after rounding.
         """
         channels, height, width = self.coefficients.shape[1], size[0] + CROP, size[1] + CROP
         starts = [torch.randn(channels, height, width, generator=generator(seed, "autoregressive", index)) for index in indices.tolist()]
-        fields = torch.empty(len(labels), channels, *size)
+        fields = torch.empty(len(labels), channels, *size, dtype=torch.float64)
         matrices = self._row_matrices(width)
         for label in labels.unique().tolist():
             chosen = (labels == label).nonzero()[:, 0].tolist()
-            start = torch.stack([starts[place] for place in chosen], 1)  # (C, B_k, H, W)
+            start = torch.stack([starts[place] for place in chosen], 1).double()  # (C, B_k, H, W)
             fields[chosen] = scan(start, matrices[label])[..., CROP:, CROP:].transpose(0, 1)
         return fields
 
@@ -72,7 +72,7 @@ class AutoregressiveProcesses:
 
     def _row_matrices(self, width: int) -> Tensor:
         if width not in self._matrices:
-            self._matrices[width] = row_matrices(self.coefficients, width).float()
+            self._matrices[width] = row_matrices(self.coefficients, width)
         return self._matrices[width]
 
 
@@ -149,24 +149,34 @@ def find_processes(
     """
     demanded = (10.0 if classes <= 10 else 3.0) if min_response is None else min_response
     bound = max_norm * math.sqrt(channels / 3)
-    accepted: list[Tensor] = []
-    in_vain = 0
-    for coefficients, field in _bounded_candidates(channels, bound, seed):
-        differs = not accepted or bool((matched_responses(torch.stack(accepted), field[None] / field.norm()) >= demanded).all())
-        if differs and _stays_bounded(coefficients, size, bound, (seed, "autoregressive check", len(accepted))):
-            accepted.append(coefficients)
-            in_vain = 0
-        else:
-            in_vain += 1
-        if len(accepted) == classes:
-            break
-        if in_vain == patience:
-            demanded, in_vain = 0.8 * demanded, 0
-    return AutoregressiveProcesses(torch.stack(accepted))
+    accepted, in_vain = torch.empty(0, channels, 3, 3), 0
+    candidates = _bounded_candidates(channels, bound, seed)
+    while len(accepted) < classes:
+        coefficients, fields = next(candidates)
+        fields /= fields.flatten(1).norm(dim=1)[:, None, None, None]
+        lowest = _lowest_response(accepted, fields)
+        for number, candidate in enumerate(coefficients):
+            if len(accepted) == classes:
+                break
+            if lowest[number] >= demanded and _stays_bounded(candidate, size, bound, (seed, "autoregressive check", len(accepted))):
+                accepted, in_vain = torch.cat([accepted, candidate[None]]), 0
+                lowest = torch.minimum(lowest, _lowest_response(candidate[None], fields))
+            else:
+                in_vain += 1
+            if in_vain == patience:
+                demanded, in_vain = 0.8 * demanded, 0
+    return AutoregressiveProcesses(accepted)
+
+
+def _lowest_response(coefficients: Tensor, fields: Tensor) -> Tensor:
+    """Return the lowest answer of (K, C, 3, 3) coefficients' matched filters to each of (B, C, H, W) fields, (B,); infinite without coefficients."""
+    if len(coefficients) == 0:
+        return torch.full((len(fields),), torch.inf)
+    return matched_responses(coefficients, fields).amin(1)
 
 
 def _bounded_candidates(channels: int, bound: float, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield coefficients (C, 3, 3) whose trial fields have norms within the bound, each with its last field (C, 32, 32).
+    """Yield coefficients (B, C, 3, 3) whose trial fields have norms within the bound, each with its last field, (B, C, 32, 32).
 
     A norm over all channels is bounded only if each channel's is: channels are tried one by one, many together, and those that pass are joined.
     """
@@ -180,9 +190,9 @@ def _bounded_candidates(channels: int, bound: float, seed: int) -> Iterator[tupl
         fields = scan(start, row_matrices(coefficients, width))[..., CROP:, CROP:]
         squares = fields.square().sum((2, 3))
         passed = (squares <= bound**2).all(1).nonzero()[:, 0]  # what is not a number compares as false
-        for group in passed[: len(passed) // channels * channels].reshape(-1, channels):
-            if bool((squares[group].sum(0) <= bound**2).all()):
-                yield coefficients[group], fields[group, -1]
+        groups = passed[: len(passed) // channels * channels].reshape(-1, channels)
+        groups = groups[(squares[groups].sum(1) <= bound**2).all(1)]
+        yield coefficients[groups], fields[groups, -1]
 
 
 def _stays_bounded(coefficients: Tensor, size: tuple[int, int], bound: float, key: tuple[int | str, ...]) -> bool:

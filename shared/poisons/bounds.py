@@ -45,16 +45,17 @@ def add_within_l2(images: Tensor, delta: Tensor, radius: float, rounds: int = 8)
     Returns:
         (B, C, H, W) uint8.
     """
-    scale = images.new_ones(len(images), dtype=delta.dtype)
+    levels = add_on_grid(images, delta)
+    scale, rows = images.new_ones(len(images), dtype=delta.dtype), torch.arange(len(images))
     for _ in range(rounds):
-        levels = add_on_grid(images, scale[:, None, None, None] * delta)
-        lengths = (levels.float() - images.float()).flatten(1).norm(dim=1) / 255
-        too_long = lengths > radius
-        if not bool(too_long.any()):
+        lengths = (levels[rows].float() - images[rows].float()).flatten(1).norm(dim=1) / 255
+        rows, lengths = rows[lengths > radius], lengths[lengths > radius]
+        if len(rows) == 0:
             return levels
-        scale = torch.where(too_long, scale * (radius / lengths) * 0.999, scale)
-    shorter = images + (255 * delta).trunc()
-    return torch.where(too_long[:, None, None, None], shorter.clamp(0, 255).byte(), levels)
+        scale[rows] *= 0.999 * radius / lengths
+        levels[rows] = add_on_grid(images[rows], scale[rows, None, None, None] * delta[rows])
+    levels[rows] = (images[rows] + (255 * delta[rows]).trunc()).clamp(0, 255).byte()
+    return levels
 
 
 def measure(clean: Tensor, poisoned: Tensor) -> dict[str, float]:

@@ -26,7 +26,7 @@ class PatchPattern:
         self.colours, self.patch, self.radius = colours, patch, radius
 
     def apply(self, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        fields = enlarge(self.colours[indices], (images.shape[2], images.shape[3]), self.patch)
+        fields = enlarge(self.colours[indices].double(), (images.shape[2], images.shape[3]), self.patch)
         return add_within_l2(to_levels(images), scale_to_l2(fields, self.radius), self.radius).float() / 255
 
 

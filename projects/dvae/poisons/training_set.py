@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from shared.poisons import to_levels
 
-CHUNK = 1024
+CHUNK = 512
 
 
 class TrainingSet:
