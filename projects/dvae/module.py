@@ -85,12 +85,12 @@ class Purifier(L.LightningModule):
         if min(rates) <= 0 or min(epochs) < 1:
             raise ValueError(f"model.rates must be positive and model.epochs at least 1, got {rates} and {epochs}")
         self.save_hyperparameters()
-        height, breadth = (size, size) if isinstance(size, int) else size
+        self.image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
         options: dict[str, Any] = {"channels": channels, "width": width, "levels": levels, "latent": latent, "norm": norm, "embedding": embedding}
         options |= {"embed_mode": embed_mode, "perturbation": perturbation, "embedding_grid": embedding_grid}
         state = torch.get_rng_state()
         torch.manual_seed(seed)
-        self.nets = nn.ModuleList(DVAE(classes, (height, breadth), **options) for _ in rates)
+        self.nets = nn.ModuleList(DVAE(classes, self.image_size, **options) for _ in rates)
         torch.set_rng_state(state)
         self.nets.to(memory_format=torch.channels_last)
         self._left: np.ndarray | None = None
@@ -119,6 +119,9 @@ class Purifier(L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and len(data.class_names) != self.hparams.classes:
             raise ValueError(f"the data has {len(data.class_names)} classes: set model.classes to that, not {self.hparams.classes}")
+        shape = (self.hparams.channels, *self.image_size)
+        if data is not None and tuple(data.image_shape) != shape:
+            raise ValueError(f"the data's images are {tuple(data.image_shape)}, the model's {shape}: set model.channels and model.size to the data's")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         stage, epoch = self.stage_of(self.current_epoch)
