@@ -1,0 +1,163 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from projects.dvae.cli import main
+from projects.dvae.data import PurificationData
+from projects.dvae.module import Purifier
+from projects.dvae.sets import StoredPerturbations, read_manifest, read_poisoned, read_set
+from shared.checkpoints import load_checkpoint
+
+SMALL = ["--model.width=4", "--model.epochs=[2,1]", "--trainer.max_epochs=3", "--trainer.enable_model_summary=false", "--data.batch_size=128"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder of a short training; tests copy it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOUCHSTONE_RUNS", str(folder))
+        patch.setenv("WANDB_MODE", "disabled")
+        main(["fit", "--run", "short", *SMALL])
+    return folder / "dvae" / "short"
+
+
+@pytest.fixture
+def run(trained, run_folder):
+    """The short training as this test's latest run."""
+    target = run_folder / "dvae" / "short"
+    shutil.copytree(trained, target)
+    (run_folder / "dvae" / "latest").write_text("short\n")
+    return target
+
+
+def expected_products(run):
+    data = PurificationData("digits", size=8, poison="lsp", poison_radius=0.652)
+    data.setup()
+    module = Purifier(classes=10, size=8, width=4, rates=[4.0, 20.0], epochs=[2, 1], energy_floor=0.01).eval()
+    module.load_state_dict(load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"])
+    batch = data.train_set.__getitems__(list(range(len(data.train_set))))
+    return data, module.purify(batch).named()
+
+
+@pytest.mark.parametrize("form", ["png", "npy"])
+def test_purify_writes_every_product(run, tmp_path, form, capsys):
+    wanted = ["--products=[x3,p1]"] if form == "png" else []
+    result = main(["purify", f"--format={form}", "--out", str(tmp_path / "clean"), *wanted]).result
+    data, expected = expected_products(run)
+    assert set(result.folders) == ({"x3", "p1"} if wanted else {"x1", "x2", "x3", "p1", "p2"})
+    for name in ("x3",) if wanted else ("x1", "x2", "x3"):
+        stored = read_set(run / "artefacts" / "purify" / name).load()
+        assert torch.equal(stored.labels, data.train_set.labels)
+        assert (stored.images.float() / 255 - expected[name]).abs().max() <= 1.01 / 255
+    last = read_set(tmp_path / "clean").load()
+    assert torch.equal(last.images, read_set(run / "artefacts" / "purify" / "x3").load().images)
+    assert read_poisoned(tmp_path / "clean").all()
+    p1 = StoredPerturbations(run / "artefacts" / "purify" / "p1").read(range(50))
+    assert (p1 - expected["p1"][:50]).abs().max() <= (0.51 / 255 if form == "png" else 1e-3)
+    manifest = read_manifest(tmp_path / "clean")
+    assert manifest["origin"]["source"] == "digits"
+    assert manifest["product"] == "x3"
+    rows = list(csv.DictReader((run / "artefacts" / "purify" / "changes.csv").open()))
+    assert len(rows) == len(data.train_set)
+    assert "done already" not in capsys.readouterr().out
+
+
+def test_purify_goes_on_where_it_stopped(run):
+    main(["purify", "--products=[x1]"])
+    folder = run / "artefacts" / "purify" / "x1"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    files = sorted(folder.rglob("*.png"))
+    before = {path: path.read_bytes() for path in files}
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png") if int(path.stem) >= 700}
+    for path in set(files) - set(kept):
+        path.unlink()
+    main(["purify", "--products=[x1]", "--resume", "--run", "short", "--force"])
+    assert {path: path.read_bytes() for path in sorted(folder.rglob("*.png"))} == before
+    assert {path: path.stat().st_mtime_ns for path in kept if int(path.stem) >= 768} == {p: t for p, t in kept.items() if int(p.stem) >= 768}
+
+
+def test_a_users_folder_is_purified_under_its_names(run_folder, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog", "owl")):
+        for number in range(24):
+            path = tmp_path / "given" / name / f"picture {number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 200, (12, 10, 3)) + 20 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    options = ["--config", "folder", "--model.width=4", "--model.epochs=[1,1]", "--trainer.max_epochs=2", "--data.batch_size=24", "--run", "own"]
+    main(["purify", str(tmp_path / "given"), "--out", str(tmp_path / "out"), *options])
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert found == sorted(path.relative_to(tmp_path / "given").as_posix() for path in (tmp_path / "given").rglob("*.png"))
+    assert Image.open(tmp_path / "out" / "owl" / "picture 3.png").size == (10, 12)
+    capsys.readouterr()
+    main(["purify", "--run", "own", "--products=[x2]", "--force"])
+    assert read_set(run_folder / "dvae" / "own" / "artefacts" / "purify" / "x2").class_names == ["cat", "dog", "owl"]
+
+
+def test_poison_train_and_a_stored_set(run_folder, tmp_path, capsys):
+    result = main(["poison", "ops", "--out", str(tmp_path / "set"), "--rate=0.5"]).result
+    manifest = read_manifest(tmp_path / "set")
+    assert manifest["measured"]["l0_max"] == 1
+    assert manifest["origin"]["poison"] == "none"
+    assert read_poisoned(tmp_path / "set").float().mean() == pytest.approx(0.5, abs=0.01)
+    assert result.summary["attack"] == "ops"
+    data = ["--data.source=stored", f"--data.root={tmp_path / 'set'}", "--data.poison=none"]
+    main(["fit", *SMALL, *data, "--run", "stored"])
+    main(["purify", "--products=[x1]", "--format=npy"])
+    trained = main(["train", "--images", "x1", "--epochs=2"]).result
+    assert len(trained.outcome.curve) == 2
+    assert trained.outcome.peak >= trained.outcome.last
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["train", "--images", "x7"])
+    assert "x7 is neither a folder nor a product of" in capsys.readouterr().err
+
+
+def test_a_small_bench_is_kept(run_folder, capsys):
+    options = ["--attacks=[clean,lsp]", "--defences=[none,grey,dvae:x1]", "--seeds=1", "--jobs=1", "--data.length=200"]
+    small = ["--data.source=textures", "--data.size=8", "--model.width=4", "--model.epochs=[1,1]", "--trainer.max_epochs=2", "--data.batch_size=64"]
+    main(["bench", *options, *small, "--run", "bench"])
+    rows = list(csv.DictReader((run_folder / "dvae" / "bench" / "artefacts" / "bench" / "bench.csv").open()))
+    assert [(row["attack"], row["defence"]) for row in rows] == [(a, d) for a in ("clean", "lsp") for d in ("none", "grey", "dvae:x1")]
+    assert all(0 <= float(row["last"]) <= float(row["peak"]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--attacks=[sharp]"], "--attacks sharp: choose among clean, em"),
+        (["bench", "--defences=[dvae:x9]"], "the purifier's are dvae:x1"),
+        (["bench", "--defences=[prayer]"], "no defence 'prayer'"),
+        (["purify", "--products=[x9]"], "a model of 2 stage(s) makes x1, x2, x3, p1, p2"),
+        (["purify", "/nowhere/at/all", "--config", "folder"], "/nowhere/at/all"),
+        (["train", "--victim=perceptron"], "victim must be one of cnn"),
+        (["train", "--defence=jpeg:0"], "quality"),
+        (["detect", "--reference", "/nowhere/at/all"], "neither a folder nor a product"),
+    ],
+)
+def test_what_is_wrong_is_named_before_any_work(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.slow
+def test_detect_tells_a_poisoned_set_from_its_clean_one(run, run_folder):
+    main(["poison", "random", "--radius=1", "--out", str(run_folder / "reference")])
+    (run_folder / "dvae" / "latest").write_text("short\n")
+    result = main(["detect", "--reference", str(run_folder / "reference")]).result
+    assert result.verdict.is_poisoned
+    assert result.exit_code == 1
+    assert result.verdict.reference.separability < result.verdict.scores.separability
+    clean = main(["detect", "--images", str(run_folder / "reference"), "--force"]).result
+    assert not clean.verdict.is_poisoned
