@@ -10,6 +10,13 @@ LOW_RATE = 1.0
 """Target below which the rate weighs more, in nats a latent position."""
 
 
+def rate_of_each(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the rate of each image, (B,) in nats a latent position, from (B, D, h, w) means and logarithms of variances; in float32 at least."""
+    if mean.dtype in (torch.bfloat16, torch.float16):
+        mean, log_variance = mean.float(), log_variance.float()
+    return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean((1, 2))
+
+
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Rate of a latent grid: KL(N(mean, variance) || N(0, 1)), section 2.2 of the paper.
 
@@ -20,7 +27,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     Returns:
         Scalar in nats a latent position: the sum over channels, averaged over images and positions. A sum over an image is h · w times as large.
     """
-    return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
+    return rate_of_each(mean, log_variance).mean()
 
 
 def rate_hinge(rate: Tensor, target: float, weight: float | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from projects.dvae.losses import on_grid, subtract
+from projects.dvae.losses import on_grid, rate_of_each, subtract
 from projects.dvae.model import DVAE
 from shared.seeding import generator
 
@@ -76,11 +76,6 @@ def subtract_stages(nets: Sequence[DVAE], images: Tensor, labels: Tensor, indice
         noise = sample_noise(net, images, indices, seed, "purify", stage)
         images = subtract(images, net.decode_perturbation(latent, net.sample(latent, noise), labels))
     return images
-
-
-def rate_of_each(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return the rate of each image, (B,), in nats a latent position: `kl_divergence` is its mean."""
-    return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean((1, 2))
 
 
 def cosine(perturbation: Tensor, other: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import argparse
 import resource
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,24 +47,27 @@ def loss_of(found, images):
 
 def training(size, width, device, batch):
     images, labels = torch.rand(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
-    nets = [DVAE(10, (size, size), width=width).to(device) for _ in range(2)]
-    ours, other = nets[0].to(memory_format=torch.channels_last), Straightforward(nets[1], width).to(device)
-    optimizers = [torch.optim.Adam(module.parameters(), 5e-3) for module in (ours, other)]
+    nets = [DVAE(10, (size, size), width=width).to(device) for _ in range(3)]
+    ours, half = (net.to(memory_format=torch.channels_last) for net in nets[:2])
+    other = Straightforward(nets[2], width).to(device)
+    modules = {"ours": ours, "ours, bfloat16": half, "straightforward": other}
+    optimizers = {name: torch.optim.Adam(module.parameters(), 5e-3) for name, module in modules.items()}
     last = images.contiguous(memory_format=torch.channels_last)
     shape = ours.noise_shape(size, size)
 
-    def step(number):
+    def step(name):
         noise = torch.randn(batch, *shape, device=device)
-        found = ours(last, labels, noise) if number == 0 else other(images, labels, noise)[0]
-        loss, parts = loss_of(found, images)
-        optimizers[number].zero_grad()
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=name == "ours, bfloat16"):
+            found = other(images, labels, noise)[0] if name == "straightforward" else modules[name](last, labels, noise)
+            loss, parts = loss_of(found, images)
+        optimizers[name].zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_((ours, other)[number].parameters(), 5.0)
-        optimizers[number].step()
-        if number == 1:
+        nn.utils.clip_grad_norm_(modules[name].parameters(), 5.0)
+        optimizers[name].step()
+        if name == "straightforward":
             [part.item() for part in parts]
 
-    return {"ours": lambda: step(0), "straightforward": lambda: step(1)}
+    return {name: partial(step, name) for name in modules}
 
 
 def purification(size, width, device, batch):
@@ -102,7 +106,8 @@ def compare(name, versions, rounds, batch, device):
     medians = {version: statistics.median(values) for version, values in times.items()}
     rates = "  ".join(f"{version} {batch / seconds:8.1f} images/s" for version, seconds in medians.items())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name}: {rates}  ratio {medians['straightforward'] / medians['ours']:.2f}  (peak memory of the process {memory:.0f} MB)", flush=True)
+    ratios = "  ".join(f"{medians['straightforward'] / seconds:.2f}" for version, seconds in medians.items() if version != "straightforward")
+    print(f"{name}: {rates}  ratio {ratios}  (peak memory of the process {memory:.0f} MB)", flush=True)
 
 
 def main():

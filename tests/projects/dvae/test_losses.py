@@ -11,6 +11,9 @@ def test_the_rate_is_torchs_divergence_for_each_position():
     each = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
     expected = each.sum() / (3 * 4 * 5)
     torch.testing.assert_close(losses.kl_divergence(mean, log_variance), expected, rtol=1e-10, atol=0)
+    half = losses.kl_divergence(mean.bfloat16(), log_variance.bfloat16())
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(float(expected), rel=0.02)
 
 
 @pytest.mark.parametrize(("target", "weight", "factor"), [(1.0, None, 0.01), (3.0, None, 0.01), (0.5, None, 0.5), (0.5, 0.2, 0.2)])

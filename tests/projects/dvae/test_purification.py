@@ -3,9 +3,9 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from projects.dvae.losses import kl_divergence, subtract
+from projects.dvae.losses import kl_divergence, rate_of_each, subtract
 from projects.dvae.model import DVAE
-from projects.dvae.purification import cosine, psnr, purify, rate_of_each, sample_noise, subtract_stages
+from projects.dvae.purification import cosine, psnr, purify, sample_noise, subtract_stages
 from shared.seeding import generator
 
 
