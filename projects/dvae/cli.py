@@ -31,6 +31,9 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
+        from projects.dvae.callbacks import Separations
+
+        self.callbacks.append(Separations())  # type: ignore[attr-defined]
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         super().test(model, datamodule=datamodule, verbose=False)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from projects.dvae.batches import quiet_trainer, silence
 from projects.dvae.module import Purifier
 from projects.dvae.purification import Purified
 from projects.dvae.sets import BareSet, ImageSet, identity
@@ -80,17 +81,8 @@ def fit_purifier(images: ImageSet, settings: Settings, seed: int, folder: Path |
         seed=seed,
         **settings.options,
     )
-    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    with tempfile.TemporaryDirectory() as temporary:
-        trainer = L.Trainer(
-            default_root_dir=folder or temporary,
-            max_epochs=sum(settings.epochs),
-            gradient_clip_val=5.0,
-            devices=1,
-            accelerator="auto",
-            **quiet,
-        )
-        module.configure_callbacks = list  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as temporary, silence():
+        trainer = quiet_trainer(sum(settings.epochs), 5.0, default_root_dir=folder or temporary, devices=1)
         trainer.fit(module, datamodule=SetData(images, settings.batch_size, seed))
     return module.eval().cpu()
 

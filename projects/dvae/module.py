@@ -192,11 +192,6 @@ class Purifier(L.LightningModule):
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "epoch"}}
 
-    def configure_callbacks(self) -> list[L.Callback]:
-        from projects.dvae.callbacks import Separations
-
-        return [Separations()]
-
     # ---- what became of the set
 
     def purify(self, batch: dict[str, Tensor]) -> Purified:

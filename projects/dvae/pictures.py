@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.utils import make_grid
 
 SHOWN = 10
 """Columns of a sheet."""
@@ -17,10 +18,10 @@ GAIN = 4
 
 
 def sheet(rows: Sequence[Tensor]) -> Tensor:
-    """Return rows of pictures, each (N, C, H, W) in [0, 1], the first ten side by side: (C, rows · h, 10 · w), enlarged without smoothing."""
-    joined = torch.cat([row[:SHOWN].permute(1, 2, 0, 3).flatten(2) for row in rows], dim=1).clamp(0, 1)
+    """Return rows of pictures, each (N, C, H, W) in [0, 1], the first ten side by side, enlarged without smoothing, as one (C, height, width)."""
+    shown = [row[:SHOWN].clamp(0, 1).float() for row in rows]
     factor = max(1, -(-SIDE // rows[0].shape[2]))
-    return F.interpolate(joined[None].float(), scale_factor=factor, mode="nearest")[0]
+    return make_grid(F.interpolate(torch.cat(shown), scale_factor=factor, mode="nearest"), nrow=len(shown[0]), padding=3, pad_value=1)
 
 
 def around_grey(perturbation: Tensor) -> Tensor:

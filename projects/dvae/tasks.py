@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from projects.dvae.callbacks import Separations
 from projects.dvae.data import PurificationData
 from projects.dvae.module import Purifier
 from projects.dvae.pictures import GAIN, SHOWN, around_grey, sheet
@@ -185,7 +186,7 @@ def train_on_folder(trainer: ProjectTrainer, model: Purifier, data: Purification
         settings["data"] |= {"source": "folder", "root": str(Path(folder).expanduser().resolve()), "poison": "none"}
         write_text(trainer.run.config_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     last = trainer.run.checkpoints / "last.ckpt"
-    trainer.callbacks.append(ResumePoint(trainer.run.checkpoints, 100))  # type: ignore[attr-defined]
+    trainer.callbacks.extend([ResumePoint(trainer.run.checkpoints, 100), Separations()])  # type: ignore[attr-defined]
     print(f"training on {len(own.train_set)} images of {len(own.class_names)} classes", flush=True)
     L.Trainer.fit(trainer, purifier, datamodule=own, ckpt_path=str(last) if last.is_file() else None)
     return purifier, own
