@@ -160,7 +160,7 @@ class CertificationData(DataModule):
     def certification_loader(self) -> DataLoader:
         """Return a loader of the images to certify, each once, dealt over the processes without padding."""
         images = self.certified_set()
-        return DataLoader(images, 16, sampler=UnpaddedSampler(cast(Sized, images)), num_workers=self.num_workers)
+        return DataLoader(images, batch_size=16, sampler=UnpaddedSampler(cast(Sized, images)), num_workers=self.num_workers)
 
 
 class Transformed(Dataset):

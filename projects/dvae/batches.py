@@ -88,7 +88,7 @@ def training_loader(images: Tensor, labels: Tensor, batch_size: int, seed: int) 
 def ordered_loader(images: Tensor, labels: Tensor, batch_size: int = 512) -> DataLoader:
     """Return a loader that gives every image once, in order, dealt over the processes."""
     dataset = Pixels(images, labels)
-    return DataLoader(dataset, batch_size, sampler=UnpaddedSampler(dataset), collate_fn=_whole, generator=_unused())
+    return DataLoader(dataset, batch_size=batch_size, sampler=UnpaddedSampler(dataset), collate_fn=_whole, generator=_unused())
 
 
 class Sets(L.LightningDataModule):

@@ -39,7 +39,7 @@ class SetData(L.LightningDataModule):
 
     def ordered_loader(self) -> DataLoader:
         """Return a loader of every image once, in order."""
-        return DataLoader(self.train_set, 256, sampler=UnpaddedSampler(self.train_set), collate_fn=identity)  # type: ignore[arg-type]
+        return DataLoader(self.train_set, batch_size=256, sampler=UnpaddedSampler(self.train_set), collate_fn=identity)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The DataModule that every project's data begins with, and loaders that continue in the middle of an epoch."""
+"""The DataModule that every project's data begins with, and loaders that continue in the middle of an epoch.
+
+Batch sizes are passed to loaders by keyword: Lightning leaves `DataLoader` patched once a loader could not be made, and then refuses others.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def training_loader(dataset: Dataset, batch_size: int, seed: int, **options: Any
         raise ValueError(f"data.batch_size {batch_size} does not divide by {world_size()} processes: it counts the samples of all of them together")
     if len(dataset) < batch_size:  # type: ignore[arg-type]
         raise ValueError(f"data.batch_size {batch_size} is larger than the training set of {len(dataset)} samples")  # type: ignore[arg-type]
-    return ResumableDataLoader(dataset, share, sampler=EpochSampler(dataset, seed), drop_last=True, **options)  # type: ignore[arg-type]
+    return ResumableDataLoader(dataset, batch_size=share, sampler=EpochSampler(dataset, seed), drop_last=True, **options)  # type: ignore[arg-type]
 
 
 class DataModule(L.LightningDataModule):
@@ -106,7 +109,7 @@ class DataModule(L.LightningDataModule):
     def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None) -> DataLoader:
         """Return a loader that gives every sample once, in order, dealt over the processes without padding."""
         share = max(1, self.batch_size // world_size())
-        return DataLoader(dataset, share, sampler=UnpaddedSampler(dataset), collate_fn=collate, **self._workers())  # type: ignore[arg-type]
+        return DataLoader(dataset, batch_size=share, sampler=UnpaddedSampler(dataset), collate_fn=collate, **self._workers())  # type: ignore[arg-type]
 
     def _workers(self) -> dict[str, Any]:
         return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": self._on_gpu()}
