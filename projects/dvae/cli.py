@@ -78,6 +78,16 @@ class Trainer(ProjectTrainer):
             with_weights(model, ckpt_path)
         return purify(self, model, datamodule, products, format, out)
 
+    def predict(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> WrittenSets:  # type: ignore[override]
+        """Purify the training set into PNG files; the verb purify has more options.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            ckpt_path: checkpoint; last (the default) or a file.
+        """
+        return self.purify(model, datamodule, ckpt_path=ckpt_path)
+
     def poison(
         self,
         model: Purifier,
