@@ -49,6 +49,16 @@ class Trainer(ProjectTrainer):
 
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
 
+    def validate(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
+        """Measure as test does: a purifier is judged on the very set that it purifies.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            ckpt_path: checkpoint; last (the default) or a file.
+        """
+        self.test(model, datamodule, ckpt_path)
+
     def purify(
         self,
         model: Purifier,
