@@ -338,12 +338,12 @@ class ProjectCLI(LightningCLI):
             print(f"{verb} was done already with these settings and weights{ending}: {shown_path(self.run.path)} (--force does it again)")
 
     def _inputs(self, kwargs: dict[str, Any]) -> dict[str, Path]:
-        """Return the files and folders that a verb works on: those it was given, else the weights of the run."""
+        """Return the files and folders that a verb works on: those it was given, and the run's weights unless it was given others."""
         names = ("ckpt_path", *sorted(self._trainer_type.outside | self._trainer_type.reads))
         files = {name: as_list(kwargs[name]) for name in names if kwargs.get(name)}
         given = {name if not number else f"{name}-{number}": Path(file) for name, each in files.items() for number, file in enumerate(each)}
         own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline"}
-        return given or {name: path for name, path in own.items() if path.exists()}
+        return given | ({} if "ckpt_path" in given else {name: path for name, path in own.items() if path.exists()})
 
     def _record(self, verb: str, kwargs: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Path], fingerprint: str) -> None:
         """Carry out a verb on the first process, and write down in the run folder what it was and how it went."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from projects.dvae.data import PurificationData
 from projects.dvae.fitting import Settings
 from projects.dvae.module import Purifier
+from projects.dvae.tasks import in_one_process
 from projects.dvae.training import Recipe
 from projects.dvae.workshop import Workshop
 from shared.loggers import log_table
@@ -56,6 +57,7 @@ def bench(
     Raises:
         ValueError: for an unknown attack, defence or victim, before anything is trained.
     """
+    in_one_process(trainer)
     is_quick = recipe == "quick" or (recipe == "auto" and data.source in ("digits", "textures"))
     given = model.hparams
     kept = (

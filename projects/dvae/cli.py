@@ -19,7 +19,7 @@ class Trainer(ProjectTrainer):
 
     makes_run = frozenset({"fit", "poison", "bench", "reproduce"})
     outside = frozenset({"folder"})
-    reads = frozenset({"reference"})
+    reads = frozenset({"images", "reference"})
     resumable = frozenset({"fit", "purify", "bench", "reproduce"})
     follow_up = MappingProxyType({"poison": "fit", "fit": "purify", "purify": "train", "train": "detect"})
 

@@ -18,10 +18,9 @@ from projects.dvae.data import PurificationData
 from projects.dvae.module import Purifier
 from projects.dvae.pictures import GAIN, SHOWN, around_grey, sheet
 from projects.dvae.purification import psnr
-from projects.dvae.sets import MANIFEST, FolderSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
+from projects.dvae.sets import MANIFEST, FolderSet, ImageSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
 from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint
-from shared.distributed import gather_objects
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.messages import shown_path
 from shared.runs import claim_folder, write_json, write_text
@@ -72,24 +71,17 @@ class Purification(L.LightningModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.purifier, self.writers, self.loader = purifier, writers, loader
-        self.rows: list[dict[str, float]] = []
-        self.shown: Tensor | None = None
 
     def predict_dataloader(self) -> Any:
         return self.loader
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         indices = batch["index"].tolist()
-        if batch_idx > 0 and all(writer.has(indices) for _, writer in self.writers):
-            return
-        named = self.purifier.purify(batch).named()
-        for name, writer in self.writers:
-            writer.write(indices, named[name].cpu())
-        changes = {name: psnr(images, batch["image"]) for name, images in named.items() if name.startswith("x")}
-        for row, index in enumerate(indices):
-            self.rows.append({"index": index} | {f"psnr_{name}": round(float(values[row]), 3) for name, values in changes.items()})
-        if batch_idx == 0:
-            self.shown = sheet([batch["image"], *(around_grey(images) if name.startswith("p") else images for name, images in named.items())]).cpu()
+        missing = [(name, writer) for name, writer in self.writers if not writer.has(indices)]
+        if missing:
+            named = self.purifier.purify(batch).named()
+            for name, writer in missing:
+                writer.write(indices, named[name].cpu())
 
 
 def product_names(stages: int) -> list[str]:
@@ -140,22 +132,41 @@ def purify(
     trainer.strategy.barrier("the sets are begun")
     task = Purification(model, writers or begin(), data.ordered_loader())
     L.Trainer.predict(trainer, task, return_predictions=False)
-    rows = sorted(gather_objects(task.rows), key=lambda row: row["index"])
+    trainer.strategy.barrier("the sets are written")
     summary: dict[str, Any] = {"images": len(data.train_set)}
     if trainer.is_global_zero:
         about = {"made_by": "purify", "origin": data.origin(), "rates": model.hparams.rates, "seed": model.hparams.seed}
         for name, writer in writers:
             writer.finish(about | {"product": name}, data.is_poisoned)
+        rows = changes(data.train_set, {name: read_set(folder) for name, folder in places if name.startswith("x")})
         log_table(trainer, "changes", rows)
-        if task.shown is not None:
-            log_image(trainer, "purified", task.shown)
-        for name in rows[0]:
-            if name != "index":
-                summary[f"purify/{name}"] = round(sum(row[name] for row in rows) / len(rows), 3)
+        summary |= {f"purify/{name}": round(sum(row[name] for row in rows) / len(rows), 3) for name in rows[0] if name.startswith("psnr")}
+        shown = {name: value.to(model.device) for name, value in data.train_set.__getitems__(list(range(min(SHOWN, len(rows))))).items()}
+        named = model.purify(shown).named()
+        sheets = [shown["image"], *(around_grey(images) if name.startswith("p") else images for name, images in named.items())]
+        log_image(trainer, "purified", sheet(sheets).cpu())
         for name, folder in places:
             print(f"  {name}: {shown_path(folder)}")
         print("rows of the picture: the images, " + ", ".join(known) + f" (perturbations {GAIN} times around grey)")
     return WrittenSets(dict(places), summary)
+
+
+def changes(images: LabelledSet, products: dict[str, ImageSet | FolderSet]) -> list[dict[str, Any]]:
+    """Return a row an image: its index, its name where it has one, and the PSNR of each stored product to it, in dB."""
+    rows: list[dict[str, Any]] = []
+    for indices in torch.arange(len(images)).split(256):
+        given = images.read(indices.tolist()).float() / 255
+        found = {name: psnr(product.read(indices.tolist()).float() / 255, given) for name, product in products.items()}
+        for row, index in enumerate(indices.tolist()):
+            named = {"index": index} if images.names is None else {"index": index, "name": images.names[index]}
+            rows.append(named | {f"psnr_{name}": round(float(values[row]), 3) for name, values in found.items()})
+    return rows
+
+
+def in_one_process(trainer: ProjectTrainer) -> None:
+    """Refuse several processes, for verbs whose many small computations would be done by each of them."""
+    if trainer.world_size > 1:
+        raise ValueError(f"{trainer.verb} runs in one process: start it without --devices and --num-nodes")
 
 
 def digest_of(model: nn.Module) -> str:
@@ -225,6 +236,7 @@ def poison(
     from projects.dvae.victims import build_victim
     from shared.poisons import measure
 
+    in_one_process(trainer)
     data = PurificationData(**(data.options() | {"poison": "none", "perturbation": None}))
     data.prepare_data()
     data.setup()
@@ -247,7 +259,8 @@ def poison(
     bounds = {name: round(float(value), 6) for name, value in measure(originals[is_poisoned], images[is_poisoned]).items()} if rate > 0 else {}
     writer = SetWriter(folder, clean.names, clean.labels, data.class_names, data.image_shape, form, key=f"{attack}-{data.fingerprint()}")
     for indices in torch.arange(len(clean)).split(256):
-        writer.write(indices.tolist(), images[indices])
+        if not writer.has(indices.tolist()):
+            writer.write(indices.tolist(), images[indices])
     given: dict[str, Any] = {
         "attack": attack,
         "norm": ATTACKS[attack].kind,
@@ -320,7 +333,9 @@ def train(
     budget = Budget(epochs=30, width=24, batch_size=64) if is_quick else None
     made = parse_defence(defence, budget)
     print(f"{victim} on {images or data.source} ({len(labelled)} images), defence {defence}, {chosen.epochs} epochs", flush=True)
-    options: dict[str, Any] = {"accelerator": trainer.accelerator.__class__.__name__.removesuffix("Accelerator").lower()}
+    accelerator = trainer.accelerator.__class__.__name__.removesuffix("Accelerator").lower()
+    options: dict[str, Any] = {"accelerator": accelerator, "devices": trainer.num_devices, "num_nodes": trainer.num_nodes}
+    options["precision"] = trainer.precision
     outcome = train_victim(
         labelled.images, labelled.labels, test.images, test.labels, classes, chosen, made, seed, artefact_folder(trainer) / "victim", **options
     )
@@ -363,6 +378,7 @@ def detect(trainer: ProjectTrainer, data: PurificationData, images: str | None, 
     """
     from projects.dvae.detection import Detector, judge, score_set
 
+    in_one_process(trainer)
     suspect = find_set(trainer, data, images).load()
     known = None if reference is None else score_set(find_set(trainer, data, reference).load(), Detector(), seed)
     verdict = judge(score_set(suspect, Detector(), seed), known)

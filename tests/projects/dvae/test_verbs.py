@@ -120,6 +120,16 @@ def test_poison_train_and_a_stored_set(run_folder, tmp_path, capsys):
     assert "x7 is neither a folder nor a product of" in capsys.readouterr().err
 
 
+def test_verbs_may_be_repeated(run, tmp_path):
+    for _ in range(2):
+        main(["purify", "--format=npy", "--force"])
+        main(["poison", "lsp", "--out", str(tmp_path / "set"), "--run", "again", "--force"])
+        (run.parent / "latest").write_text("short\n")
+    rows = list(csv.DictReader((run / "artefacts" / "purify" / "changes.csv").open()))
+    assert len(rows) == 1400
+    assert {"psnr_x1", "psnr_x2", "psnr_x3"} <= rows[0].keys()
+
+
 def test_a_small_bench_is_kept(run_folder, capsys):
     options = ["--attacks=[clean,lsp]", "--defences=[none,grey,dvae:x1]", "--seeds=1", "--jobs=1", "--data.length=200"]
     small = ["--data.source=textures", "--data.size=8", "--model.width=4", "--model.epochs=[1,1]", "--trainer.max_epochs=2", "--data.batch_size=64"]
