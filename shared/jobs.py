@@ -90,9 +90,19 @@ def in_threads(
     is_inference, has_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     autocast: dict[str, Any] = {"dtype": torch.get_autocast_dtype("cpu"), "enabled": torch.is_autocast_enabled("cpu")}
 
+    at_work, ends = set[object](), threading.Condition()
+
     def call(item: Item) -> Result:
-        with torch.inference_mode(is_inference), torch.set_grad_enabled(has_gradients), torch.autocast("cpu", **autocast):
-            return function(item)
+        mark = object()
+        with ends:
+            at_work.add(mark)
+        try:
+            with torch.inference_mode(is_inference), torch.set_grad_enabled(has_gradients), torch.autocast("cpu", **autocast):
+                return function(item)
+        finally:
+            with ends:
+                at_work.remove(mark)
+                ends.notify_all()
 
     with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads // workers)) as pool:
         try:
@@ -103,6 +113,8 @@ def in_threads(
             if stop is not None:
                 stop.set()
             pool.shutdown(cancel_futures=True)
+            with ends:  # the pool forgets a thread in whose start an interrupt comes
+                ends.wait_for(lambda: not at_work)
             raise
         finally:
             torch.set_num_threads(threads)  # the workers' number is also that of threads to come

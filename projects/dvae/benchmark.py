@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import Tensor
+
 from projects.dvae.data import PurificationData
 from projects.dvae.fitting import Settings
 from projects.dvae.module import Purifier
 from projects.dvae.tasks import in_one_process
 from projects.dvae.training import Recipe
 from projects.dvae.workshop import Workshop
+from shared.jobs import run_jobs
 from shared.loggers import log_table
 from shared.results import markdown
 from shared.tables import Job, Rows, Table, make_table
@@ -27,18 +30,36 @@ SECOND = "dvae:second"
 def cell(workshop: Workshop, attack: str, defence: str, seed: int) -> Rows:
     """Train a victim on a set after an attack and a defence; one row."""
     if defence.startswith("dvae:"):
-        product = defence.removeprefix("dvae:")
-        settings = workshop.settings
-        if defence == SECOND:
-            product, settings = "x2", replace(settings, rates=settings.rates[-1:], epochs=settings.epochs[-1:])
-        made = workshop.purified(attack, seed, settings=settings, name="second" if defence == SECOND else "dvae")
+        product = "x2" if defence == SECOND else defence.removeprefix("dvae:")
+        made = _purified(workshop, attack, defence, seed)
         if product not in made:
             raise ValueError(f"no product {product!r} of the purifier: it makes {', '.join(sorted(made))}")
         outcome = workshop.train(made[product], seed)
     else:
         outcome = workshop.train(workshop.poisoned(attack, seed).images, seed, defence)
-    figures = {"last": outcome.last, "peak": outcome.peak, "defence_s": outcome.defence_seconds, "training_s": outcome.seconds}
+    defence_seconds = None if defence.startswith("dvae:") else outcome.defence_seconds
+    figures = {"last": outcome.last, "peak": outcome.peak, "defence_s": defence_seconds, "training_s": outcome.seconds}
     return [{"attack": attack, "defence": defence, "seed": seed} | figures]
+
+
+def _purified(workshop: Workshop, attack: str, defence: str, seed: int) -> dict[str, Tensor]:
+    settings = workshop.settings
+    if defence != SECOND:
+        return workshop.purified(attack, seed)
+    return workshop.purified(attack, seed, settings=replace(settings, rates=settings.rates[-1:], epochs=settings.epochs[-1:]), name="second")
+
+
+def _purifier(defence: str) -> str:
+    """Return a name for the purifier that a defence needs, empty for none."""
+    return defence if defence == SECOND else "dvae" if defence.startswith("dvae:") else ""
+
+
+def _prepare(item: tuple[Workshop, str, str, int]) -> None:
+    """Make the set and the products that several cells need, before they are asked for side by side."""
+    workshop, attack, purifier, seed = item
+    workshop.poisoned(attack, seed)
+    if purifier:
+        _purified(workshop, attack, purifier, seed)
 
 
 def bench(
@@ -77,13 +98,15 @@ def bench(
     chosen = Recipe.quick(victim) if is_quick else Recipe.paper(victim, given.classes)
     options = {name: data.hparams[name] for name in ("source", "root", "size", "channels", "length", "test_root", "on_bad_file")}
     radii: dict[str, float] = {name: data.poison_radius for name in ("lsp", "ar") if data.poison == name and data.poison_radius is not None}
-    workshop = Workshop(trainer.run.artefacts("bench") / "kept", options, settings, chosen, radii, "quick" if is_quick else "paper")
+    workshop = Workshop(trainer.run.artefacts("bench") / "kept", options, settings, chosen, radii, "quick" if is_quick else "paper", not is_quick)
     rows, columns = attacks or list(ATTACKS), defences or list(DEFENCES)
     check(workshop, rows, columns)
 
     def cells(workshop: Workshop, numbers: list[int], quick: bool) -> list[Job]:
         return [Job(f"{a}-{d}".replace(":", ""), seed, cell, (workshop, a, d)) for seed in numbers for a in rows for d in columns]
 
+    made = [(workshop, a, d, seed) for seed in range(seeds) for a in rows for d in dict.fromkeys(map(_purifier, columns))]
+    run_jobs(_prepare, made, jobs, lambda item: f"{item[1]} and {item[2] or 'its set'} of seed {item[3]}")
     table = Table("defences", "Which defence restores clean-test accuracy under which attack.", ("attack", "defence"), cells, lambda rows: {})
     results, _ = make_table(trainer.run, "bench", table, workshop, seeds, jobs=jobs)
     print(markdown(results["rows"]))

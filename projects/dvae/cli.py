@@ -21,7 +21,7 @@ class Trainer(ProjectTrainer):
     outside = frozenset({"folder"})
     reads = frozenset({"images", "reference"})
     resumable = frozenset({"fit", "purify", "bench", "reproduce"})
-    follow_up = MappingProxyType({"poison": "fit", "fit": "purify", "purify": "train", "train": "detect"})
+    follow_up = MappingProxyType({"fit": "purify", "purify": "train", "train": "detect"})
 
     def fit(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Train the D-VAE of each stage on the training set, and measure what they separate.
@@ -82,10 +82,12 @@ class Trainer(ProjectTrainer):
         """
         from projects.dvae.tasks import purify, train_on_folder, with_weights
 
-        if folder is not None and ckpt_path is None:
+        if folder is not None and ckpt_path is not None:
+            raise ValueError("purify FOLDER trains on that folder: leave out --ckpt_path, or name the run that was trained on it with --run")
+        if folder is not None:
             model, datamodule = train_on_folder(self, model, datamodule, folder)
         else:
-            with_weights(model, ckpt_path)
+            with_weights(model, ckpt_path, is_finished=True)
         return purify(self, model, datamodule, products, format, out)
 
     def predict(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> WrittenSets:  # type: ignore[override]

@@ -123,6 +123,9 @@ class PurificationData(DataModule):
             raise ValueError("data.poison and data.perturbation both poison the training set: give one of them")
         if self.poison not in (known := ("none", "lsp", "ar", "ops", "cuda", "random")):
             raise ValueError(f"data.poison must be one of {', '.join(known)}, got {self.poison!r}; the verb poison makes the others")
+        if self.poison != "none" and self.source in ("folder", "stored", "arrays"):
+            what = f"data.poison {self.poison} would be put on the images in {self._root}"
+            raise ValueError(f"{what}: say --data.poison none; the verb poison writes poisoned copies")
         if not 0 <= self.poison_rate <= 1:
             raise ValueError(f"data.poison_rate must lie in [0, 1], got {self.poison_rate}")
         if self.poison_choice not in ("random", "classes"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projects.dvae.defences import Defence
-from projects.dvae.fitting import Settings, fit_purifier, subset
+from projects.dvae.fitting import Settings, fit_purifier, purify_set, subset
 from projects.dvae.losses import on_grid
 from projects.dvae.purification import sample_noise
 from projects.dvae.sets import ImageSet
@@ -141,8 +141,7 @@ def _residuals(module: Any, images: ImageSet, seed: int) -> tuple[Tensor, Tensor
 
 
 def _amplified(module: Any, images: ImageSet) -> Tensor:
-    batch = images.__getitems__(list(range(len(images))))
-    return (on_grid(batch["image"] + module.purify(batch).perturbations[0]) * 255).round().byte()
+    return (images.images + 255 * purify_set(module, images)["p1"]).round().clamp(0, 255).byte()
 
 
 def _linear(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> float:

@@ -104,7 +104,7 @@ class RateVAE(nn.Module):
         channels: 1 for grey images, 3 for colour.
         width: channels of the encoder's first stage; 64 is published.
         levels: halvings of the resolution: 1 (published for CIFAR) or 3 (for ImageNet).
-        latent: channels of the latent; None takes 4 · width, but 256 with three levels, as published.
+        latent: channels of the latent; None takes 4 · width; published are 256 for a width of 64.
         norm: normalisation in the decoder.
 
     Raises:

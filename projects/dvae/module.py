@@ -116,11 +116,19 @@ class Purifier(L.LightningModule):
         total, given = sum(self.hparams.epochs), self.trainer.max_epochs
         if given != total and self.trainer.max_steps == -1:
             raise ValueError(f"trainer.max_epochs is {given}, but model.epochs {self.hparams.epochs} are {total} together: make them equal")
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and len(data.class_names) != self.hparams.classes:
+        if (data := getattr(self.trainer, "datamodule", None)) is not None:
+            self.check_set(data)
+
+    def check_set(self, data: PurificationData) -> None:
+        """Refuse a set of other classes or shape than the networks are made for.
+
+        Raises:
+            ValueError: naming the option to change.
+        """
+        if len(data.class_names) != self.hparams.classes:
             raise ValueError(f"the data has {len(data.class_names)} classes: set model.classes to that, not {self.hparams.classes}")
         shape = (self.hparams.channels, *self.image_size)
-        if data is not None and tuple(data.image_shape) != shape:
+        if tuple(data.image_shape) != shape:
             raise ValueError(f"the data's images are {tuple(data.image_shape)}, the model's {shape}: set model.channels and model.size to the data's")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -132,7 +140,7 @@ class Purifier(L.LightningModule):
         reconstruction = reconstruction_loss(found.reconstruction, images)
         separation = separation_loss(found.reconstruction, found.perturbation, images)
         loss = reconstruction + separation + rate_hinge(rate, self.hparams.rates[stage], self.hparams.rate_weight)
-        if self.hparams.energy_floor is not None and epoch >= self.hparams.energy_start * self.hparams.epochs[stage]:
+        if self.hparams.energy_floor is not None and epoch > self.hparams.energy_start * self.hparams.epochs[stage]:
             loss = loss + energy_hinge(found.perturbation, self.hparams.energy_floor)
         values: dict[str, Any] = {"loss": loss, "rate": rate, "reconstruction": reconstruction, "separation": separation}
         values |= {"perturbation_rms": found.perturbation.detach().square().mean().sqrt(), "stage": float(stage + 1)}
@@ -200,6 +208,7 @@ class Purifier(L.LightningModule):
         return purify(self.stages, images, batch["label"], batch["index"], self.hparams.seed)
 
     def on_test_start(self) -> None:
+        self.check_set(self.trainer.datamodule)  # type: ignore[attr-defined]
         self._measured = {}
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

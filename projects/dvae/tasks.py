@@ -89,10 +89,18 @@ def product_names(stages: int) -> list[str]:
     return [f"x{number}" for number in range(1, stages + 2)] + [f"p{number}" for number in range(1, stages + 1)]
 
 
-def with_weights(model: Purifier, ckpt_path: str | None) -> Purifier:
-    """Load the weights in a checkpoint, which the command line has checked against the model, into the model."""
+def with_weights(model: Purifier, ckpt_path: str | None, is_finished: bool = False) -> Purifier:
+    """Load the weights in a checkpoint, which the command line has checked against the model, into the model.
+
+    Raises:
+        ValueError: if `is_finished` is asked for and the training stopped before the end of its last stage.
+    """
     if ckpt_path is not None:
-        model.load_state_dict(load_checkpoint(ckpt_path)["state_dict"])
+        checkpoint, epochs = load_checkpoint(ckpt_path), sum(model.hparams.epochs)
+        if is_finished and checkpoint["epoch"] + 1 < epochs:
+            done = f"{ckpt_path} is from epoch {checkpoint['epoch'] + 1} of {epochs}"
+            raise ValueError(f"{done}: its last stage is not trained; go on with fit --resume")
+        model.load_state_dict(checkpoint["state_dict"])
     return model
 
 
@@ -118,6 +126,7 @@ def purify(
         raise ValueError(f"--products {', '.join(unknown)}: a model of {len(model.stages)} stage(s) makes {', '.join(known)}")
     data.prepare_data()
     data.setup()
+    model.check_set(data)
     places = [(name, artefact_folder(trainer) / name) for name in wanted]
     if out is not None:
         places.append((final, claim_folder(out, MANIFEST, source=data.given_root)))
@@ -255,9 +264,19 @@ def poison(
         device=trainer.strategy.root_device,
     )
     images, is_poisoned = poison_dataset(pattern, clean, rate, choice, data.seed)
+    if not is_poisoned.any():
+        raise ValueError(f"--rate {rate} by {choice} chooses nothing of {len(clean)} images in {classes} classes: raise it")
     originals = clean.load().images
-    bounds = {name: round(float(value), 6) for name, value in measure(originals[is_poisoned], images[is_poisoned]).items()} if rate > 0 else {}
-    writer = SetWriter(folder, clean.names, clean.labels, data.class_names, data.image_shape, form, key=f"{attack}-{data.fingerprint()}")
+    bounds = {name: round(float(value), 6) for name, value in measure(originals[is_poisoned], images[is_poisoned]).items()}
+    writer = SetWriter(
+        folder,
+        clean.names,
+        clean.labels,
+        data.class_names,
+        data.image_shape,
+        form,
+        key=f"{attack}-{radius}-{rate}-{choice}-{surrogate}-{budget}-{data.fingerprint()}",
+    )
     for indices in torch.arange(len(clean)).split(256):
         if not writer.has(indices.tolist()):
             writer.write(indices.tolist(), images[indices])
@@ -274,6 +293,8 @@ def poison(
     shift = (images[:SHOWN].float() - originals[:SHOWN].float()) / 255
     log_image(trainer, f"poison_{attack}", sheet([originals[:SHOWN].float() / 255, images[:SHOWN].float() / 255, around_grey(shift)]))
     print(f"{int(is_poisoned.sum())} of {len(clean)} images poisoned; measured on the stored integers: {bounds}\n  {shown_path(folder)}")
+    size_options = f"--data.size {size[0]}" if size[0] == size[1] else "--data.size null"
+    print(f"next: lightning run projects/dvae/cli.py fit --data.source stored --data.root {shown_path(folder)} --data.poison none {size_options}")
     return WrittenSets({attack: folder}, {"attack": attack} | bounds)
 
 

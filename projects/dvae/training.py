@@ -214,7 +214,7 @@ def train_victim(
     test = defence.transform_test(test_images) if defend_test else test_images
     mapped = time.perf_counter()
     victim = Victim(recipe, defence, classes, images.shape[1], max(images.shape[2:]), seed)
-    sets = Sets((defended, labels), (test, test_labels), recipe.batch_size, seed)
+    sets = Sets((defended, labels), (test, test_labels), min(recipe.batch_size, len(images)), seed)
     with silence():
         quiet_trainer(recipe.epochs, recipe.clip, **options).fit(victim, datamodule=sets)
     outcome = Outcome.of(victim.curve, victim.confusion, mapped - started, time.perf_counter() - mapped)

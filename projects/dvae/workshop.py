@@ -33,6 +33,7 @@ class Workshop:
         recipe: of the victims.
         radii: bounds of attacks that differ from the customary ones, by the attack's name.
         attack_budget: effort of attacks that learn.
+        is_paper: victims are trained by the published recipe of their defence, with the recipe's victim.
         is_quick: few images and a single epoch, to see that everything runs.
     """
 
@@ -42,6 +43,7 @@ class Workshop:
     recipe: Recipe
     radii: dict[str, float] = field(default_factory=dict)
     attack_budget: str = "quick"
+    is_paper: bool = False
     is_quick: bool = False
 
     def __post_init__(self) -> None:
@@ -102,7 +104,9 @@ class Workshop:
         """Train a victim on (N, C, H, W) uint8 images with the training set's labels, or others, and test it on the clean test set."""
         train, test = self.sets(seed)
         own = train.labels if labels is None else labels
-        return train_victim(images, own, test.images, test.labels, len(train.class_names), self.recipe, self.defence(defence), seed)
+        classes, size = len(train.class_names), max(train.image_shape[1:])
+        recipe = Recipe.paper(self.recipe.victim, classes, size, defence) if self.is_paper else self.recipe
+        return train_victim(images, own, test.images, test.labels, classes, recipe, self.defence(defence), seed)
 
     def defence(self, text: str) -> Defence:
         """Return a defence by name, its networks trained as those of the purifier are."""

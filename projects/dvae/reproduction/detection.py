@@ -35,9 +35,9 @@ def rows(workshop: Workshop, attack: str, number: int) -> Rows:
 
 
 def jobs(folder: Path, seeds: list[int], quick: bool) -> list[Job]:
-    """Return a job for each set; seeds number rounds of sets, of which one is enough."""
+    """Return a job for each set; each seed is a further round of sets, and one round is enough."""
     workshop = worlds.detection(folder, quick)
-    numbers = range(1 if quick else SETS)
+    numbers = [0] if quick else [SETS * round_ + number for round_ in seeds for number in range(SETS)]
     return [Job(f"{attack}", number, rows, (workshop, attack)) for number in numbers for attack in ("clean", ATTACKS[number % len(ATTACKS)])]
 
 

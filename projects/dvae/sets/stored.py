@@ -99,10 +99,8 @@ class SetWriter:
 
     def has(self, indices: Sequence[int]) -> bool:
         """Tell whether all these images are there."""
-        if self.is_complete:
-            return True
         if self.format == "npy":
-            return bool(self._written[np.asarray(indices)].all())
+            return self.is_complete or bool(self._written[np.asarray(indices)].all())
         return all((self.folder / self.names[index]).exists() for index in indices)
 
     def write(self, indices: Sequence[int], images: Tensor) -> None:

@@ -120,6 +120,48 @@ def test_poison_train_and_a_stored_set(run_folder, tmp_path, capsys):
     assert "x7 is neither a folder nor a product of" in capsys.readouterr().err
 
 
+def test_another_bound_is_another_set(run_folder, tmp_path):
+    for number, radius in enumerate((0.5, 1.0)):
+        main(["poison", "lsp", "--out", str(tmp_path / "set"), f"--radius={radius}", "--run", f"set{number}"])
+        stored = read_set(tmp_path / "set").load()
+        data = PurificationData("digits", size=8)
+        data.setup()
+        norms = (stored.images.float() - data.train_set.read(range(len(stored))).float()).flatten(1).norm(dim=1) / 255
+        assert norms.max() <= radius + 1e-6
+        assert norms.mean() > 0.9 * radius
+        assert read_manifest(tmp_path / "set")["radius"] == radius
+
+
+def test_a_training_that_stopped_is_not_purified_with(run_folder, capsys):
+    main(["fit", *SMALL, "--trainer.max_steps=3", "--run", "stopped"])
+    with pytest.raises(SystemExit):
+        main(["purify"])
+    assert "its last stage is not trained" in capsys.readouterr().err
+
+
+def test_a_stored_set_that_lost_files_is_mended(run):
+    main(["purify", "--products=[x1]"])
+    lost = sorted((run / "artefacts" / "purify" / "x1").rglob("*.png"))[100:110]
+    before = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    main(["purify", "--products=[x1]", "--force"])
+    assert [path.read_bytes() for path in lost] == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.source=textures", "--data.length=200", "--data.channels=1"], "the data's images are"),
+        (["--data.source=folder", "--data.root=/nowhere"], "say --data.poison none"),
+    ],
+)
+def test_another_set_is_refused(run, capsys, options, message):
+    with pytest.raises(SystemExit):
+        main(["purify", *options])
+    assert message in capsys.readouterr().err
+
+
 def test_verbs_may_be_repeated(run, tmp_path):
     for _ in range(2):
         main(["purify", "--format=npy", "--force"])
