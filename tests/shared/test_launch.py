@@ -212,7 +212,8 @@ def test_absent_cuda_devices_are_said(monkeypatch, devices, accelerator, visible
 
 
 def test_two_processes_get_ranks_and_the_first_failure_decides(script, tmp_path, capfd):
-    path = script("import time\nprint('rank', os.environ['RANK'], flush=True)\nsys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)")
+    report = "os.write(1, b'rank ' + os.environ['RANK'].encode() + b'\\n')"  # in one piece, lest the lines of both processes mix
+    path = script(f"import time\n{report}\nsys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)")
     start = time.monotonic()
     assert main(["run", "--devices", "2", "--accelerator", "cpu", path, "fit", "--run", "x", "--help"]) == 3
     assert time.monotonic() - start < 40
