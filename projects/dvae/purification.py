@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projects.dvae.losses import on_grid, rate_of_each, subtract
-from projects.dvae.model import DVAE
+from projects.dvae.model import DVAE, Latent
 from shared.seeding import generator
 
 
@@ -55,9 +55,7 @@ def purify(nets: Sequence[DVAE], images: Tensor, labels: Tensor, indices: Tensor
     """
     products, perturbations, rates = [], [], []
     for stage, net in enumerate(nets):
-        noise = sample_noise(net, images, indices, seed, "purify", stage)
-        latent = net.encode(images)
-        perturbation = net.decode_perturbation(latent, net.sample(latent, noise), labels)
+        latent, perturbation = _separate(net, images, labels, indices, seed, stage)
         images = subtract(images, perturbation)
         products.append(images)
         perturbations.append(perturbation)
@@ -72,10 +70,15 @@ def purify(nets: Sequence[DVAE], images: Tensor, labels: Tensor, indices: Tensor
 def subtract_stages(nets: Sequence[DVAE], images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
     """Return the images less the perturbations of the given stages: what the next stage is trained on, equal to `purify`'s product."""
     for stage, net in enumerate(nets):
-        latent = net.encode(images)
-        noise = sample_noise(net, images, indices, seed, "purify", stage)
-        images = subtract(images, net.decode_perturbation(latent, net.sample(latent, noise), labels))
+        images = subtract(images, _separate(net, images, labels, indices, seed, stage)[1])
     return images
+
+
+def _separate(net: DVAE, images: Tensor, labels: Tensor, indices: Tensor, seed: int, stage: int) -> tuple[Latent, Tensor]:
+    """Return a stage's latent of the images and its p̂."""
+    latent = net.encode(images)
+    noise = sample_noise(net, images, indices, seed, "purify", stage)
+    return latent, net.decode_perturbation(latent, net.sample(latent, noise), labels)
 
 
 def cosine(perturbation: Tensor, other: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from projects.dvae.data import PurificationData
 from projects.dvae.module import Purifier
 from projects.dvae.pictures import GAIN, SHOWN, around_grey, sheet
 from projects.dvae.purification import psnr
-from projects.dvae.sets import MANIFEST, FolderSet, ImageSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
+from projects.dvae.sets import MANIFEST, FolderSet, Format, ImageSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
 from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from projects.dvae.detection import Verdict
     from projects.dvae.training import Outcome
     from shared.cli import ProjectTrainer
-
-Format = Literal["png", "npy"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from projects.dvae.sets.labelled import (
 )
 from projects.dvae.sets.stored import (
     MANIFEST,
+    Format,
     PerturbationWriter,
     SetWriter,
     StoredPerturbations,
@@ -24,6 +25,7 @@ __all__ = [
     "MANIFEST",
     "BareSet",
     "FolderSet",
+    "Format",
     "ImageSet",
     "LabelledSet",
     "PairedSet",
