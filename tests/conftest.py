@@ -1,9 +1,17 @@
 import signal
+import sys
+from multiprocessing import forkserver
 
 import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what it puts in the background; tests send the signal to processes
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session):
+    """Tests that start processes fork them from a server: it imports what they need beside the first tests."""
+    if "helpers.processes" in sys.modules and not session.config.option.collectonly:
+        forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,10 @@
 """What tests run in processes of their own."""
 
 import importlib
+import os
+import signal
 
+import lightning as L
 import torch
 import torch.distributed as dist
 
@@ -46,3 +49,41 @@ def together(folder):
 def command_line(arguments, project="diff_cleanse"):
     """Run a project's command line, as a launcher's process does."""
     importlib.import_module(f"projects.{project}.cli").main(arguments)
+
+
+class KillAt(L.Callback):
+    """Kills the process, without warning, at the end of a training step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit_until_killed(arguments, project, step):
+    """Run a project's command line; the process is killed once `step` steps and their checkpoints are done."""
+    fit = L.Trainer.fit
+
+    def until_killed(trainer, *args, **kwargs):
+        trainer.callbacks.append(KillAt(step))
+        return fit(trainer, *args, **kwargs)
+
+    L.Trainer.fit = until_killed
+    command_line(arguments, project)
+
+
+def certify_until_stopped(arguments, number, rounds):
+    """Run the command line of drs; the process gets the signal `number` after so many rounds of draws."""
+    from projects.drs.certification import Certification
+
+    advance, left = Certification._advance, iter(range(rounds))
+
+    def until_stopped(certification):
+        if next(left, None) is None:
+            os.kill(os.getpid(), number)
+        advance(certification)
+
+    Certification._advance = until_stopped
+    command_line(arguments, "drs")

@@ -1,4 +1,5 @@
 import csv
+import signal
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 import yaml
 from helpers.layouts import write_cifar10
 from helpers.processes import start
-from helpers.workers import command_line
+from helpers.workers import fit_until_killed
 from torch import nn
 
 from projects.drs.callbacks import sub_images
@@ -127,13 +128,9 @@ def test_other_classes_are_named(capsys):
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
     common = ["fit", "--trainer.max_epochs=2", "--save_every=4", "--trainer.enable_model_summary=false", "--trainer.check_val_every_n_epoch=5"]
     environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    process = start(command_line, [*common, "--run", "broken"], "drs", environment=environment)
-    last = run_folder / "drs" / "broken" / "checkpoints" / "last.ckpt"
-    while process.is_alive() and not (last.is_file() and torch.load(last, weights_only=True)["global_step"] >= 8):
-        process.join(0.02)
-    process.kill()
+    process = start(fit_until_killed, [*common, "--run", "broken"], "drs", 10, environment=environment)
     process.join()
-    assert process.exitcode == -9, "it ended before it could be killed"
+    assert process.exitcode == -signal.SIGKILL
     resumed = main(["fit", "--resume", "--run", "broken"])
     whole = main([*common, "--run", "whole"])
     assert resumed.trainer.global_step == whole.trainer.global_step == 42

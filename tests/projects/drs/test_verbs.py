@@ -3,12 +3,11 @@ import json
 import shutil
 import signal
 import sys
-import time
 
 import pytest
 import torch
 from helpers.processes import run_together, start
-from helpers.workers import command_line
+from helpers.workers import certify_until_stopped, command_line
 from PIL import Image
 
 from projects.drs.cli import main
@@ -62,18 +61,12 @@ def test_counts_depend_on_neither_batches_nor_processes(run, run_folder, monkeyp
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_killed_certification_goes_on(run, run_folder, number):
-    options = ["certify", "--data.limit=6", "--draws=8000", "--run", "short"]
+    options = ["certify", "--data.limit=6", "--draws=4000", "--run", "short"]
     environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    process = start(command_line, options, "drs", environment=environment)
-    folder = run / "artefacts" / "certify"
-    deadline = time.monotonic() + 120
-    while process.is_alive() and time.monotonic() < deadline and not list(folder.glob("*/part-*.jsonl")):
-        process.join(0.05)
-    process.join(0.7)
-    assert process.is_alive()
-    process.kill() if number == signal.SIGKILL else process.terminate()
+    process = start(certify_until_stopped, options, number, 5, environment=environment)
     process.join()
     assert process.exitcode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+    folder = run / "artefacts" / "certify"
     [part] = folder.glob("*/part-0000.jsonl")
     if number == signal.SIGTERM:
         assert list(folder.glob("*/partial-0000.json")), "the votes of the images in the works are kept"

@@ -1,5 +1,6 @@
 import csv
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import yaml
 from helpers.layouts import write_cifar10
 from helpers.processes import run_together, start
-from helpers.workers import command_line
+from helpers.workers import command_line, fit_until_killed
 
 from projects.dvae.cli import main
 from projects.dvae.losses import energy_hinge, kl_divergence, rate_hinge, reconstruction_loss, separation_loss
@@ -121,13 +122,9 @@ def test_a_later_stage_is_trained_on_what_the_first_left(run_folder, monkeypatch
 def test_a_killed_training_resumes_in_the_second_stage_to_the_same_weights(run_folder):
     common = ["fit", *SMALL, "--save_every=3"]
     environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    process = start(command_line, [*common, "--run", "broken"], "dvae", environment=environment)
-    last = run_folder / "dvae" / "broken" / "checkpoints" / "last.ckpt"
-    while process.is_alive() and not (last.is_file() and torch.load(last, weights_only=True)["global_step"] >= 21):
-        process.join(0.02)
-    process.kill()
+    process = start(fit_until_killed, [*common, "--run", "broken"], "dvae", 26, environment=environment)
     process.join()
-    assert process.exitcode == -9, "it ended before it could be killed"
+    assert process.exitcode == -signal.SIGKILL
     resumed = main(["fit", "--resume", "--run", "broken"])
     whole = main([*common, "--run", "whole"])
     for name, weight in whole.model.state_dict().items():

@@ -1,11 +1,10 @@
 import dataclasses
-import json
 import multiprocessing
 import random
-import time
+import signal
 
 import pytest
-from helpers.certifying import EARLY, FIXED, certify, certify_as_process, certify_slowly, items, smoothed
+from helpers.certifying import EARLY, FIXED, certify, certify_as_process, certify_until_killed, items, smoothed
 
 from shared.smoothing import CertificationLog
 from shared.smoothing.log import read_rows
@@ -103,15 +102,10 @@ def test_two_processes_make_the_log_of_one(tmp_path):
 
 def test_a_process_killed_without_warning_loses_nothing(tmp_path):
     certify(tmp_path / "whole", FIXED)
-    process = multiprocessing.get_context("spawn").Process(target=certify_slowly, args=(tmp_path / "killed", FIXED))
+    process = multiprocessing.get_context("spawn").Process(target=certify_until_killed, args=(tmp_path / "killed", FIXED, 300))
     process.start()
-    path, deadline = tmp_path / "killed" / "partial-0000.json", time.monotonic() + 120
-    while not path.exists() or json.loads(path.read_text())["images"] == []:
-        assert time.monotonic() < deadline, "nothing was written"
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.kill()
     process.join()
+    assert process.exitcode == -signal.SIGKILL
     log = CertificationLog(tmp_path / "killed", smoothed(FIXED).settings)
     assert len(log.done) < len(items())
     assert log.partials
