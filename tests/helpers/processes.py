@@ -8,8 +8,11 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from shared.runs import REPOSITORY
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lightning.pytorch.cli", "torchmetrics", "diffusers.models.unets.unet_2d"])
+COMMANDS = [f"projects.{file.parent.name}.cli" for file in REPOSITORY.glob("projects/*/cli.py")]
+CONTEXT.set_forkserver_preload(["torchmetrics", "matplotlib.pyplot", "diffusers.models.unets.unet_2d", *COMMANDS])
 
 
 def start(function: Callable, *args: Any, environment: dict[str, str] | None = None) -> multiprocessing.process.BaseProcess:
