@@ -12,7 +12,7 @@ from projects.dvae.fitting import Settings
 from projects.dvae.module import Purifier
 from projects.dvae.tasks import in_one_process
 from projects.dvae.training import Recipe
-from projects.dvae.workshop import Workshop
+from projects.dvae.workshop import GIVEN, Workshop
 from shared.jobs import run_jobs
 from shared.loggers import log_table
 from shared.results import markdown
@@ -34,10 +34,10 @@ def cell(workshop: Workshop, attack: str, defence: str, seed: int) -> Rows:
         made = _purified(workshop, attack, defence, seed)
         if product not in made:
             raise ValueError(f"no product {product!r} of the purifier: it makes {', '.join(sorted(made))}")
-        outcome = workshop.train(made[product], seed)
+        outcome, defence_seconds = workshop.train(made[product], seed), float(made["seconds"])
     else:
         outcome = workshop.train(workshop.poisoned(attack, seed).images, seed, defence)
-    defence_seconds = None if defence.startswith("dvae:") else outcome.defence_seconds
+        defence_seconds = outcome.defence_seconds
     figures = {"last": outcome.last, "peak": outcome.peak, "defence_s": defence_seconds, "training_s": outcome.seconds}
     return [{"attack": attack, "defence": defence, "seed": seed} | figures]
 
@@ -96,11 +96,13 @@ def bench(
     )
     settings = Settings(tuple(given.rates), tuple(given.epochs), given.width, data.batch_size, {name: given[name] for name in kept})
     chosen = Recipe.quick(victim) if is_quick else Recipe.paper(victim, given.classes)
-    options = {name: data.hparams[name] for name in ("source", "root", "size", "channels", "length", "test_root", "on_bad_file")}
+    options = {name: value for name, value in data.options().items() if name not in ("batch_size", "num_workers", "seed")}
     radii: dict[str, float] = {name: data.poison_radius for name in ("lsp", "ar") if data.poison == name and data.poison_radius is not None}
-    workshop = Workshop(trainer.run.artefacts("bench") / "kept", options, settings, chosen, radii, "quick" if is_quick else "paper", not is_quick)
-    rows, columns = attacks or list(ATTACKS), defences or list(DEFENCES)
-    check(workshop, rows, columns)
+    kept_in, effort = trainer.run.artefacts("bench") / "kept", "quick" if is_quick else "paper"
+    workshop = Workshop(kept_in, options, settings, chosen, radii, data.poison_rate, data.poison_choice, effort, is_paper=not is_quick)
+    rows = attacks or list(ATTACKS if data.perturbation is None else ("clean", GIVEN))
+    columns = defences or list(DEFENCES)
+    check(workshop, data, rows, columns)
 
     def cells(workshop: Workshop, numbers: list[int], quick: bool) -> list[Job]:
         return [Job(f"{a}-{d}".replace(":", ""), seed, cell, (workshop, a, d)) for seed in numbers for a in rows for d in columns]
@@ -115,12 +117,14 @@ def bench(
     return results
 
 
-def check(workshop: Workshop, attacks: list[str], defences: list[str]) -> None:
+def check(workshop: Workshop, data: PurificationData, attacks: list[str], defences: list[str]) -> None:
     """Refuse unknown attacks and defences."""
     from projects.dvae.poisons import ATTACKS as KNOWN
 
-    if unknown := [name for name in attacks if name not in ("clean", *KNOWN)]:
-        raise ValueError(f"--attacks {', '.join(unknown)}: choose among clean, {', '.join(KNOWN)}")
+    if unknown := [name for name in attacks if name not in ("clean", GIVEN, *KNOWN)]:
+        raise ValueError(f"--attacks {', '.join(unknown)}: choose among clean, {GIVEN}, {', '.join(KNOWN)}")
+    if GIVEN in attacks and data.poison == "none" and data.perturbation is None:
+        raise ValueError(f"--attacks {GIVEN}: give the poison with --data.perturbation FILE or --data.poison NAME")
     products = [f"x{number}" for number in range(1, len(workshop.settings.rates) + 2)]
     known = [*(f"dvae:{product}" for product in products), SECOND]
     for name in defences:

@@ -192,7 +192,7 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied; its rates, epochs and width are those of dvae:x1, dvae:x2, dvae:x3 and dvae:second (its last stage alone).
             datamodule: supplied.
-            attacks: clean, em, em_class, rem, tap, sep, lsp, ar, ops, cuda, random; the default is clean, lsp, ops and ar.
+            attacks: clean, given (what the data options put on the set), or those of poison; the default is clean, lsp, ops, ar, or clean, given.
             defences: none, grey, jpeg:Q, bdr:BITS, blur, cutout, mixup, cutmix, at, ueraser, op, ae:CHANNELS, vae:RATE and the four of dvae; the
                 default is none, grey, jpeg:10, bdr:2, op, dvae:x2 and dvae:x3.
             victim: cnn, resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,8 @@ from shared.seeding import generator
 
 if TYPE_CHECKING:
     from projects.dvae.data import PurificationData
+
+_log = logging.getLogger(__name__)
 
 
 class Purifier(L.LightningModule):
@@ -93,6 +96,8 @@ class Purifier(L.LightningModule):
         self.nets = nn.ModuleList(DVAE(classes, self.image_size, **options) for _ in rates)
         torch.set_rng_state(state)
         self.nets.to(memory_format=torch.channels_last)
+        self.trained_on: str | None = None
+        """Fingerprint of the set that it was trained on, where that is known."""
         self._left: np.ndarray | None = None
         self._left_stage = 0
         self._measured: dict[str, MeanMetric] = {}
@@ -118,9 +123,16 @@ class Purifier(L.LightningModule):
             raise ValueError(f"trainer.max_epochs is {given}, but model.epochs {self.hparams.epochs} are {total} together: make them equal")
         if (data := getattr(self.trainer, "datamodule", None)) is not None:
             self.check_set(data)
+            self.trained_on = data.fingerprint() if hasattr(data, "fingerprint") else None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["trained_on"] = self.trained_on
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_on = checkpoint.get("trained_on")
 
     def check_set(self, data: PurificationData) -> None:
-        """Refuse a set of other classes or shape than the networks are made for.
+        """Refuse a set of other classes or shape than the networks are made for, and warn of one that they were not trained on.
 
         Raises:
             ValueError: naming the option to change.
@@ -130,6 +142,8 @@ class Purifier(L.LightningModule):
         shape = (self.hparams.channels, *self.image_size)
         if tuple(data.image_shape) != shape:
             raise ValueError(f"the data's images are {tuple(data.image_shape)}, the model's {shape}: set model.channels and model.size to the data's")
+        if self.trained_on is not None and self.trained_on != data.fingerprint():
+            _log.warning("the D-VAEs were trained on another set than this one: a perturbation is found in the very set that it is learnt from")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         stage, epoch = self.stage_of(self.current_epoch)

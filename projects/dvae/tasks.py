@@ -99,6 +99,7 @@ def with_weights(model: Purifier, ckpt_path: str | None, is_finished: bool = Fal
             done = f"{ckpt_path} is from epoch {checkpoint['epoch'] + 1} of {epochs}"
             raise ValueError(f"{done}: its last stage is not trained; go on with fit --resume")
         model.load_state_dict(checkpoint["state_dict"])
+        model.on_load_checkpoint(checkpoint)
     return model
 
 
@@ -193,6 +194,8 @@ def train_on_folder(trainer: ProjectTrainer, model: Purifier, data: Purification
         data: gives batch size, channels, size and how bad files are met.
         folder: `<class>/*`.
     """
+    if data.source != "folder":
+        raise ValueError("purify FOLDER would train with settings for small drawn sets: add --config folder, or set data.source to folder")
     kept = {name: data.hparams[name] for name in ("batch_size", "num_workers", "seed", "size", "channels", "on_bad_file", "test_root")}
     own = PurificationData(source="folder", root=folder, **kept)
     own.setup()

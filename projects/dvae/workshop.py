@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projects.dvae.data import PurificationData
+from projects.dvae.data import Choice, PurificationData
 from projects.dvae.defences import Budget, Defence, parse_defence
-from projects.dvae.fitting import Settings, fit_purifier, purify_set
-from projects.dvae.poisons import ATTACKS, make_pattern, poison_dataset
+from projects.dvae.fitting import Settings, fit_purifier, purify_set, subset
+from projects.dvae.poisons import make_pattern, poison_dataset
 from projects.dvae.sets import ImageSet
 from projects.dvae.training import Outcome, Recipe, train_victim
 from projects.dvae.victims import build_victim
 from shared.runs import atomic
 
 QUICK_IMAGES = 200
+GIVEN = "given"
+"""The attack that the data's own options describe, such as a published poison."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Workshop:
 
     Attributes:
         folder: where sets and products are kept.
-        data: options of `PurificationData`, without poison.
+        data: options of `PurificationData`; the poison among them, if any, is the attack `given` alone.
         settings: of the purifier.
         recipe: of the victims.
         radii: bounds of attacks that differ from the customary ones, by the attack's name.
+        rate: part of the images that attacks poison.
+        choice: random images, or whole classes.
         attack_budget: effort of attacks that learn.
         is_paper: victims are trained by the published recipe of their defence, with the recipe's victim.
         is_quick: few images and a single epoch, to see that everything runs.
@@ -42,6 +47,8 @@ class Workshop:
     settings: Settings
     recipe: Recipe
     radii: dict[str, float] = field(default_factory=dict)
+    rate: float = 1.0
+    choice: Choice = "random"
     attack_budget: str = "quick"
     is_paper: bool = False
     is_quick: bool = False
@@ -53,24 +60,27 @@ class Workshop:
 
     def sets(self, seed: int) -> tuple[ImageSet, ImageSet]:
         """Return the clean training set and the clean test set."""
-        data = PurificationData(**(self.data | {"seed": seed}))
+        data = PurificationData(**(self.data | {"seed": seed, "poison": "none", "perturbation": None}))
         data.setup()
         if data.test_set is None:
             raise ValueError("a comparison needs clean test images: name a folder of them with --data.test_root FOLDER")
         train, test = data.train_set.load(), data.test_set.load()
         if self.is_quick:
-            train, test = (ImageSet(s.images[:QUICK_IMAGES], s.labels[:QUICK_IMAGES], s.class_names) for s in (train, test))
+            train, test = (subset(images, torch.arange(min(QUICK_IMAGES, len(images)))) for images in (train, test))
         return ImageSet(train.images, train.labels, train.class_names, clean=train.images), test
 
-    def poisoned(self, attack: str, seed: int, rate: float = 1.0) -> ImageSet:
-        """Return the training set after an attack; `clean` leaves it as it is."""
+    def poisoned(self, attack: str, seed: int, rate: float | None = None) -> ImageSet:
+        """Return the training set after an attack: a key of `ATTACKS`, `clean` for none, or `given` for the poison among the data's options."""
         train, _ = self.sets(seed)
         if attack == "clean":
             return train
-        if attack not in ATTACKS:
-            raise ValueError(f"no attack {attack!r}; choose one of clean, {', '.join(ATTACKS)}")
+        share = self.rate if rate is None else rate
 
         def make() -> dict[str, np.ndarray]:
+            if attack == GIVEN:
+                data = PurificationData(**(self.data | {"seed": seed}))
+                data.setup()
+                return {"images": data.train_set.read(list(range(len(train)))).numpy()}
             classes, (channels, *size) = len(train.class_names), train.image_shape
             pattern = make_pattern(
                 attack,
@@ -82,22 +92,22 @@ class Workshop:
                 build=lambda key: build_victim(self.recipe.victim, classes, channels, max(size), key),
                 budget=self.attack_budget,  # type: ignore[arg-type]
             )
-            return {"images": poison_dataset(pattern, train, rate, "random", seed)[0].numpy()}
+            return {"images": poison_dataset(pattern, train, share, self.choice, seed)[0].numpy()}
 
-        images = torch.from_numpy(self._kept(f"{attack}-{rate:g}-{seed}", make)["images"])
+        images = torch.from_numpy(self._kept(f"{attack}-{share:g}-{self.choice}-{seed}", make)["images"])
         return ImageSet(images, train.labels, train.class_names, clean=train.images)
 
-    def purified(self, attack: str, seed: int, rate: float = 1.0, settings: Settings | None = None, name: str = "dvae") -> dict[str, Tensor]:
-        """Return what purification makes of a poisoned set: x1, x2, ... as uint8, p1, p2, ... as float32, and `rates`, the mean of each stage."""
-        used = settings or self.settings
+    def purified(self, attack: str, seed: int, rate: float | None = None, settings: Settings | None = None, name: str = "dvae") -> dict[str, Tensor]:
+        """Return what purification makes of a poisoned set: x1, x2, ... as uint8, p1, p2, ... as float32, and `seconds`, the time that it took."""
+        used, share = settings or self.settings, self.rate if rate is None else rate
 
         def make() -> dict[str, np.ndarray]:
-            images = self.poisoned(attack, seed, rate)
-            module = fit_purifier(images, used, seed)
-            made = purify_set(module, images)
-            return {key: values.half().numpy() if key.startswith("p") else values.numpy() for key, values in made.items()}
+            images, began = self.poisoned(attack, seed, rate), time.perf_counter()
+            made = purify_set(fit_purifier(images, used, seed), images)
+            kept = {key: values.half().numpy() if key.startswith("p") else values.numpy() for key, values in made.items()}
+            return kept | {"seconds": np.array(time.perf_counter() - began)}
 
-        found = self._kept(f"{name}-{attack}-{rate:g}-{seed}", make)
+        found = self._kept(f"{name}-{attack}-{share:g}-{self.choice}-{seed}", make)
         return {key: torch.from_numpy(values).float() if key.startswith("p") else torch.from_numpy(values) for key, values in found.items()}
 
     def train(self, images: Tensor, seed: int, defence: str = "none", labels: Tensor | None = None) -> Outcome:
