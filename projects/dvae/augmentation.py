@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from projects.dvae.batches import to_unit
+from shared.data.memory import to_unit
 
 Augment = Literal["crop_flip", "resize_flip", "shift1", "none"]
 AREA = (0.08, 1.0)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from projects.dvae.batches import quiet_trainer, silence
 from projects.dvae.module import Purifier
 from projects.dvae.purification import Purified
 from projects.dvae.sets import BareSet, ImageSet, identity
 from shared.data.base import training_loader
 from shared.distributed import UnpaddedSampler
+from shared.quiet import quiet_trainer, silence
 
 
 def subset(images: ImageSet, rows: Tensor) -> ImageSet:

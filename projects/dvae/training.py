@@ -15,10 +15,12 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from projects.dvae.augmentation import Augment, augment
-from projects.dvae.batches import Sets, check_set, quiet_trainer, silence, to_unit
+from projects.dvae.batches import Pixels, check_set
 from projects.dvae.defences.base import Defence
 from projects.dvae.victims import SMALL, VICTIMS, build_victim
+from shared.data.memory import MemoryData, to_unit
 from shared.distributed import rank
+from shared.quiet import quiet_trainer, silence
 from shared.runs import atomic
 from shared.seeding import derive_seed, generator
 
@@ -214,7 +216,7 @@ def train_victim(
     test = defence.transform_test(test_images) if defend_test else test_images
     mapped = time.perf_counter()
     victim = Victim(recipe, defence, classes, images.shape[1], max(images.shape[2:]), seed)
-    sets = Sets((defended, labels), (test, test_labels), min(recipe.batch_size, len(images)), seed)
+    sets = MemoryData(Pixels(defended, labels), Pixels(test, test_labels), min(recipe.batch_size, len(images)), seed)
     with silence():
         quiet_trainer(recipe.epochs, recipe.clip, **options).fit(victim, datamodule=sets)
     outcome = Outcome.of(victim.curve, victim.confusion, mapped - started, time.perf_counter() - mapped)

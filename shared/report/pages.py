@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.report.curves import COLOURS, Plot, draw
 from shared.report.pictures import PictureSeries, find_series, read_series
@@ -11,6 +12,9 @@ from shared.report.reading import RunRecord, Series, read_metrics, read_run
 from shared.report.sections import PICTURES, PLOTS, address, build_section, differences, final_values, flatten, not_finite, results_tables
 from shared.report.values import Table, duration, make_table, moment, text
 from shared.runs import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def build_report(run: Path) -> Path:
@@ -87,14 +91,19 @@ def compare_runs(runs: list[Path], out: Path) -> Path:
     return out
 
 
-def _render(template: str, **context: Any) -> str:
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"text": text, "duration": duration, "moment": moment}
     environment.globals |= {"address": address}
-    return environment.get_template(template).render(context).encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be written
+    return environment
+
+
+def _render(template: str, **context: Any) -> str:
+    return _environment().get_template(template).render(context).encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be written
 
 
 def _facts(record: RunRecord) -> dict[str, str]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projects.dvae.batches import check_set, chunks
+from projects.dvae.batches import check_set
+from shared.data.memory import chunks
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from projects.dvae.batches import to_bytes, to_unit
+from projects.dvae.batches import to_bytes
 from projects.dvae.defences.base import ImageMap
+from shared.data.memory import to_unit
 
 LUMA = (19595, 38470, 7471)
 """Weights 0.299, 0.587 and 0.114 of ITU-R 601 in units of 1 / 65536, as Pillow has them."""

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from projects.dvae.batches import CHUNK, check_set, chunks, to_bytes, to_unit
+from projects.dvae.batches import check_set, to_bytes
 from projects.dvae.defences.base import Defence
+from shared.data.memory import CHUNK, chunks, to_unit
 from shared.seeding import generator
 
 LR = 0.1

@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from projects.dvae.batches import check_set, ordered_loader, quiet_trainer, silence, to_bytes, to_unit, training_loader
+from projects.dvae.batches import check_set, ordered_loader, to_bytes, training_loader
 from projects.dvae.defences.base import Budget, Defence
 from projects.dvae.losses import kl_divergence, rate_hinge, reconstruction_loss
 from projects.dvae.model import BottleneckAutoencoder, RateVAE
+from shared.data.memory import to_unit
+from shared.quiet import quiet_trainer, silence
 from shared.seeding import derive_seed, generator
 
 SMALL = 64

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import TrivialAugmentWide
 
-from projects.dvae.batches import to_bytes, to_unit
+from projects.dvae.batches import to_bytes
 from projects.dvae.defences.base import Defence
+from shared.data.memory import to_unit
 
 DRAWS = 5
 PROBABILITY = 0.5

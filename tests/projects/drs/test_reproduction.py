@@ -27,7 +27,7 @@ def test_a_quick_run_makes_every_table(run_folder, capsys):
 
 @pytest.mark.parametrize("case", rules.CASES, ids=lambda case: case.rule)
 def test_flawed_rules_fail_and_ours_does_not(case):
-    runs = 300
+    runs = 120
     flawed, ours = case.rates(1, runs)
     assert flawed > 1.5 * rules.ALPHA
     assert ours <= rules.ALPHA + 3 * (rules.ALPHA * (1 - rules.ALPHA) / runs) ** 0.5

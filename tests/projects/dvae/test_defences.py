@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import TrivialAugmentWide
 
-from projects.dvae import batches
 from projects.dvae.batches import to_bytes
 from projects.dvae.defences import DEFENCES, Budget, parse_defence
 from projects.dvae.defences.adversarial import find_adversaries
 from projects.dvae.defences.mixing import Mixing, cut_mix, inside_boxes, mix_up, mixing_boxes
 from projects.dvae.defences.projection import basis_of, fit_directions, project_out
 from projects.dvae.defences.ueraser import augment, plasma, plasma_brightness, plasma_contrast, shuffle_channels, trivially_augment
+from shared.data import memory
 from shared.seeding import generator
 
 BUDGET = Budget(epochs=2, width=4, batch_size=16)
@@ -120,7 +120,7 @@ def test_maps_do_not_depend_on_chunks_and_leave_the_set(images, labels, name, mo
         expected = to_bytes(project_out(images / 255, basis))
         assert (whole.transform_set(images, labels, 0).int() - expected.int()).abs().max() <= 1, "rounding of the sums"
         return
-    monkeypatch.setattr(batches, "CHUNK", 7 * images[0].numel())
+    monkeypatch.setattr(memory, "CHUNK", 7 * images[0].numel())
     assert torch.equal(whole.transform_set(images, labels, 0), expected)
     assert torch.equal(whole.transform_test(images), expected)
 

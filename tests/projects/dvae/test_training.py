@@ -7,12 +7,13 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from projects.dvae.augmentation import augment, draw_parts, move_and_flip, resize_and_flip
-from projects.dvae.batches import Pixels, ordered_loader, quiet_trainer, silence, training_loader
+from projects.dvae.batches import Pixels, ordered_loader, training_loader
 from projects.dvae.defences import parse_defence
 from projects.dvae.defences.base import Defence
 from projects.dvae.training import Outcome, Recipe, Victim, train_victim
 from projects.dvae.victims import build_victim
 from shared.data.offline import digits
+from shared.quiet import quiet_trainer, silence
 from shared.seeding import generator
 
 TINY = Recipe("cnn", epochs=2, batch_size=16, lr=0.02, augment="shift1")
