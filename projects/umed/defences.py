@@ -1,0 +1,372 @@
+"""What an exploiter may try against a protection (section 5), by name: `parse_defence("jpeg:50")`.
+
+A defence maps the stored images before training (jpeg, blur, median, bits, gamma, resize), augments the batches (affine), gives the loss (at), or
+takes in images that are not protected (mix).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projects.umed.augmentation import blur, turn_and_scale
+from projects.umed.losses import segmentation_loss
+from projects.umed.sets import SegmentationSet
+from shared.data.memory import chunks, to_unit
+from shared.poisons import ascend, to_levels
+from shared.seeding import generator
+
+
+class Defence:
+    """No defence; others replace one of its methods.
+
+    Attributes:
+        name: the text that the defence was parsed from, such as "jpeg:50".
+        defends_test: whether test images can be mapped, too.
+    """
+
+    name = "none"
+    defends_test = False
+
+    def transform_set(self, images: SegmentationSet, seed: int, clean: SegmentationSet | None = None) -> SegmentationSet:
+        """Map the whole training set, once, before training.
+
+        Args:
+            images: the set as it was published.
+            seed: seed of what is random.
+            clean: the images behind the published ones, in the same order, for the defence that has some of them.
+        """
+        return images
+
+    def transform_test(self, images: SegmentationSet) -> SegmentationSet:
+        """Map test images, as an exploiter would who maps all images before prediction.
+
+        Raises:
+            ValueError: if this defence is for training only.
+        """
+        raise ValueError(f"the defence {self.name!r} is for training only; defend_test goes with jpeg, blur, median, bits, gamma and resize")
+
+    def augment(self, images: Tensor, masks: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Change a batch of a training step.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], on any device.
+            masks: (B, H, W) int64.
+            random: generator of this step, on the CPU.
+        """
+        return images, masks
+
+    def loss(self, network: nn.Module, images: Tensor, masks: Tensor, random: torch.Generator) -> Tensor:
+        """Return the scalar loss of a training batch; arguments as those of `augment`, and the network in training mode."""
+        return segmentation_loss(network(images), masks)
+
+
+class ImageMap(Defence):
+    """A defence that maps image by image: it replaces `map`."""
+
+    defends_test = True
+
+    def map(self, images: Tensor) -> Tensor:
+        """Map some images, uint8 (B, C, H, W) -> the same."""
+        raise NotImplementedError
+
+    def transform_set(self, images: SegmentationSet, seed: int, clean: SegmentationSet | None = None) -> SegmentationSet:
+        return self.transform_test(images)
+
+    def transform_test(self, images: SegmentationSet) -> SegmentationSet:
+        mapped = torch.empty_like(images.images)
+        for part in chunks(images.images):
+            mapped[part] = self.map(images.images[part])
+        return images.with_images(mapped)
+
+
+class JPEG(ImageMap):
+    """JPEG compression and back.
+
+    Args:
+        quality: 1 to 100.
+
+    Raises:
+        ValueError: for a quality outside.
+    """
+
+    def __init__(self, quality: float = 50) -> None:
+        if not 1 <= quality <= 100 or quality != int(quality):
+            raise ValueError(f"the quality of jpeg must be a whole number from 1 to 100, got {quality:g}")
+        self.quality = int(quality)
+        self.name = f"jpeg:{self.quality}"
+
+    def map(self, images: Tensor) -> Tensor:
+        pictures = images.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
+        decoded = np.stack([self._pass_through(picture.squeeze(2) if picture.shape[2] == 1 else picture) for picture in pictures])
+        return torch.from_numpy(decoded.reshape(pictures.shape)).permute(0, 3, 1, 2).to(images.device)
+
+    def _pass_through(self, picture: np.ndarray) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=self.quality)
+        return np.asarray(Image.open(file))
+
+
+class Blur(ImageMap):
+    """Gaussian blur, cut off at three standard deviations; the border is repeated outside.
+
+    Args:
+        sigma: standard deviation in pixels.
+
+    Raises:
+        ValueError: if it is not positive.
+    """
+
+    def __init__(self, sigma: float = 1.0) -> None:
+        if not 0 < sigma <= 100:
+            raise ValueError(f"the sigma of blur must lie in (0, 100], got {sigma:g}")
+        self.sigma = sigma
+        self.name = f"blur:{sigma:g}"
+
+    def map(self, images: Tensor) -> Tensor:
+        return to_levels(blur(to_unit(images), torch.full((len(images),), self.sigma)))
+
+
+class Median(ImageMap):
+    """Median of a square, each channel for itself; the border is repeated outside.
+
+    Args:
+        side: side of the square in pixels, odd.
+
+    Raises:
+        ValueError: if it is not an odd number from 3 to 31.
+    """
+
+    def __init__(self, side: float = 3) -> None:
+        if side not in range(3, 32, 2):
+            raise ValueError(f"the side of median must be an odd number from 3 to 31, got {side:g}")
+        self.side = int(side)
+        self.name = f"median:{self.side}"
+
+    def map(self, images: Tensor) -> Tensor:
+        reach = self.side // 2
+        height, width = images.shape[2:]
+        padded = F.pad(images.float(), [reach] * 4, mode="replicate").byte()  # padding is made for floats
+        shifts = [(down, across) for down in range(self.side) for across in range(self.side)]
+        views = torch.stack([padded[..., down : down + height, across : across + width] for down, across in shifts])
+        return views.median(0).values
+
+
+class BitDepth(ImageMap):
+    """Fewer levels of brightness, evenly from black to white, each value going to the nearest one.
+
+    Args:
+        bits: 1 to 7.
+
+    Raises:
+        ValueError: for a number of bits outside.
+    """
+
+    def __init__(self, bits: float = 4) -> None:
+        if bits not in range(1, 8):
+            raise ValueError(f"the depth of bits must be a whole number from 1 to 7, got {bits:g}")
+        self.bits = int(bits)
+        self.name = f"bits:{self.bits}"
+
+    def map(self, images: Tensor) -> Tensor:
+        steps = 2**self.bits - 1
+        return to_levels((to_unit(images) * steps).round() / steps)
+
+
+class Gamma(ImageMap):
+    """Other brightness, x to the power of gamma for x in [0, 1].
+
+    Args:
+        gamma: below 1 brightens, above 1 darkens.
+
+    Raises:
+        ValueError: if it is not in [0.1, 10].
+    """
+
+    def __init__(self, gamma: float = 1.5) -> None:
+        if not 0.1 <= gamma <= 10:
+            raise ValueError(f"gamma must lie in [0.1, 10], got {gamma:g}")
+        self.gamma = gamma
+        self.name = f"gamma:{gamma:g}"
+
+    def map(self, images: Tensor) -> Tensor:
+        return to_levels(to_unit(images) ** self.gamma)
+
+
+class Resize(ImageMap):
+    """Down to a part of the size and up again, bilinear and, downwards, without aliasing.
+
+    Args:
+        factor: part of the sides that is left.
+
+    Raises:
+        ValueError: if it is not between 0 and 1.
+    """
+
+    def __init__(self, factor: float = 0.5) -> None:
+        if not 0 < factor < 1:
+            raise ValueError(f"the factor of resize must lie between 0 and 1, got {factor:g}")
+        self.factor = factor
+        self.name = f"resize:{factor:g}"
+
+    def map(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        smaller = [max(1, round(self.factor * side)) for side in (height, width)]
+        small = F.interpolate(to_unit(images), smaller, mode="bilinear", antialias=True, align_corners=False)
+        return to_levels(F.interpolate(small, (height, width), mode="bilinear", align_corners=False))
+
+
+class AffineTraining(Defence):
+    """Trains on images that are turned and scaled at random, anew in every step.
+
+    Args:
+        degrees: largest angle to either side; scales go from 0.85 to 1.25.
+
+    Raises:
+        ValueError: if the angle is not in [0, 180].
+    """
+
+    scales = (0.85, 1.25)
+
+    def __init__(self, degrees: float = 15) -> None:
+        if not 0 <= degrees <= 180:
+            raise ValueError(f"the angle of affine must lie in [0, 180] degrees, got {degrees:g}")
+        self.degrees = degrees
+        self.name = f"affine:{degrees:g}"
+
+    def augment(self, images: Tensor, masks: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        angles, scales = torch.rand(2, len(images), generator=random)
+        low, high = self.scales
+        return turn_and_scale(images, masks, math.radians(self.degrees) * (2 * angles - 1), low + (high - low) * scales)
+
+
+class AdversarialTraining(Defence):
+    """Trains on images on which five steps of ascent within a radius, from a random start, made the loss high (Madry et al. 2018).
+
+    Args:
+        epsilon: radius in the l-infinity norm, in pixels of 255; steps are a quarter of it.
+
+    Raises:
+        ValueError: if it is not in (0, 255].
+    """
+
+    steps = 5
+
+    def __init__(self, epsilon: float = 4) -> None:
+        if not 0 < epsilon <= 255:
+            raise ValueError(f"the radius of at must lie in (0, 255], got {epsilon:g}")
+        self.epsilon = epsilon / 255
+        self.name = f"at:{epsilon:g}"
+
+    def loss(self, network: nn.Module, images: Tensor, masks: Tensor, random: torch.Generator) -> Tensor:
+        network.eval()  # the search leaves running statistics alone
+        found = ascend(images, lambda at: segmentation_loss(network(at), masks), self.epsilon, self.epsilon / 4, self.steps, random)
+        network.train()
+        return segmentation_loss(network(found), masks)
+
+
+def mix_sets(protected: SegmentationSet, clean: SegmentationSet, share: float, seed: int) -> SegmentationSet:
+    """Return a set in which a share of the images, chosen at random, is clean and the others are protected.
+
+    Args:
+        protected: the published set.
+        clean: the images behind it, in the same order.
+        share: part of clean images, in [0, 1]; their number is rounded.
+        seed: seed of the choice; larger shares keep the images of smaller ones.
+
+    Raises:
+        ValueError: if the sets are not of one shape, or the share is out of range.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of clean images must lie in [0, 1], got {share:g}")
+    if protected.images.shape != clean.images.shape or not torch.equal(protected.mask_bytes, clean.mask_bytes):
+        raise ValueError("the clean images must be those behind the protected ones, in the same order: their shapes or masks differ")
+    count = len(protected)
+    chosen = torch.randperm(count, generator=generator(seed, "clean share"))[: round(share * count)]
+    images = protected.images.clone()
+    images[chosen] = clean.images[chosen]
+    return protected.with_images(images)
+
+
+class CleanMixing(Defence):
+    """Trains on a set in which some of the images are not protected.
+
+    Args:
+        share: part of the images that is clean.
+
+    Raises:
+        ValueError: if it is not in (0, 1].
+    """
+
+    def __init__(self, share: float = 0.2) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of mix must lie in (0, 1], got {share:g}")
+        self.share = share
+        self.name = f"mix:{share:g}"
+
+    def transform_set(self, images: SegmentationSet, seed: int, clean: SegmentationSet | None = None) -> SegmentationSet:
+        if clean is None:
+            raise ValueError("the defence 'mix' needs the clean images behind the protected ones: pass them as `clean`")
+        return mix_sets(images, clean, self.share, seed)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A defence in the registry.
+
+    Attributes:
+        description: what it does, in a line.
+        build: makes it from its parameter, where one is given.
+        parameter: what may follow its name after a colon, with its default; None for nothing.
+    """
+
+    description: str
+    build: Callable[..., Defence]
+    parameter: str | None = None
+
+
+DEFENCES = {
+    "none": Kind("train on the set as it is", Defence),
+    "jpeg": Kind("JPEG compression", JPEG, "quality, 1 to 100; 50"),
+    "blur": Kind("Gaussian blur", Blur, "sigma in pixels; 1"),
+    "median": Kind("median filter", Median, "side in pixels, odd; 3"),
+    "bits": Kind("fewer levels of brightness", BitDepth, "bits, 1 to 7; 4"),
+    "gamma": Kind("other brightness", Gamma, "exponent, 0.1 to 10; 1.5"),
+    "resize": Kind("down and up again", Resize, "part of the sides, below 1; 0.5"),
+    "affine": Kind("training on turned and scaled images", AffineTraining, "largest angle in degrees; 15"),
+    "at": Kind("adversarial training", AdversarialTraining, "radius in pixels of 255; 4"),
+    "mix": Kind("training with some clean images among the protected ones", CleanMixing, "share of clean images; 0.2"),
+}
+"""The defences by name."""
+
+
+def parse_defence(text: str) -> Defence:
+    """Make a defence from its name and, after a colon, its parameter: "none", "jpeg", "jpeg:10", "mix:0.1".
+
+    Raises:
+        ValueError: for an unknown name (the message lists the known ones), or a parameter that the defence does not take.
+    """
+    name, colon, given = text.strip().partition(":")
+    kind = DEFENCES.get(name)
+    if kind is None:
+        known = ", ".join(f"{key} ({each.parameter})" if each.parameter else key for key, each in DEFENCES.items())
+        raise ValueError(f"no defence {name!r}; choose one of {known}")
+    if colon and kind.parameter is None:
+        raise ValueError(f"the defence {name!r} takes no parameter, got {text!r}")
+    if not colon:
+        return kind.build()
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"the parameter of {name!r} ({kind.parameter}) must be a number, got {given!r}")
+    return kind.build(value)

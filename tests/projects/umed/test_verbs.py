@@ -1,0 +1,151 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.processes import start
+from helpers.segmentation import write_masked_folder
+from helpers.workers import fit_until_killed
+from PIL import Image
+
+from projects.umed.cli import main
+from projects.umed.data import ProtectionData
+from projects.umed.protected import read_manifest, read_protected
+from shared.dashboards import validate
+from shared.runs import REPOSITORY
+
+SMALL = ["--trainer.max_epochs=2", "--data.length=48", "--data.test_length=16", "--trainer.enable_model_summary=false"]
+SMALL += ["--trainer.log_every_n_steps=1"]
+SMALL += ["--model.generator_widths=[4,8]", "--model.surrogate_widths=[4,8]"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder of a short training with its protected set; tests copy it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOUCHSTONE_RUNS", str(folder))
+        patch.setenv("WANDB_MODE", "disabled")
+        main(["fit", "--run", "short", *SMALL])
+        main(["protect"])
+    return folder / "umed" / "short"
+
+
+@pytest.fixture
+def run(trained, run_folder):
+    """The short training as this test's latest run."""
+    target = run_folder / "umed" / "short"
+    shutil.copytree(trained, target)
+    (run_folder / "umed" / "latest").write_text("short\n")
+    return target
+
+
+def drawn():
+    data = ProtectionData(length=48, test_length=16)
+    data.setup()
+    return data
+
+
+def test_protect_writes_what_the_generators_make_of_every_image(run):
+    data, stored = drawn(), read_protected(run / "artefacts" / "protect" / "set")
+    assert len(stored) == len(data.train_set) + len(data.val_set) + len(data.test_set)
+    count = len(data.train_set)
+    assert [name.partition("/")[0] for name in stored.names[:count]] == ["train"] * count
+    change = (stored.images[:count].int() - data.train_set.images.int()).abs()
+    assert 0 < change.max() <= 4
+    assert torch.equal(stored.mask_bytes[:count], data.train_set.mask_bytes)
+    manifest = read_manifest(run / "artefacts" / "protect" / "set")
+    assert manifest["mean"]["max_change"] == change.max()
+    rows = list(csv.DictReader((run / "artefacts" / "protect" / "quality.csv").open()))
+    assert len(rows) == len(stored)
+
+
+def test_verify_reads_the_files_and_compares_with_clean_training(run, capsys):
+    result = main(["verify", "--epochs=1"]).result
+    assert result.exit_code == int(result.summary["verdict"] != "protected")
+    assert result.protected.signature_dice is not None
+    assert result.clean.signature_dice is None
+    assert len(result.clean.curve) == 1
+    assert "DSC on clean test images" in capsys.readouterr().out
+    rows = list(csv.DictReader((run / "artefacts" / "verify" / "verification.csv").open()))
+    assert [row["set"] for row in rows] == ["clean", "protected"]
+
+
+def test_attack_writes_the_exploiter_and_its_scores(run):
+    result = main(["attack", "--defence=blur:1", "--exploiter=attention_unet", "--epochs=1"]).result
+    found = json.loads((run / "artefacts" / "attack" / "attention_unet-blur1-0.json").read_text())
+    assert found["defence"] == "blur:1"
+    assert result.summary["attack/dsc"] == pytest.approx(100 * found["last"], abs=0.01)
+    assert (run / "artefacts" / "attack" / "exploiter" / "exploiter.pt").is_file()
+
+
+def test_a_users_folder_is_protected_at_its_own_size_under_its_names(run, tmp_path):
+    root = write_masked_folder(tmp_path / "mine", count=4)
+    main(["protect", str(root), "--out", str(tmp_path / "out")])
+    for path in sorted((root / "images").rglob("*.png")):
+        stored = tmp_path / "out" / "images" / path.relative_to(root / "images")
+        before, after = (np.asarray(Image.open(file)).astype(int) for file in (path, stored))
+        assert before.shape == after.shape
+        assert 0 < abs(before - after).max() <= 4
+    assert len(read_manifest(tmp_path / "out")["images"]) == 4
+
+
+def test_a_small_bench_is_kept(run_folder):
+    options = ["--methods=[umed]", "--exploiters=[unet]", "--defences=[none]", "--seeds=1", "--jobs=1", *SMALL]
+    main(["bench", *options, "--trainer.max_epochs=1", "--data.length=16", "--run", "bench"])
+    rows = list(csv.DictReader((run_folder / "umed" / "bench" / "artefacts" / "bench" / "bench.csv").open()))
+    assert [row["method"] for row in rows] == ["umed"]
+    assert all(0 <= float(row["dsc"]) <= float(row["best"]) <= 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_reproduce_makes_every_table(run_folder):
+    from projects.umed.reproduction import TABLES
+
+    main(["reproduce", "--quick", "--run", "quick"])
+    for name in TABLES:
+        assert json.loads((run_folder / "umed" / "quick" / f"results-{name}.json").read_text())["rows"]
+
+
+def test_what_is_logged_is_on_the_dashboard(run):
+    header = next(csv.reader((run / "fit" / "metrics.csv").open()))
+    pictures = {path.stem for path in (run / "artefacts" / "fit").iterdir()} | {path.stem for path in (run / "artefacts" / "protect").iterdir()}
+    of_verbs = {"verification", "dice", "curve"}  # tested with their verbs
+    assert validate(REPOSITORY / "projects" / "umed" / "dashboard.yaml").metrics <= {*header} | pictures | of_verbs
+
+
+def test_a_killed_training_resumes_to_the_same_weights(run_folder):
+    common = ["fit", *SMALL, "--save_every=1", "--model.augmentations=[blur,flip]"]
+    process = start(
+        fit_until_killed, [*common, "--run", "broken"], "umed", 4, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
+    )
+    process.join()
+    assert process.exitcode == -9
+    resumed = main(["fit", "--resume", "--run", "broken"])
+    whole = main([*common, "--run", "whole"])
+    assert resumed.model.iterations == whole.model.iterations == 6
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "/nowhere/at/all"], "no protected set in /nowhere/at/all"),
+        (["attack", "--defence=prayer"], "no defence 'prayer'"),
+        (["attack", "--exploiter=perceptron"], "exploiter must be one of unet"),
+        (["bench", "--methods=[magic]"], "--methods magic: choose among clean"),
+        (["bench", "--exploiters=[magic]"], "--exploiters magic: choose among unet"),
+        (["protect", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["verify", "--data.seed=5"], "protect the same source"),
+    ],
+)
+def test_what_is_wrong_is_named_before_any_work(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
