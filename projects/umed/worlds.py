@@ -21,7 +21,7 @@ def ellipses(split: Split, count: int, size: int = 32, seed: int = 0, channels: 
     """Draw one dark, soft-edged ellipse an image on a smooth ground under speckle (section 9 of the project's sheet).
 
     Lengths are those of 32 pixels a side and grow with `size`: the ground is noise filtered by a Gaussian of sigma 4 with a standard deviation of
-    0.08 around 0.5, the half-axes of the ellipse are U(4, 8), its contrast U(0.08, 0.2), its edge some two pixels wide. Speckle multiplies each pixel,
+    0.08 around 0.5, the half-axes of the ellipse are U(4, 8), its contrast U(0.08, 0.2), its edge some two pixels wide. Speckle multiplies pixels,
     as that of ultrasound does, by N(1, 0.03²), inside with one and a half times the deviation. The whole ellipse lies inside the image and covers
     about 11 % of it.
 
