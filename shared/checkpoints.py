@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -127,3 +128,11 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     if differences := describe_mismatch(module.state_dict(), tensors):
         raise ValueError(f"the weights in {path} do not fit the network (another configuration?):\n{differences}")
     module.load_state_dict(tensors)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return 12 hexadecimal digits for a module's weights and buffers."""
+    found = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]

@@ -11,7 +11,7 @@ import atexit
 import gc
 import os
 from collections.abc import Iterator, Sequence, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from shared.seeding import generator
+
+if TYPE_CHECKING:
+    from shared.cli import ProjectTrainer
 
 _Row = TypeVar("_Row")
 
@@ -112,3 +115,13 @@ class UnpaddedSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.rank, self.total_size, self.num_replicas))
+
+
+def in_one_process(trainer: ProjectTrainer) -> None:
+    """Refuse several processes, for verbs whose work is not dealt out, so that each of them would do all of it.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if trainer.world_size > 1:
+        raise ValueError(f"{trainer.verb} runs in one process: start it without --devices and --num-nodes")

@@ -12,9 +12,10 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from shared.runs import write_json
+from shared.runs import atomic, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Item = TypeVar("Item")
@@ -149,3 +150,15 @@ def kept(path: Path, make: Callable[[], Result]) -> Kept[Result]:
         value = make()
         write_json(path, {"value": value, "seconds": round(time.monotonic() - began, 1)})
     return Kept(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def kept_arrays(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Read the arrays that an earlier call wrote to an .npz file, or make and write them."""
+    import numpy as np
+
+    if not path.is_file():
+        made = make()
+        with atomic(path) as temporary:
+            np.savez(temporary, **made)  # type: ignore[arg-type]
+    with np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.jobs import Kept, default_jobs, kept, run_jobs
-from shared.results import summarise, write_results
+from shared.results import markdown, publish, summarise, write_results
 from shared.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from shared.cli import ProjectTrainer
 
 Rows = list[dict[str, Any]]
 
@@ -84,6 +86,36 @@ def make_table(
     expectations = {} if quick else table.expectations(summary)
     results = write_results(run, table.title, table.claim, summary, chosen, seconds, expectations, name)
     return results, {} if quick else table.figures(results["rows"])
+
+
+def reproduce(
+    trainer: ProjectTrainer,
+    cli: str,
+    tables: Mapping[str, Table],
+    table: str = "all",
+    seeds: int | None = None,
+    jobs: int | None = None,
+    quick: bool = False,
+    write: bool = False,
+) -> None:
+    """Make a table, or all of them, print them, and publish them in the project's README if `write` is set.
+
+    Args:
+        trainer: the trainer, with its run.
+        cli: the project's cli.py.
+        tables: by name; their jobs are made with a folder for what they keep.
+        table: name of a table, or all.
+        seeds: number of seeds, from 0; None takes the customary number.
+        jobs: jobs in work at the same time; None takes as many as there are cores.
+        quick: one seed and few jobs, to see that everything runs.
+        write: put them into the README.
+    """
+    project, folder = Path(cli).parent, trainer.run.artefacts("reproduce") / "kept"
+    for name in tables if table == "all" else [table]:
+        results, figures = make_table(trainer.run, name, tables[name], folder, seeds, quick, jobs)
+        print(markdown(results["rows"]), flush=True)
+        options = ("" if table == "all" else f" {table}") + (f" --seeds {seeds}" if seeds else "")
+        publish(trainer, results, figures, project if write else None, f"lightning run projects/{project.name}/cli.py reproduce{options}", name)
 
 
 def _call(item: tuple[Path, Job]) -> Kept[Rows]:

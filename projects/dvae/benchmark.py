@@ -10,9 +10,9 @@ from torch import Tensor
 from projects.dvae.data import PurificationData
 from projects.dvae.fitting import Settings
 from projects.dvae.module import Purifier
-from projects.dvae.tasks import in_one_process
 from projects.dvae.training import Recipe
 from projects.dvae.workshop import GIVEN, Workshop
+from shared.distributed import in_one_process
 from shared.jobs import run_jobs
 from shared.loggers import log_table
 from shared.results import markdown

@@ -193,8 +193,7 @@ class Trainer(ProjectTrainer):
             model: supplied; its rates, epochs and width are those of dvae:x1, dvae:x2, dvae:x3 and dvae:second (its last stage alone).
             datamodule: supplied.
             attacks: clean, given (what the data options put on the set), or those of poison; the default is clean, lsp, ops, ar, or clean, given.
-            defences: none, grey, jpeg:Q, bdr:BITS, blur, cutout, mixup, cutmix, at, ueraser, op, ae:CHANNELS, vae:RATE and the four of dvae; the
-                default is none, grey, jpeg:10, bdr:2, op, dvae:x2 and dvae:x3.
+            defences: those of train, and the four of dvae; the default is none, grey, jpeg:10, bdr:2, op, dvae:x2 and dvae:x3.
             victim: cnn, resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.
             seeds: number of seeds, from 0.
             jobs: computations at the same time; the default is one a core, or one where there is a GPU.
@@ -226,9 +225,10 @@ class Trainer(ProjectTrainer):
             quick: one seed, little training and few rows, to see that everything runs.
             write: write the tables into the project's README.
         """
-        from projects.dvae.reproduction import reproduce
+        from projects.dvae.reproduction import TABLES
+        from shared.tables import reproduce
 
-        reproduce(self, table, seeds, jobs, quick, write)
+        reproduce(self, __file__, TABLES, table, seeds, jobs, quick, write)
 
 
 def main(args: Sequence[str] | None = None) -> ProjectCLI:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning as L
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from projects.dvae.callbacks import Separations
 from projects.dvae.data import PurificationData
@@ -20,7 +19,8 @@ from projects.dvae.pictures import GAIN, SHOWN, around_grey, sheet
 from projects.dvae.purification import psnr
 from projects.dvae.sets import MANIFEST, FolderSet, Format, ImageSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
 from shared.callbacks import ResumePoint
-from shared.checkpoints import load_checkpoint
+from shared.checkpoints import load_checkpoint, weights_digest
+from shared.distributed import in_one_process
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.messages import shown_path
 from shared.runs import claim_folder, write_json, write_text
@@ -129,7 +129,7 @@ def purify(
     places = [(name, artefact_folder(trainer) / name) for name in wanted]
     if out is not None:
         places.append((final, claim_folder(out, MANIFEST, source=data.given_root)))
-    key = f"{digest_of(model)}-{data.fingerprint()}"
+    key = f"{weights_digest(model)}-{data.fingerprint()}"
 
     def begin() -> list[tuple[str, SetWriter]]:
         options = {"names": data.train_set.names, "labels": data.train_set.labels, "class_names": data.class_names, "shape": data.image_shape}
@@ -169,20 +169,6 @@ def changes(images: LabelledSet, products: dict[str, ImageSet | FolderSet]) -> l
             named = {"index": index} if images.names is None else {"index": index, "name": images.names[index]}
             rows.append(named | {f"psnr_{name}": round(float(values[row]), 3) for name, values in found.items()})
     return rows
-
-
-def in_one_process(trainer: ProjectTrainer) -> None:
-    """Refuse several processes, for verbs whose many small computations would be done by each of them."""
-    if trainer.world_size > 1:
-        raise ValueError(f"{trainer.verb} runs in one process: start it without --devices and --num-nodes")
-
-
-def digest_of(model: nn.Module) -> str:
-    """Return 12 hexadecimal digits for a module's weights."""
-    found = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
 
 
 def train_on_folder(trainer: ProjectTrainer, model: Purifier, data: PurificationData, folder: str) -> tuple[Purifier, PurificationData]:

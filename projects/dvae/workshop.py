@@ -18,7 +18,7 @@ from projects.dvae.poisons import make_pattern, poison_dataset
 from projects.dvae.sets import ImageSet
 from projects.dvae.training import Outcome, Recipe, train_victim
 from projects.dvae.victims import build_victim
-from shared.runs import atomic
+from shared.jobs import kept_arrays
 
 QUICK_IMAGES = 200
 GIVEN = "given"
@@ -94,7 +94,7 @@ class Workshop:
             )
             return {"images": poison_dataset(pattern, train, share, self.choice, seed)[0].numpy()}
 
-        images = torch.from_numpy(self._kept(f"{attack}-{share:g}-{self.choice}-{seed}", make)["images"])
+        images = torch.from_numpy(kept_arrays(self.folder / f"{attack}-{share:g}-{self.choice}-{seed}.npz", make)["images"])
         return ImageSet(images, train.labels, train.class_names, clean=train.images)
 
     def purified(self, attack: str, seed: int, rate: float | None = None, settings: Settings | None = None, name: str = "dvae") -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class Workshop:
             kept = {key: values.half().numpy() if key.startswith("p") else values.numpy() for key, values in made.items()}
             return kept | {"seconds": np.array(time.perf_counter() - began)}
 
-        found = self._kept(f"{name}-{attack}-{share:g}-{self.choice}-{seed}", make)
+        found = kept_arrays(self.folder / f"{name}-{attack}-{share:g}-{self.choice}-{seed}.npz", make)
         return {key: torch.from_numpy(values).float() if key.startswith("p") else torch.from_numpy(values) for key, values in found.items()}
 
     def train(self, images: Tensor, seed: int, defence: str = "none", labels: Tensor | None = None) -> Outcome:
@@ -121,12 +121,3 @@ class Workshop:
     def defence(self, text: str) -> Defence:
         """Return a defence by name, its networks trained as those of the purifier are."""
         return parse_defence(text, Budget(self.settings.epochs[0], self.settings.width, self.settings.batch_size))
-
-    def _kept(self, name: str, make: Any) -> dict[str, np.ndarray]:
-        path = self.folder / f"{name}.npz"
-        if not path.is_file():
-            made = make()
-            with atomic(path) as temporary:
-                np.savez(temporary, **made)
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}

@@ -10,8 +10,9 @@ from projects.umed.defences import parse_defence
 from projects.umed.exploiters import EXPLOITERS
 from projects.umed.fitting import Settings
 from projects.umed.module import Protector
-from projects.umed.tasks import RecipeName, in_one_process, recipe_for
+from projects.umed.tasks import RecipeName, recipe_for
 from projects.umed.workshop import CLEAN, UMED, Workshop
+from shared.distributed import in_one_process
 from shared.jobs import run_jobs
 from shared.loggers import log_table
 from shared.results import markdown

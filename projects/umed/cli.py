@@ -191,9 +191,10 @@ class Trainer(ProjectTrainer):
             quick: one seed, little training and few rows, to see that everything runs.
             write: write the tables into the project's README.
         """
-        from projects.umed.reproduction import reproduce
+        from projects.umed.reproduction import TABLES
+        from shared.tables import reproduce
 
-        reproduce(self, table, seeds, jobs, quick, write)
+        reproduce(self, __file__, TABLES, table, seeds, jobs, quick, write)
 
 
 def main(args: Sequence[str] | None = None) -> ProjectCLI:

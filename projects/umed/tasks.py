@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from projects.umed.callbacks import protection_sheet
 from projects.umed.data import ProtectionData
 from projects.umed.module import Protector
 from projects.umed.protected import MANIFEST, read_manifest, read_protected, write_protected
 from projects.umed.sets import MaskedSet, SegmentationSet
-from shared.checkpoints import load_checkpoint
+from shared.checkpoints import load_checkpoint, weights_digest
+from shared.distributed import in_one_process
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.messages import shown_path
 from shared.runs import write_json
@@ -63,20 +63,6 @@ def with_weights(model: Protector, ckpt_path: str | None) -> Protector:
     return model.eval()
 
 
-def in_one_process(trainer: ProjectTrainer) -> None:
-    """Refuse several processes, for verbs that write one folder or train small networks."""
-    if trainer.world_size > 1:
-        raise ValueError(f"{trainer.verb} runs in one process: start it without --devices and --num-nodes")
-
-
-def digest_of(model: nn.Module) -> str:
-    """Return 12 hexadecimal digits for a module's weights."""
-    found = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
-
-
 def everything(data: ProtectionData) -> MaskedSet:
     """Return all images of a source, in no split; of a drawn one those of all its splits, in a folder each."""
     if data.source not in OFFLINE:
@@ -116,7 +102,7 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     model.to(device)
     given = model.hparams
     about = {"method": "umed", "epsilon": given.epsilon, "texture": given.texture, "clip": given.clip, "seed": given.seed}
-    about |= {"generator": digest_of(model.perturbator), "source": data.source}
+    about |= {"generator": weights_digest(model.perturbator), "source": data.source}
     target = artefact_folder(trainer) / "set" if out is None else Path(out)
 
     def perturb(levels: Tensor, masks: Tensor) -> Tensor:

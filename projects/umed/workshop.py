@@ -16,7 +16,7 @@ from projects.umed.exploiting import Outcome, Recipe, train_exploiter
 from projects.umed.fitting import Settings, fit_protector, protect_set
 from projects.umed.quality import max_change, psnr, touched_region
 from projects.umed.sets import SegmentationSet
-from shared.runs import atomic
+from shared.jobs import kept_arrays
 
 CLEAN, UMED = "clean", "umed"
 QUICK_IMAGES = 48
@@ -94,7 +94,7 @@ class Workshop:
             return {"train": protect_set(module, train).images.numpy(), "test": protect_set(module, test).images.numpy()}
 
         name = f"{method}-{seed}" + (f"-{split}" if method in BASELINES else "")
-        return images.with_images(torch.from_numpy(self._kept(name, make)[split]))
+        return images.with_images(torch.from_numpy(kept_arrays(self.folder / f"{name}.npz", make)[split]))
 
     def has_signature(self, method: str) -> bool:
         """Whether test images can be protected in the same way, which tells a protection that is learnt from a training that failed."""
@@ -125,12 +125,3 @@ class Workshop:
         train = self.protected(method, seed) if images is None else images
         signature = self.protected(method, seed, "test") if method != CLEAN and self.has_signature(method) else None
         return train_exploiter(train, test, replace(self.recipe, exploiter=exploiter), seed, parse_defence(defence), signature, clean)
-
-    def _kept(self, name: str, make: Any) -> dict[str, np.ndarray]:
-        path = self.folder / f"{name}.npz"
-        if not path.is_file():
-            made = make()
-            with atomic(path) as temporary:
-                np.savez(temporary, **made)
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
