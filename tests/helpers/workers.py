@@ -74,16 +74,21 @@ def fit_until_killed(arguments, project, step):
     command_line(arguments, project)
 
 
-def certify_until_stopped(arguments, number, rounds):
-    """Run the command line of drs; the process gets the signal `number` after so many rounds of draws."""
-    from projects.drs.certification import Certification
-
-    advance, left = Certification._advance, iter(range(rounds))
+def stopping(advance, number, rounds):
+    """Wrap `Certification._advance`: this process gets the signal `number` after so many rounds of draws."""
+    left = iter(range(rounds))
 
     def until_stopped(certification):
         if next(left, None) is None:
             os.kill(os.getpid(), number)
         advance(certification)
 
-    Certification._advance = until_stopped
+    return until_stopped
+
+
+def certify_until_killed(arguments, rounds):
+    """Run the command line of drs; the process is killed after so many rounds of draws."""
+    from projects.drs.certification import Certification
+
+    Certification._advance = stopping(Certification._advance, signal.SIGKILL, rounds)
     command_line(arguments, "drs")

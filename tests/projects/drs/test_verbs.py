@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 from helpers.processes import run_together, start
-from helpers.workers import certify_until_stopped, command_line
+from helpers.workers import certify_until_killed, command_line, stopping
 from PIL import Image
 
+from projects.drs.certification import Certification
 from projects.drs.cli import main
 from projects.drs.released import write_checkpoint
 from projects.drs.verdicts import own_tables
@@ -59,21 +60,35 @@ def test_counts_depend_on_neither_batches_nor_processes(run, run_folder, monkeyp
     assert len(list(own_tables(Run(run))[-1].parent.glob("part-*.jsonl"))) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_killed_certification_goes_on(run, run_folder, number):
-    options = ["certify", "--data.limit=6", "--draws=4000", "--run", "short"]
-    environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    process = start(certify_until_stopped, options, number, 5, environment=environment)
+STOPPED = ["certify", "--data.limit=6", "--draws=4000", "--run", "short"]
+
+
+def test_a_terminated_certification_keeps_its_votes_and_goes_on(run, monkeypatch):
+    folder = run / "artefacts" / "certify"
+    with monkeypatch.context() as patch:
+        patch.setattr(Certification, "_advance", stopping(Certification._advance, signal.SIGTERM, 5))
+        with pytest.raises(SystemExit) as stop:
+            main(STOPPED)
+    assert stop.value.code == 143
+    assert list(folder.glob("*/partial-0000.json")), "the votes of the images in the works are kept"
+    goes_on_as_one_that_was_not_stopped(run)
+
+
+@pytest.mark.slow
+def test_a_killed_certification_goes_on(run, run_folder):
+    process = start(certify_until_killed, STOPPED, 5, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"})
     process.join()
-    assert process.exitcode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+    assert process.exitcode == -signal.SIGKILL
+    goes_on_as_one_that_was_not_stopped(run)
+
+
+def goes_on_as_one_that_was_not_stopped(run):
     folder = run / "artefacts" / "certify"
     [part] = folder.glob("*/part-0000.jsonl")
-    if number == signal.SIGTERM:
-        assert list(folder.glob("*/partial-0000.json")), "the votes of the images in the works are kept"
-    main([*options, "--batch=100"])
+    main([*STOPPED, "--batch=100"])
     broken = rows_of(run)
     shutil.rmtree(folder)
-    main([*options, "--force"])
+    main([*STOPPED, "--force"])
     assert rows_of(run) == broken
     assert part.parent.name == own_tables(Run(run))[-1].parent.name
 
@@ -191,7 +206,7 @@ def test_nan_weights_abstain(run):
 
 def test_a_log_belongs_to_one_classifier_and_one_data_set(run, tmp_path):
     options = ["certify", "--draws=100", "--selection=10", "--data.limit=2"]
-    changes = [[], ["--model.split=column"], ["--model.embedding=packed_native"], ["--model.statistics=digits"], ["--data.split=train"]]
+    changes = [[], ["--model.split=column"], ["--model.statistics=digits"], ["--data.split=train"]]
     tables = {main([*options, *change]).result.table for change in changes}
     assert len(tables) == len(changes)
     for name in ("a", "b"):
