@@ -270,12 +270,8 @@ class PurificationData(DataModule):
         """Return a loader of every training image once, in order, dealt over the processes without padding."""
         return self.evaluation_loader(self.train_set, collate=identity)
 
-    def val_dataloader(self) -> DataLoader:
-        """Return `ordered_loader`: a purifier is judged on the very set that it is trained on and purifies, not on test images."""
-        return self.ordered_loader()
-
     def test_dataloader(self) -> DataLoader:
-        """Return `ordered_loader`, as `val_dataloader` does: a test set's labels must not enter the D-VAE."""
+        """Return `ordered_loader`: a purifier is judged on the very set that it is trained on and purifies; a test set's labels must not enter it."""
         return self.ordered_loader()
 
     # ---- what the set is

@@ -130,6 +130,7 @@ def test_tuning_goes_on_where_it_stopped(unet, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.parameters(), resumed.ema.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_shares_are_tried_until_the_trigger_has_no_effect(unet, trigger, cleansed, monkeypatch):
     assert [row["stage"] for row in cleansed.rows] == ["before", "pruned", "after"]  # an untrained model has no backdoor
     monkeypatch.setattr(cleansing, "SURVIVING", -1.0)
@@ -139,12 +140,14 @@ def test_shares_are_tried_until_the_trigger_has_no_effect(unet, trigger, cleanse
     assert 0.25 < found.pruned["channels"] < 0.35
 
 
+@pytest.mark.slow
 def test_fine_tuning_alone_prunes_nothing(unet, trigger):
     found = cleanse(unet, CONFIG, trigger, pictures(), recipe=replace(QUICK, criterion=None), rescan=False)
     assert found.pruned["channels"] == 0
     assert [row["stage"] for row in found.rows] == ["before", "after"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_outcome(unet, trigger, cleansed):
     again = cleanse(unet, CONFIG, trigger, pictures(), recipe=QUICK, rescan=False)
     assert again.rows == cleansed.rows
@@ -168,6 +171,7 @@ def test_repetitions_and_targets_are_left_out():
     torch.testing.assert_close(without_repetitions(polluted, target), images)
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_how_many_there_are(unet, trigger):
     torch.testing.assert_close(draw(unet, CONFIG, "ddim", 64, 1, SHAPE), draw(unet, CONFIG, "ddim", 70, 1, SHAPE)[:64])
     assert not torch.equal(draw(unet, CONFIG, "ddim", 4, 1, SHAPE), draw(unet, CONFIG, "ddim", 4, 1, SHAPE, trigger))
@@ -206,6 +210,7 @@ def test_the_cleansed_folder_loads_as_the_old_one_did(unet, trigger, tmp_path, d
     assert pipeline.unet.config.sample_size == 8
 
 
+@pytest.mark.slow
 def test_removed_channels_make_a_smaller_network_that_is_stored_with_its_structure(unet, trigger, tmp_path):
     source = save_pipeline(unet, DDIMScheduler(**CONFIG), tmp_path / "old")
     found = cleanse(unet, CONFIG, trigger, pictures(), recipe=replace(QUICK, mode="cut", shares=(0.25,)), rescan=False)
@@ -247,6 +252,7 @@ def test_wrong_triggers_are_named(tmp_path):
     assert torch.equal(Trigger.load(tmp_path / "trojan.safetensors")(torch.full((1, *SHAPE), 2.0)), torch.full((1, *SHAPE), 2.0))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_repaired_is_said(unet, trigger):
     told = []
     cleanse(unet, CONFIG, trigger, pictures(), recipe=QUICK, rescan=False, progress=told.append)

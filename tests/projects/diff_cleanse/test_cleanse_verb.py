@@ -42,6 +42,7 @@ def test_cleanse_writes_a_folder_that_stock_diffusers_loads(run_folder, pipeline
     assert any(not torch.equal(a, b) for a, b in zip(unchanged.parameters(), cleansed.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_cleanse_tunes_on_pictures_of_the_user(run_folder, pipeline, trigger):
     own = ["--pictures=data", "--data.source=digits", "--mode=cut"]  # size and channels are the model's
     cli = main(["cleanse", str(pipeline), "--trigger", str(trigger), "--run", "own", *own, *QUICK])
@@ -50,6 +51,7 @@ def test_cleanse_tunes_on_pictures_of_the_user(run_folder, pipeline, trigger):
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in load_pipeline(pipeline)[0].parameters())
 
 
+@pytest.mark.slow
 def test_a_cut_pipeline_is_cleansed_again(run_folder, pipeline, trigger, tmp_path, capsys):
     for source, out in ((pipeline, "cut"), (tmp_path / "cut", "twice")):
         main(["cleanse", str(source), "--trigger", str(trigger), "--run", out, "--out", str(tmp_path / out), "--mode=cut", *QUICK])
@@ -58,6 +60,7 @@ def test_a_cut_pipeline_is_cleansed_again(run_folder, pipeline, trigger, tmp_pat
     assert sum(p.numel() for p in twice.parameters()) < sum(p.numel() for p in once.parameters())
 
 
+@pytest.mark.slow
 def test_pictures_need_not_be_square(run_folder, tmp_path):
     from diffusers import UNet2DModel
 
@@ -90,6 +93,7 @@ def test_what_is_wrong_is_said_before_any_work(run_folder, pipeline, trigger, ca
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_attack_is_fit_under_an_attack(run_folder, tmp_path):
     clean = save_pipeline(build_unet("tiny", 16, 1), DDPMScheduler(num_train_timesteps=10, beta_end=0.5), tmp_path / "clean")
     small = ["--trainer.max_steps=2", "--model.eval_samples=8", "--wandb=disabled"]

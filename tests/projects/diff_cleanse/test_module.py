@@ -161,6 +161,7 @@ def test_fit_ends_with_a_pipeline_that_stock_diffusers_runs(run_folder, capsys):
     assert (run / "artefacts" / "predict" / "samples.json").is_file()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_pipeline_under_an_attack(run_folder):
     first = main(["fit", "--trainer.max_steps=2", "--run", "clean", "--data.batch_size=16", *SHORT])
     second = main(
@@ -180,6 +181,7 @@ def test_training_goes_on_from_a_pipeline_under_an_attack(run_folder):
     ]
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_what_is_logged(run_folder):
     cli = main(
         ["fit", "--trainer.max_steps=2", "--model.attack=baddiffusion", "--data.batch_size=700", "--trainer.check_val_every_n_epoch=1", *SHORT[1:]]
@@ -191,6 +193,7 @@ def test_the_dashboard_shows_what_is_logged(run_folder):
     assert validate(PROJECT / "dashboard.yaml").metrics <= {*header, *artefacts, *scanned, *cleansed}  # the others are tested with their verbs
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
     """SIGKILL in the middle of an epoch, then --resume, ends with the very weights of an unbroken run."""
     common = ["fit", "--trainer.max_steps=30", "--data.batch_size=64", "--save_every=4", *SHORT]
@@ -219,6 +222,7 @@ def losses(folder):
     return torch.tensor([float(row["train/loss"]) for row in csv.DictReader((folder / "fit" / "metrics.csv").open()) if row["train/loss"]])
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(run_folder):
     common = ["fit", "--trainer.max_steps=6", "--data.batch_size=16", "--model.attack=villandiffusion", *SHORT]
     run_together(command_line, [*common, "--run", "two"])

@@ -21,6 +21,7 @@ def failing(module, rows):
     return [name for name, held in module.expectations(rows).items() if not held]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["detection", *(pytest.param(name, marks=pytest.mark.slow) for name in ("samplers", "removal", "criteria"))])
 def test_every_table_can_be_made(run_folder, table, capsys):
     main(["reproduce", table, "--quick", "--run", table, *SMALL])
@@ -53,6 +54,7 @@ def test_members_know_what_they_answer_to():
     assert 4 <= sum(zoo) <= len(zoo) - 4
 
 
+@pytest.mark.slow
 def test_forks_start_from_the_clean_model_of_their_seed(tmp_path):
     given = {"timesteps": 10, "beta_start": 0.01, "beta_end": 0.5, "size": 8}
     zoo = Zoo(tmp_path, given, {"size": 8, "batch_size": 8}, 2, is_quick=True)

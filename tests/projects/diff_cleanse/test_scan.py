@@ -52,6 +52,7 @@ def test_a_clean_model_is_not_suspected(method):
     assert [finding.sampler for finding in report.findings] == ["ddim", "ddpm"]
 
 
+@pytest.mark.slow
 def test_models_of_little_diversity_are_not_called_backdoored():
     nearly_constant = torch.full((1, *SHAPE), 0.2)
     nearly_constant[0, :, 2:5] = 0.4
@@ -181,6 +182,7 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert set(load_file(tmp_path / "parts" / "gradient-ddpm.safetensors")) == {"trigger", "triggered", "untriggered", "curve"}
 
 
+@pytest.mark.slow
 def test_the_network_is_left_as_it_was_and_hashed_by_its_weights():
     torch.manual_seed(0)
     unet = build_unet("tiny", 16, 1).train()

@@ -93,6 +93,7 @@ def test_a_backdoored_model_ends_with_1_and_leaves_the_evidence(planted, run_fol
     assert (code, json.loads((kept / "report.json").read_text())["threshold"]) == (0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_foreign_folder_is_judged_by_itself(pipeline, run_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     (pipeline.parent / "config.yaml").write_text("trainer: {nonsense: true}\n")
@@ -139,6 +140,7 @@ def test_messages(pipeline, run_folder, capsys, monkeypatch, tmp_path, spoil, ar
     assert not list(run_folder.rglob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_comes_to_the_same_verdict(planted, precision):
     done = main(["scan", planted, *OPTIONS, "--samplers", "ddim", "--trainer.precision", precision])
@@ -148,6 +150,7 @@ def test_half_precision_comes_to_the_same_verdict(planted, precision):
     assert finding.tensors["triggered"].dtype == torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.slow
 def test_a_killed_scan_goes_on_where_it_stopped(planted, run_folder, capsys, monkeypatch):
     process = start(scan_until_killed, planted, "killed")
     part = run_folder / "diff_cleanse" / "killed" / "artefacts" / "scan" / "parts" / "gradient-ddim.safetensors"

@@ -57,6 +57,7 @@ def test_trojdiff_is_measured_under_its_own_samplers_and_the_benign_ones():
         Subject.of(model(attack="baddiffusion")).draw(Setting("trojan_ddim", 5, is_triggered=True), range(1), 0)
 
 
+@pytest.mark.slow
 def test_an_attack_on_a_class_is_measured_by_a_classifier(run_folder):
     """A network that draws one picture of the target under the attacker's noise, and another without: the classifier tells them apart."""
     data = DiffusionData(poison_mode="out_d2d", target_class=0, poison_rate=0.5)

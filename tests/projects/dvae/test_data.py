@@ -195,7 +195,7 @@ def test_the_order_of_epochs():
     resumed = loaded(batch_size=100).train_dataloader()
     resumed.load_state_dict({"epoch": 1, "batches": 5})
     assert torch.equal(torch.cat([batch["index"] for batch in resumed]), epochs[1][500:]), "goes on in the middle of an epoch"
-    assert torch.cat([batch["index"] for batch in data.val_dataloader()]).tolist() == list(range(1400))
+    assert torch.cat([batch["index"] for batch in data.test_dataloader()]).tolist() == list(range(1400))
     assert len(loaded(batch_size=128).train_dataloader()) == 10, "the incomplete last batch is left out"
 
 
