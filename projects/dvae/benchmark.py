@@ -38,7 +38,7 @@ def cell(workshop: Workshop, attack: str, defence: str, seed: int) -> Rows:
     else:
         outcome = workshop.train(workshop.poisoned(attack, seed).images, seed, defence)
         defence_seconds = outcome.defence_seconds
-    figures = {"last": outcome.last, "peak": outcome.peak, "defence_s": defence_seconds, "training_s": outcome.seconds}
+    figures = {"last": outcome.last, "peak": outcome.peak, "defence_s": round(defence_seconds, 2), "training_s": round(outcome.seconds, 2)}
     return [{"attack": attack, "defence": defence, "seed": seed} | figures]
 
 
