@@ -157,6 +157,7 @@ def test_same_seed_same_outcome(unet, trigger, cleansed):
 # ---- pictures
 
 
+@pytest.mark.slow
 def test_the_model_draws_its_own_pictures_without_targets_and_repetitions(unet, trigger):
     data, numbers = generate(unet, CONFIG, trigger, 24, seed=0)
     assert numbers["used"] + numbers["left_out"] == numbers["generated"] == 24

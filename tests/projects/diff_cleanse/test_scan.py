@@ -146,6 +146,7 @@ def test_what_is_written(tmp_path):
     assert not list(tmp_path.rglob(".*"))  # no temporary file is left
 
 
+@pytest.mark.slow
 def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     class StopError(Exception):
         pass
