@@ -6,21 +6,18 @@ takes in images that are not protected (mix).
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projects.umed.augmentation import blur, turn_and_scale
 from projects.umed.losses import segmentation_loss
 from projects.umed.sets import SegmentationSet
-from shared.data.memory import chunks, to_unit
+from shared.data.memory import chunks, through_jpeg, to_unit
 from shared.poisons import ascend, to_levels
 from shared.seeding import generator
 
@@ -105,14 +102,7 @@ class JPEG(ImageMap):
         self.name = f"jpeg:{self.quality}"
 
     def map(self, images: Tensor) -> Tensor:
-        pictures = images.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
-        decoded = np.stack([self._pass_through(picture.squeeze(2) if picture.shape[2] == 1 else picture) for picture in pictures])
-        return torch.from_numpy(decoded.reshape(pictures.shape)).permute(0, 3, 1, 2).to(images.device)
-
-    def _pass_through(self, picture: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=self.quality)
-        return np.asarray(Image.open(file))
+        return through_jpeg(images, self.quality)
 
 
 class Blur(ImageMap):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,6 +32,25 @@ def chunks(images: Tensor) -> Iterator[slice]:
 def to_unit(images: Tensor) -> Tensor:
     """Map bytes to float32 in [0, 1]."""
     return images.float().div_(255)
+
+
+def through_jpeg(images: Tensor, quality: int) -> Tensor:
+    """Compress images as JPEG, with halved resolution of colour, and read them back.
+
+    Args:
+        images: uint8 (N, C, H, W), C being 1 or 3, on any device.
+        quality: 1 to 100.
+
+    Returns:
+        uint8 (N, C, H, W) on the same device.
+    """
+    pictures = images.permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)
+    decoded = np.empty_like(pictures)
+    for picture, target in zip(pictures, decoded, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(file, "JPEG", quality=quality)
+        target[:] = np.asarray(Image.open(file)).reshape(picture.shape)
+    return torch.from_numpy(decoded).permute(0, 3, 1, 2).to(images.device)
 
 
 def _whole(batch: Any) -> Any:

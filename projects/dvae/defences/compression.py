@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from projects.dvae.batches import to_bytes
 from projects.dvae.defences.base import ImageMap
-from shared.data.memory import to_unit
+from shared.data.memory import through_jpeg, to_unit
 
 LUMA = (19595, 38470, 7471)
 """Weights 0.299, 0.587 and 0.114 of ITU-R 601 in units of 1 / 65536, as Pillow has them."""
@@ -48,16 +44,7 @@ class JPEG(ImageMap):
         self.name = f"jpeg:{self.quality}"
 
     def map(self, images: Tensor) -> Tensor:
-        pictures = images.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
-        if images.shape[1] == 1:
-            pictures = pictures[..., 0]
-        compressed = torch.from_numpy(np.stack([self._compress(picture) for picture in pictures])).to(images.device)
-        return compressed.view(len(images), *images.shape[2:], -1).permute(0, 3, 1, 2)
-
-    def _compress(self, picture: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=self.quality)
-        return np.asarray(Image.open(file))
+        return through_jpeg(images, self.quality)
 
 
 class BitDepth(ImageMap):
