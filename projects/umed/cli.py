@@ -133,7 +133,8 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             folder: what protect wrote for this data source; by default what it wrote in this run.
             exploiter: unet, attention_unet, unetpp, resunet, transunet or swinunet.
-            defence: none, jpeg:Q, blur:SIGMA, median:SIDE, bits:B, gamma:G, resize:PART, affine:DEGREES, at:LEVELS or mix:SHARE.
+            defence: none, jpeg:Q, blur:SIGMA, median:SIDE, bits:B, gamma:G, resize:PART, affine:DEGREES, at:LEVELS or mix:SHARE;
+                jpeg to resize may end in +test, such as blur:1+test, which maps test images as well.
             recipe: paper (100 epochs of the full network), quick (for small images on a CPU), or auto: quick for drawn images.
             epochs: epochs; the default is the recipe's.
             seed: seed of the exploiter.

@@ -1,4 +1,4 @@
-"""What an exploiter may try against a protection (section 5), by name: `parse_defence("jpeg:50")`.
+"""What an exploiter may try against a protection (section 5), by name: `parse_defence("jpeg:50")`, or `"jpeg:50+test"` for test images as well.
 
 A defence maps the stored images before training (jpeg, blur, median, bits, gamma, resize), augments the batches (affine), gives the loss (at), or
 takes in images that are not protected (mix).
@@ -27,10 +27,12 @@ class Defence:
 
     Attributes:
         name: the text that the defence was parsed from, such as "jpeg:50".
-        defends_test: whether test images can be mapped, too.
+        maps_tests: whether test images can be mapped, too.
+        defends_test: whether they are.
     """
 
     name = "none"
+    maps_tests = False
     defends_test = False
 
     def transform_set(self, images: SegmentationSet, seed: int, clean: SegmentationSet | None = None) -> SegmentationSet:
@@ -49,7 +51,7 @@ class Defence:
         Raises:
             ValueError: if this defence is for training only.
         """
-        raise ValueError(f"the defence {self.name!r} is for training only; defend_test goes with jpeg, blur, median, bits, gamma and resize")
+        raise ValueError(f"the defence {self.name!r} is for training only; +test goes with jpeg, blur, median, bits, gamma and resize")
 
     def augment(self, images: Tensor, masks: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Change a batch of a training step.
@@ -69,7 +71,7 @@ class Defence:
 class ImageMap(Defence):
     """A defence that maps image by image: it replaces `map`."""
 
-    defends_test = True
+    maps_tests = True
 
     def map(self, images: Tensor) -> Tensor:
         """Map some images, uint8 (B, C, H, W) -> the same."""
@@ -341,10 +343,25 @@ DEFENCES = {
 def parse_defence(text: str) -> Defence:
     """Make a defence from its name and, after a colon, its parameter: "none", "jpeg", "jpeg:10", "mix:0.1".
 
+    With "+test" at the end test images are mapped as well, as by an exploiter who maps all images before prediction: "blur:1+test".
+
     Raises:
-        ValueError: for an unknown name (the message lists the known ones), or a parameter that the defence does not take.
+        ValueError: for an unknown name (the message lists the known ones), or a parameter or "+test" that the defence does not take.
     """
-    name, colon, given = text.strip().partition(":")
+    which, plus, after = text.strip().partition("+")
+    defence = _build(which)
+    if not plus:
+        return defence
+    if after != "test" or not defence.maps_tests:
+        able = ", ".join(name for name, kind in DEFENCES.items() if isinstance(kind.build, type) and kind.build.maps_tests)
+        raise ValueError(f"{text!r}: what may follow a defence is +test, for {able}")
+    defence.defends_test = True
+    defence.name += "+test"
+    return defence
+
+
+def _build(text: str) -> Defence:
+    name, colon, given = text.partition(":")
     kind = DEFENCES.get(name)
     if kind is None:
         known = ", ".join(f"{key} ({each.parameter})" if each.parameter else key for key, each in DEFENCES.items())

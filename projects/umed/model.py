@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projects.umed.perturb import TextureMode, compose, local_texture, regions
+from projects.umed.perturb import TextureMode, compose, local_mean, local_texture, regions
 
 Norm = Literal["instance", "batch"]
 """Normalisation of a U-Net: by each image's own statistics, or by the batch's."""
@@ -232,6 +232,8 @@ class Perturbator(nn.Module):
         classes: foreground classes K of the masks.
         mode: measure of local texture.
         clip: texture bounds the interior's perturbation by epsilon times the texture; fixed by epsilon alone (ablation).
+        high_pass: takes from both outputs their means over 3 x 3 pixels, before tanh, so that a perturbation cannot make a region darker or
+            brighter as a whole. Published: not.
 
     Raises:
         ValueError: if there is no generator, or an argument is out of its range.
@@ -246,6 +248,7 @@ class Perturbator(nn.Module):
         classes: int = 1,
         mode: TextureMode = "count",
         clip: Clip = "texture",
+        high_pass: bool = False,
     ) -> None:
         super().__init__()
         if contour is None and texture is None:
@@ -257,7 +260,7 @@ class Perturbator(nn.Module):
             raise ValueError(f"measures of texture and clips are {known}, got {mode!r} and {clip!r}")
         self.contour, self.texture = contour, texture
         self.epsilon, self.radius, self.classes = epsilon, radius, classes
-        self.mode, self.clip = mode, clip
+        self.mode, self.clip, self.high_pass = mode, clip, high_pass
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Perturb a batch.
@@ -269,7 +272,10 @@ class Perturbator(nn.Module):
         Returns:
             (B, C, H, W) δ = δ_c + δ_t, in units of [0, 1] images, at most epsilon, and 0 outside of band and interior.
         """
-        contour = None if self.contour is None else self.contour(images)
-        texture = None if self.texture is None else self.texture(images)
+        contour = None if self.contour is None else self._filtered(self.contour(images))
+        texture = None if self.texture is None else self._filtered(self.texture(images))
         strength = None if texture is None or self.clip == "fixed" else local_texture(images, self.mode)
         return compose(contour, texture, regions(masks, self.radius, self.classes), strength, self.epsilon)
+
+    def _filtered(self, raw: Tensor) -> Tensor:
+        return raw - local_mean(raw) if self.high_pass else raw

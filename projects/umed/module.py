@@ -53,6 +53,8 @@ class Protector(L.LightningModule):
         augmentation_probability: how often an image goes through one of them.
         exchange: how often, from 0 to 1, a perturbation is laid on another image of the batch in training, so that it alone tells the mask.
             Published: 0, where generators come to strengthen what already tells it, such as dark lesions, from which exploiters learn as well.
+        high_pass: takes from perturbations their means over 3 x 3 pixels, so that they cannot make a lesion darker as a whole, which exploiters
+            would learn together with anatomy. Published: not.
         blur_sigma: range of the blur's standard deviation in pixels.
         jpeg_quality: range of JPEG's quality.
         round_in_training: rounds perturbations in training as they will be stored; gradients pass straight through.
@@ -88,6 +90,7 @@ class Protector(L.LightningModule):
         augmentations: list[str] | None = None,
         augmentation_probability: float = 0.5,
         exchange: float = 0.0,
+        high_pass: bool = False,
         blur_sigma: list[float] | None = None,
         jpeg_quality: list[int] | None = None,
         round_in_training: bool = False,
@@ -106,7 +109,7 @@ class Protector(L.LightningModule):
             torch.manual_seed(derive_seed(seed, "umed weights"))
             outer = ContourGenerator(channels, widths, convolution) if contour else None
             inner = TextureGenerator(channels, widths) if interior else None
-            self.perturbator = Perturbator(outer, inner, epsilon / 255, self.radius, classes, texture, clip)
+            self.perturbator = Perturbator(outer, inner, epsilon / 255, self.radius, classes, texture, clip, high_pass)
             self.surrogate = UNet(channels, classes + 1, WIDTHS if surrogate_widths is None else surrogate_widths, norm="instance")
         ranges: dict[str, Any] = {} if blur_sigma is None else {"sigma": blur_sigma}
         ranges |= {} if jpeg_quality is None else {"quality": jpeg_quality}

@@ -127,6 +127,11 @@ def local_texture(images: Tensor, mode: TextureMode = "count") -> Tensor:
     return total.to(images.dtype) / (255 if mode == "code" else 8)
 
 
+def local_mean(values: Tensor) -> Tensor:
+    """Return the mean of (B, C, H, W) over the 3 x 3 pixels around each; beyond the border values are repeated."""
+    return F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+
+
 def compose(contour: Tensor | None, texture: Tensor | None, found: Regions, strength: Tensor | None, epsilon: float) -> Tensor:
     """Join the generators' outputs: δ_c = ε tanh(c) B and δ_t = clip(ε tanh(t), -ε T, ε T) I (sections 2.3 and 2.4).
 

@@ -102,11 +102,12 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     model.to(device)
     given = model.hparams
     about = {"method": "umed", "epsilon": given.epsilon, "texture": given.texture, "clip": given.clip, "seed": given.seed}
-    about |= {"generator": weights_digest(model.perturbator), "source": data.source}
+    about |= {"generator": weights_digest(model.perturbator), "source": data.source, "precision": trainer.precision}
     target = artefact_folder(trainer) / "set" if out is None else Path(out)
 
     def perturb(levels: Tensor, masks: Tensor) -> Tensor:
-        return model.delta(levels, masks).cpu()
+        with trainer.precision_plugin.forward_context():
+            return model.delta(levels, masks).float().cpu()
 
     def report(count: int) -> None:
         print(f"\r{count} of {len(images)} images", end="" if count < len(images) else "\n", flush=True)
@@ -232,7 +233,7 @@ def attack(
     clean, test = data.train_set.load(), data.test_set.load()
     print(f"{exploiter} with the defence {defence}, {chosen.epochs} epochs on {len(train)} protected images", flush=True)
     outcome = train_exploiter(train, test, chosen, seed, made, signature, clean, folder=artefact_folder(trainer) / "exploiter", **_options(trainer))
-    label = f"{exploiter}-{defence}-{seed}".replace(":", "")
+    label = f"{exploiter}-{defence}-{seed}".replace(":", "").replace("+", "-")
     write_json(artefact_folder(trainer) / f"{label}.json", asdict(outcome) | {"exploiter": exploiter, "defence": defence, "seed": seed})
     log_table(trainer, "curve", [{"epoch": epoch, "dice": value} for epoch, value in enumerate(outcome.curve, 1)])
     row = _row(label, outcome)

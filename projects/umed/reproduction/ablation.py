@@ -1,4 +1,4 @@
-"""What each part, ratio and bound is good for, and what a partly protected set is worth (claim 3)."""
+"""What each part, ratio and bound is good for, our two additions too, and what a partly protected set is worth (claim 3)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from projects.umed.workshop import UMED, Workshop
 from shared.tables import Job, Rows, Table
 
 VARIANTS: dict[str, Settings] = {
+    "no exchange": worlds.varied(exchange=0.0),
+    "no high pass": worlds.varied(high_pass=False),
     "contour alone": worlds.varied(interior=False),
     "interior alone": worlds.varied(contour=False),
     "plain convolutions": worlds.varied(convolution="plain"),

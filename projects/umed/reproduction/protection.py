@@ -8,14 +8,14 @@ from projects.umed.reproduction import worlds
 from projects.umed.workshop import CLEAN, UMED, Workshop
 from shared.tables import Job, Rows, Table
 
-EXCHANGED, BLURRED = "umed, exchanged", "umed, exchanged, blur"
-METHODS = (CLEAN, "checkerboard", UMED, EXCHANGED, BLURRED)
+PUBLISHED, BLURRED = "umed, published objective", "umed, blur in training"
+METHODS = (CLEAN, "checkerboard", PUBLISHED, UMED, BLURRED)
 VARIANTS = {
-    EXCHANGED: worlds.varied(exchange=1.0),
-    BLURRED: worlds.varied(exchange=1.0, augmentations=["blur"], blur_sigma=[0.5, 1.2]),
+    PUBLISHED: worlds.varied(exchange=0.0, high_pass=False),
+    BLURRED: worlds.varied(80, augmentations=["blur"], augmentation_probability=1.0, blur_sigma=[0.9, 1.1]),
 }
 TRANSFER = "attention_unet"
-BLUR = "blur:1"
+BLUR = "blur:1+test"
 
 
 def rows(workshop: Workshop, method: str, seed: int) -> Rows:
@@ -26,23 +26,23 @@ def rows(workshop: Workshop, method: str, seed: int) -> Rows:
     row |= {"U-Net": 100 * outcome.last, "best epoch": 100 * outcome.best, "training": 100 * outcome.train_dice}
     row["signature"] = None if outcome.signature_dice is None else 100 * outcome.signature_dice
     row["attention U-Net"] = 100 * workshop.exploit(method, seed, TRANSFER).last
-    row["U-Net after blur"] = 100 * workshop.exploit(method, seed, defence=BLUR).last
+    row["U-Net, all blurred"] = 100 * workshop.exploit(method, seed, defence=BLUR).last
     return [row]
 
 
 def jobs(folder: Path, seeds: list[int], quick: bool) -> list[Job]:
     """Return a job for each method and seed."""
     workshop = worlds.ellipses(folder, quick, VARIANTS)
-    return [Job(method, seed, rows, (workshop, method)) for seed in seeds for method in (METHODS[:3] if quick else METHODS)]
+    return [Job(method, seed, rows, (workshop, method)) for seed in seeds for method in (METHODS[1:4] if quick else METHODS)]
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
     """Say which of the claims hold for the means."""
     found = {row["method"]: {name: value["mean"] for name, value in row.items() if isinstance(value, dict)} for row in summary}
     clean, board, blurred = (found[name] for name in (CLEAN, "checkerboard", BLURRED))
-    kept = {name: clean["U-Net after blur"] - row["U-Net after blur"] for name, row in (("board", board), ("blurred", blurred))}
+    kept = {name: clean["U-Net, all blurred"] - row["U-Net, all blurred"] for name, row in (("board", board), ("blurred", blurred))}
     held = {"clean training reaches a DSC of 85": clean["U-Net"] >= 85}
-    for name in (UMED, EXCHANGED):
+    for name in (UMED, PUBLISHED):
         ours = found[name]
         held |= {
             f"{name}: at most 30 on clean test images": ours["U-Net"] <= 30,
@@ -52,7 +52,7 @@ def expectations(summary: Rows) -> dict[str, bool]:
         }
     return held | {
         f"with blur in training twice the checkerboard's protection under blur ({kept['blurred']:.1f} against {kept['board']:.1f} points)": (
-            kept["blurred"] >= 2 * kept["board"]
+            kept["blurred"] >= 2 * max(kept["board"], 1.0)
         ),
     }
 

@@ -10,6 +10,9 @@ from projects.umed.exploiting import Recipe
 from projects.umed.fitting import Settings
 from projects.umed.workshop import Workshop
 
+SIZE = 48
+"""Side of the images in pixels."""
+
 SETTINGS = Settings(
     40,
     16,
@@ -20,19 +23,22 @@ SETTINGS = Settings(
         "sur_steps": 1,
         "lr_generator": 2e-3,
         "lr_surrogate": 2e-3,
+        "exchange": 1.0,
+        "high_pass": True,
     },
 )
-"""The published objective: 600 steps of the small networks on 240 images of 32 x 32 pixels."""
+"""Those of configs/tiny.yaml: 600 steps of the small networks on 240 images. The published objective has neither `exchange` nor `high_pass`."""
 
 RADIUS = 1
 """Reach of the contour's band in images of that size, in pixels."""
 
 
-def varied(**options: Any) -> Settings:
-    """Return the settings with other options of the generators."""
-    return replace(SETTINGS, options=SETTINGS.options | options)
+def varied(epochs: int = SETTINGS.epochs, **options: Any) -> Settings:
+    """Return the settings with other epochs and options of the generators."""
+    return replace(SETTINGS, epochs=epochs, options=SETTINGS.options | options)
 
 
 def ellipses(folder: Path, quick: bool, variants: dict[str, Settings] | None = None, epsilon: float = 4.0) -> Workshop:
-    """Return the workshop of dark ellipses in speckle, 32 x 32 pixels."""
-    return Workshop(folder / f"ellipses-{epsilon:g}", {"source": "ellipses"}, SETTINGS, Recipe(), epsilon, variants or {}, is_quick=quick)
+    """Return the workshop of dark ellipses in speckle."""
+    data = {"source": "ellipses", "size": SIZE}
+    return Workshop(folder / f"ellipses-{epsilon:g}", data, SETTINGS, Recipe(), epsilon, variants or {}, is_quick=quick)

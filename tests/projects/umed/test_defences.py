@@ -161,9 +161,16 @@ def test_every_defence_builds_says_its_name_and_maps_tests_only_if_it_can(name):
     assert DEFENCES[name].description
     assert parse_defence(defence.name).name == defence.name
     assert defence.name.partition(":")[0] == name
-    if not defence.defends_test:
+    assert not defence.defends_test
+    if defence.maps_tests:
+        both = parse_defence(f"{defence.name}+test")
+        assert both.defends_test
+        assert both.name == parse_defence(both.name).name
+    else:
         with pytest.raises(ValueError, match="is for training only"):
             defence.transform_test(ellipses("test", 1))
+        with pytest.raises(ValueError, match=r"\+test, for jpeg, blur, median, bits, gamma, resize$"):
+            parse_defence(f"{defence.name}+test")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +178,7 @@ def test_every_defence_builds_says_its_name_and_maps_tests_only_if_it_can(name):
     [
         ("smudge", r"no defence 'smudge'; choose one of none, jpeg \(quality"),
         ("none:1", "takes no parameter"),
+        ("blur:1+train", r"\+test, for jpeg, blur"),
         ("blur:much", r"the parameter of 'blur' \(sigma in pixels; 1\) must be a number, got 'much'"),
         ("jpeg:0", "from 1 to 100, got 0"),
         ("jpeg:50.5", "from 1 to 100, got 50.5"),

@@ -1,10 +1,13 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import uniform_filter
 from torch.nn import functional as F
 
 from projects.umed.model import CentralDifferenceConv, ContourGenerator, Perturbator, TextureGenerator, UNet, pad_to_multiple
+from projects.umed.perturb import local_mean
 
 SMALL = (4, 6, 8)
 
@@ -119,3 +122,27 @@ def test_parts_can_be_left_out():
     assert only_contour[0, 0, 5:11, 5:11].abs().max() == 0
     assert (only_texture[0, 0, 5:11, 5:11] != 0).all()
     assert (only_contour * only_texture).abs().max() == 0
+
+
+def test_a_high_pass_leaves_no_brightness():
+    images, masks = torch.rand(2, 1, 24, 24), torch.ones(2, 24, 24, dtype=torch.int64)
+
+    class Raw(torch.nn.Module):
+        def __init__(self, raw):
+            super().__init__()
+            self.raw = raw
+
+        def forward(self, images):
+            return self.raw
+
+    board = ((torch.arange(24)[:, None] + torch.arange(24)) % 2 * 2.0 - 1).expand(2, 1, 24, 24)
+    for raw, left in (
+        (torch.full((2, 1, 24, 24), 3.0), 0.0),
+        (board, 8 / 9),
+    ):  # of a checkerboard's 3 x 3 pixels five have one sign and four the other
+        net = Perturbator(Raw(raw), Raw(raw), 4 / 255, 1, clip="fixed", high_pass=True)
+        expected = 4 / 255 * (left * board).tanh()
+        torch.testing.assert_close(net(images, masks)[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-6, rtol=0)
+    noise = torch.randn(2, 1, 24, 24, dtype=torch.float64)
+    expected = torch.from_numpy(np.stack([uniform_filter(part[0].numpy(), 3, mode="nearest") for part in noise]))[:, None]
+    torch.testing.assert_close(local_mean(noise), expected, atol=1e-12, rtol=0)

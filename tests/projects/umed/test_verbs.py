@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.processes import start
+from helpers.processes import run_together, start
 from helpers.segmentation import write_masked_folder
-from helpers.workers import fit_until_killed
+from helpers.workers import command_line, fit_until_killed
 from PIL import Image
 
 from projects.umed.cli import main
@@ -114,6 +114,18 @@ def test_what_is_logged_is_on_the_dashboard(run):
     pictures = {path.stem for path in (run / "artefacts" / "fit").iterdir()} | {path.stem for path in (run / "artefacts" / "protect").iterdir()}
     of_verbs = {"verification", "dice", "curve"}  # tested with their verbs
     assert validate(REPOSITORY / "projects" / "umed" / "dashboard.yaml").metrics <= {*header} | pictures | of_verbs
+
+
+def test_two_processes_follow_one(run_folder):
+    options = ["fit", *SMALL, "--model.exchange=0", "--trainer.limit_val_batches=0", "--trainer.limit_test_batches=0"]
+    run_together(command_line, [*options, "--run", "two"], "umed")
+    main([*options, "--run", "one"])
+    losses = []
+    for name in ("one", "two"):
+        rows = list(csv.DictReader((run_folder / "umed" / name / "fit" / "metrics.csv").open()))
+        losses.append([float(row["train/generator_loss"]) for row in rows if row["train/generator_loss"]])
+    assert len(losses[0]) == len(losses[1]) > 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
