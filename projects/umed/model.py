@@ -232,8 +232,8 @@ class Perturbator(nn.Module):
         classes: foreground classes K of the masks.
         mode: measure of local texture.
         clip: texture bounds the interior's perturbation by epsilon times the texture; fixed by epsilon alone (ablation).
-        high_pass: takes from both outputs their means over 3 x 3 pixels, before tanh, so that a perturbation cannot make a region darker or
-            brighter as a whole. Published: not.
+        high_pass: takes from both outputs their means over 3 x 3 pixels, before tanh, so that a perturbation hardly makes a region darker or
+            brighter as a whole (tanh brings a little of it back). Published: not.
 
     Raises:
         ValueError: if there is no generator, or an argument is out of its range.
