@@ -232,8 +232,8 @@ class Perturbator(nn.Module):
         classes: foreground classes K of the masks.
         mode: measure of local texture.
         clip: texture bounds the interior's perturbation by epsilon times the texture; fixed by epsilon alone (ablation).
-        high_pass: takes from both outputs their means over 3 x 3 pixels, before tanh, so that a perturbation hardly makes a region darker or
-            brighter as a whole (tanh brings a little of it back). Published: not.
+        high_pass: side, in pixels and odd, of the window whose mean is taken off both outputs before tanh, so that a perturbation hardly makes a
+            region darker or brighter as a whole (tanh brings a little of it back); 0, as published, takes nothing off.
 
     Raises:
         ValueError: if there is no generator, or an argument is out of its range.
@@ -248,13 +248,15 @@ class Perturbator(nn.Module):
         classes: int = 1,
         mode: TextureMode = "count",
         clip: Clip = "texture",
-        high_pass: bool = False,
+        high_pass: int = 0,
     ) -> None:
         super().__init__()
         if contour is None and texture is None:
             raise ValueError("without a contour generator and without a texture generator nothing is perturbed: turn on one of them")
         if not 0 < epsilon <= 0.5 or radius < 1 or classes < 1:
             raise ValueError(f"epsilon is in (0, 0.5], radius and classes at least 1, got {epsilon}, {radius} and {classes}")
+        if high_pass and (high_pass < 3 or high_pass % 2 == 0):
+            raise ValueError(f"the window of high_pass has an odd side of at least 3 pixels, or 0 for none, got {high_pass}")
         if mode not in get_args(TextureMode) or clip not in get_args(Clip):
             known = f"{', '.join(get_args(TextureMode))} and {', '.join(get_args(Clip))}"
             raise ValueError(f"measures of texture and clips are {known}, got {mode!r} and {clip!r}")
@@ -278,4 +280,4 @@ class Perturbator(nn.Module):
         return compose(contour, texture, regions(masks, self.radius, self.classes), strength, self.epsilon)
 
     def _filtered(self, raw: Tensor) -> Tensor:
-        return raw - local_mean(raw) if self.high_pass else raw
+        return raw - local_mean(raw, self.high_pass) if self.high_pass else raw

@@ -56,8 +56,8 @@ class Protector(L.LightningModule):
         augmentation_probability: how often an image goes through one of them.
         exchange: how often, from 0 to 1, a perturbation is laid on another image of the batch in training, so that it alone tells the mask.
             Published: 0, where generators come to strengthen what already tells it, such as dark lesions, from which exploiters learn as well.
-        high_pass: takes from perturbations their means over 3 x 3 pixels, so that they cannot make a lesion darker as a whole, which exploiters
-            would learn together with anatomy. Published: not.
+        high_pass: side of a window in pixels, odd, whose mean is taken off perturbations, so that they cannot make a lesion darker as a whole, which
+            exploiters would learn together with anatomy; 3 leaves fine patterns, 7 also such as survive a blur. Published: 0, nothing is taken off.
         blur_sigma: range of the blur's standard deviation in pixels.
         jpeg_quality: range of JPEG's quality.
         round_in_training: rounds perturbations in training as they will be stored; gradients pass straight through.
@@ -93,7 +93,7 @@ class Protector(L.LightningModule):
         augmentations: list[str] | None = None,
         augmentation_probability: float = 0.5,
         exchange: float = 0.0,
-        high_pass: bool = False,
+        high_pass: int = 0,
         blur_sigma: list[float] | None = None,
         jpeg_quality: list[int] | None = None,
         round_in_training: bool = False,

@@ -127,9 +127,10 @@ def local_texture(images: Tensor, mode: TextureMode = "count") -> Tensor:
     return total.to(images.dtype) / (255 if mode == "code" else 8)
 
 
-def local_mean(values: Tensor) -> Tensor:
-    """Return the mean of (B, C, H, W) over the 3 x 3 pixels around each; beyond the border values are repeated."""
-    return F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+def local_mean(values: Tensor, side: int) -> Tensor:
+    """Return the mean of (B, C, H, W) over the side x side pixels around each, `side` being odd; beyond the border values are repeated."""
+    reach = side // 2
+    return F.avg_pool2d(F.pad(values, (reach, reach, reach, reach), mode="replicate"), side, stride=1)
 
 
 def compose(contour: Tensor | None, texture: Tensor | None, found: Regions, strength: Tensor | None, epsilon: float) -> Tensor:

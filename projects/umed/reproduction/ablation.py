@@ -12,7 +12,7 @@ from shared.tables import Job, Rows, Table
 
 VARIANTS: dict[str, Settings] = {
     "no exchange": worlds.varied(exchange=0.0),
-    "no high pass": worlds.varied(high_pass=False),
+    "no high pass": worlds.varied(high_pass=0),
     "contour alone": worlds.varied(interior=False),
     "interior alone": worlds.varied(contour=False),
     "plain convolutions": worlds.varied(convolution="plain"),

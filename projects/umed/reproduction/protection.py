@@ -11,8 +11,8 @@ from shared.tables import Job, Rows, Table
 PUBLISHED, BLURRED = "umed, published objective", "umed, blur in training"
 METHODS = (CLEAN, "checkerboard", PUBLISHED, UMED, BLURRED)
 VARIANTS = {
-    PUBLISHED: worlds.varied(exchange=0.0, high_pass=False),
-    BLURRED: worlds.varied(80, augmentations=["blur"], augmentation_probability=1.0, blur_sigma=[0.9, 1.1]),
+    PUBLISHED: worlds.varied(exchange=0.0, high_pass=0),
+    BLURRED: worlds.varied(60, high_pass=7, augmentations=["blur"], augmentation_probability=1.0, blur_sigma=[0.9, 1.1]),
 }
 TRANSFER = "attention_unet"
 BLUR = "blur:1+test"

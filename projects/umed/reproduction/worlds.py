@@ -24,7 +24,7 @@ SETTINGS = Settings(
         "lr_generator": 2e-3,
         "lr_surrogate": 2e-3,
         "exchange": 1.0,
-        "high_pass": True,
+        "high_pass": 3,
     },
 )
 """Those of configs/tiny.yaml: 600 steps of the small networks on 240 images. The published objective has neither `exchange` nor `high_pass`."""

@@ -140,9 +140,12 @@ def test_a_high_pass_leaves_no_brightness():
         (torch.full((2, 1, 24, 24), 3.0), 0.0),
         (board, 8 / 9),
     ):  # of a checkerboard's 3 x 3 pixels five have one sign and four the other
-        net = Perturbator(Raw(raw), Raw(raw), 4 / 255, 1, clip="fixed", high_pass=True)
+        net = Perturbator(Raw(raw), Raw(raw), 4 / 255, 1, clip="fixed", high_pass=3)
         expected = 4 / 255 * (left * board).tanh()
         torch.testing.assert_close(net(images, masks)[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-6, rtol=0)
     noise = torch.randn(2, 1, 24, 24, dtype=torch.float64)
-    expected = torch.from_numpy(np.stack([uniform_filter(part[0].numpy(), 3, mode="nearest") for part in noise]))[:, None]
-    torch.testing.assert_close(local_mean(noise), expected, atol=1e-12, rtol=0)
+    for side in (3, 7):
+        expected = torch.from_numpy(np.stack([uniform_filter(part[0].numpy(), side, mode="nearest") for part in noise]))[:, None]
+        torch.testing.assert_close(local_mean(noise, side), expected, atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="an odd side of at least 3 pixels"):
+        Perturbator(Raw(noise), None, 4 / 255, 1, high_pass=4)
