@@ -353,7 +353,7 @@ def parse_defence(text: str) -> Defence:
     if not plus:
         return defence
     if after != "test" or not defence.maps_tests:
-        able = ", ".join(name for name, kind in DEFENCES.items() if isinstance(kind.build, type) and kind.build.maps_tests)
+        able = ", ".join(name for name, kind in DEFENCES.items() if isinstance(kind.build, type) and issubclass(kind.build, ImageMap))
         raise ValueError(f"{text!r}: what may follow a defence is +test, for {able}")
     defence.defends_test = True
     defence.name += "+test"

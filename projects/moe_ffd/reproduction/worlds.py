@@ -1,0 +1,50 @@
+"""Drawn faces and the adaptations that are compared on them (section 9 of the sheet)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from projects.moe_ffd.fitting import Settings, fit_detector, score
+from projects.moe_ffd.model import count_parameters
+from projects.moe_ffd.module import FaceForgeryDetection
+from shared.forgery.data import ForgeryData
+from shared.forgery.faces import MANIPULATIONS
+from shared.forgery.metrics import auroc, roc
+
+SEEN, UNSEEN = MANIPULATIONS[0], MANIPULATIONS[1:]
+COMMON: dict[str, Any] = {"schedule": "onecycle", "lr": 2e-3, "lr_gate": None, "self_index": 4, "balance_lora": 0.1, "balance_adapter": 0.01}
+"""Options of all detectors on the small backbone: fewer rows are routed, so that balance weighs less."""
+SMALL: dict[str, Any] = {"ranks": [1, 2, 4], "bottleneck": 4}
+LARGE: dict[str, Any] = {"ranks": [2, 4, 6, 8], "bottleneck": 8}
+FULL, PROBE, MOE_SMALL, MOE = "full fine-tuning", "linear probe", "MoE-FFD, small", "MoE-FFD"
+ADAPTATIONS: dict[str, dict[str, Any]] = {
+    FULL: {"adaptation": "full", "lr": 3e-4},
+    PROBE: {"adaptation": "probe", "lr": 3e-3},
+    "LoRA alone": {"adaptation": "lora", "rank": 8},
+    "adapter alone": {"adaptation": "adapter", "kind": "cv"},
+    MOE_SMALL: SMALL,
+    MOE: LARGE,
+    "MoE-FFD, weighted router": LARGE | {"lora_router": "weighted", "adapter_router": "weighted"},
+}
+SCARCE, AMPLE = 160, 800
+EPOCHS = {SCARCE: 24, AMPLE: 8}
+
+
+def train(options: dict[str, Any], images: int, epochs: int, seed: int) -> FaceForgeryDetection:
+    """Train a detector on faces of which half are swaps."""
+    data = ForgeryData(length=images, augmentation="flip", seed=seed, test_sets=[SEEN], test_length=2)
+    return fit_detector(data, Settings(epochs, COMMON | options), seed)
+
+
+def judge(module: FaceForgeryDetection, seed: int, count: int = 300) -> dict[str, float]:
+    """Return the frame AUC of every manipulation, on people of whom nothing was learnt, and the mean over the unseen ones."""
+    data = ForgeryData(seed=seed, test_length=count, length=8)
+    data.setup()
+    found = {name: auroc(roc(*score(module, images).columns)) for name, images in zip(data.test_names, data.test_sets, strict=True)}
+    return found | {"unseen": sum(found[name] for name in UNSEEN) / len(UNSEEN)}
+
+
+def trainable_share(module: FaceForgeryDetection) -> float:
+    """Return the part of all parameters that is trained, in %."""
+    counts = count_parameters(module.net)
+    return 100 * counts["trainable"] / counts["total"]

@@ -1,0 +1,286 @@
+"""Folders and lists that sets of forged videos are shared in, read into clips by split: names only, no image is opened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few
+from shared.data.folders import OnBadFile
+from shared.forgery.sets import REAL, Clip, Video, natural
+from shared.forgery.splits import identities, official_pairs
+
+Clips = dict[str, list[Clip]]
+"""Clips of each split that a layout has: train, val and test."""
+
+_SPELLINGS = {"NueralTextures": "NeuralTextures"}
+_SPLITS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+_CELEB_LIST = "List_of_testing_videos.txt"
+
+
+def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
+    """Read a set in the layout of MoE-FFD's loader (section 4.2 of its sheet), whatever characters its names hold.
+
+    `FaceForensics++/<compression>/{train,valid,test}/{original,<manipulation>}/<video>/*` has splits. Other sets, for testing, lie in
+    `<dataset>/<class>/<video>/*`, a class being real if its name is `original` or contains `real`; where a `List_of_testing_videos.txt` lies
+    beside the classes, what it leaves out is for training. `<dataset>/{frames/<video>/*,labels.csv}` is read as DFDC's test set.
+
+    Raises:
+        FileNotFoundError: if folders or frames are missing.
+    """
+    folder = root / dataset
+    if (folder / compression).is_dir():
+        return _split_classes(folder / compression, dataset)
+    if not folder.is_dir():
+        there = ", ".join(first_few(sorted(path.name for path in root.iterdir() if path.is_dir()))) if root.is_dir() else "no such folder"
+        raise FileNotFoundError(f"no set {dataset} in {root} (there: {there}): expected {folder}/<class>/<video>/<number>.png")
+    if dataset == "FaceForensics++":
+        expected = f"{folder}/{compression}/{{train,valid,test}}/{{original,Deepfakes,...}}/<video>/<number>.png"
+        raise FileNotFoundError(f"no {compression} in {folder}: expected {expected}; or name another compression")
+    if (folder / "labels.csv").is_file():
+        return {"test": dfdc(folder, dataset)}
+    clips = _classes(folder, dataset, with_class=True)
+    if not (folder / _CELEB_LIST).is_file():
+        return {"test": clips}
+    listed = celeb_df_list(folder / _CELEB_LIST)
+    return {"train": [clip for clip in clips if clip.video.name not in listed], "test": [clip for clip in clips if clip.video.name in listed]}
+
+
+def celeb_df_list(path: Path) -> frozenset[str]:
+    """Read the names of Celeb-DF's test videos, `Celeb-synthesis/id0_id16_0002`, from lines such as `0 Celeb-synthesis/id0_id16_0002.mp4`.
+
+    The digit is left aside: it is 1 for real there, the other way round than everywhere else.
+
+    Raises:
+        BadFileError: if a line is not like that.
+    """
+    names = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        digit, _, name = line.strip().partition(" ")
+        if digit not in ("0", "1") or "/" not in name:
+            raise BadFileError(f"{path}, line {number}: {line!r} is not like '1 YouTube-real/00170.mp4'; take the list that Celeb-DF brings")
+        names.add(PurePosixPath(name.strip()).with_suffix("").as_posix())
+    return frozenset(names)
+
+
+def dfdc(folder: Path, dataset: str = "DFDC") -> list[Clip]:
+    """Read `frames/<video>/*` with `labels.csv` (filename,label; 1 is fake), as DFDC's test set is shared.
+
+    Raises:
+        BadFileError: if the list lacks a column or a video's label.
+        FileNotFoundError: if the list or the frames are missing.
+    """
+    labels = {Path(row["filename"]).stem: _label(row["label"], folder / "labels.csv") for row in _rows(folder / "labels.csv", ("filename", "label"))}
+    clips = []
+    for video in _folders(folder / "frames"):
+        if video.name not in labels:
+            raise BadFileError(f"{folder / 'labels.csv'} has no label for {video}: add it, or remove the folder")
+        kind = "DFDC" if labels[video.name] else REAL
+        clips.append(_clip(dataset, kind, video.name, _images(video)))
+    return _not_empty(clips, folder / "frames" / "<video>" / "<number>.png")
+
+
+def faceforensics(root: Path, compression: str = "c23", splits: Path | None = None) -> Clips:
+    """Read FaceForensics++ as its download script lays it out, with frames cut out of the videos, and the official splits.
+
+    `{original_sequences/youtube,manipulated_sequences/<manipulation>}/<compression>/frames/<video>/*`, and `{train,val,test}.json` in root or
+    its `splits`. Videos in none of them are left out.
+
+    Raises:
+        FileNotFoundError: if lists or frames are missing.
+        BadFileError: if a list is damaged.
+    """
+    places = [splits] if splits else [root, root / "splits", root / "dataset" / "splits"]
+    folder = next((place for place in places if (place / "test.json").is_file()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"no train.json, val.json and test.json in {' or '.join(map(str, places))}: put FaceForensics++'s official splits there"
+        )
+    sources = {REAL: root / "original_sequences" / "youtube" / compression / "frames"}
+    for method in _folders(root / "manipulated_sequences"):
+        if (method / compression / "frames").is_dir() and method.name != "DeepFakeDetection":
+            sources[_SPELLINGS.get(method.name, method.name)] = method / compression / "frames"
+    pairs = {split: official_pairs(folder / f"{split}.json") for split in _SPLITS}
+    clips: Clips = {split: [] for split in _SPLITS}
+    for kind, frames in sources.items():
+        for video in _folders(frames):
+            for split in (split for split, names in pairs.items() if video.name in names):
+                clips[split].append(_clip("FaceForensics++", kind, video.name, _images(video)))
+    for split, found in clips.items():
+        _not_empty(found, sources[REAL] / f"<video of {split}.json>" / "<number>.png")
+    return clips
+
+
+def folder(root: Path) -> Clips:
+    """Read `{train,val,test}/{real,fake/<manipulation>}/<video>/*`, where images that lie beside the videos are videos of their own.
+
+    Raises:
+        FileNotFoundError: if there is no train or test, or one lacks a class.
+    """
+    expected = f"{root}/{{train,val,test}}/{{real,fake/<manipulation>}}/<video>/<name>.png, or images in place of videos"
+    clips: Clips = {}
+    for split in _SPLITS:
+        if not (root / split).is_dir():
+            continue
+        found = _loose(root / split / "real", REAL, split) + _loose(root / split / "fake", "fake", split)
+        for method in _folders(root / split / "fake") if (root / split / "fake").is_dir() else []:
+            found += _loose(method, method.name, split)
+        _check_both([clip for clip in found if clip.frames], root / split, expected)
+        clips[split] = found
+    if not clips:
+        raise FileNotFoundError(f"no train, val or test in {root}: expected {expected}")
+    return clips
+
+
+def _loose(folder: Path, kind: str, split: str) -> list[Clip]:
+    """Read the images of a folder as videos of one frame, and its sub-folders as videos; those of `fake` are manipulations, not videos."""
+    if not folder.is_dir():
+        return []
+    images = [Clip(Video("folder", kind, f"{split}/{Path(path).name}"), (path,)) for path in _images(folder)]
+    if kind == "fake":
+        return images
+    return images + [Clip(Video("folder", kind, f"{split}/{video.name}"), _images(video)) for video in _folders(folder)]
+
+
+def table(root: Path) -> Clips:
+    """Read a CSV file: `path,label[,video][,method][,split][,identity]`; root is one with splits, or a folder of train.csv, val.csv and test.csv.
+
+    Paths are relative to the file's folder; labels are 0 or real, 1 or fake; a path without a video is a video of its own; identities are
+    separated by spaces.
+
+    Raises:
+        BadFileError: if columns are missing or values will not do.
+        FileNotFoundError: if there is no list, or images that it names are missing.
+    """
+    files = {"": root} if root.is_file() else {split: root / f"{split}.csv" for split in _SPLITS if (root / f"{split}.csv").is_file()}
+    if not files:
+        raise FileNotFoundError(f"{root} is no CSV file, and there is no train.csv, val.csv or test.csv in it: columns path,label,video,method,split")
+    grouped: dict[str, dict[Video, list[str]]] = {}
+    for split, file in files.items():
+        for row in _rows(file, ("path", "label") if split else ("path", "label", "split")):
+            part = split or _split_name(row["split"], file)
+            grouped.setdefault(part, {}).setdefault(_video_of(row, file), []).append(str(file.parent / row["path"].replace("\\", "/")))
+    check_there(path for videos in grouped.values() for paths in videos.values() for path in paths)
+    return {split: [Clip(video, tuple(sorted(paths, key=natural))) for video, paths in videos.items()] for split, videos in grouped.items()}
+
+
+def _video_of(row: dict[str, str], file: Path) -> Video:
+    kind = (row.get("method") or "fake") if _label(row["label"], file) else REAL
+    return Video("csv", kind, row.get("video") or row["path"], frozenset((row.get("identity") or "").split()))
+
+
+def _split_name(name: str, file: Path) -> str:
+    for split, spellings in _SPLITS.items():
+        if name.strip().lower() in spellings:
+            return split
+    raise BadFileError(f"{file}: {name!r} is no split; write train, val or test")
+
+
+def check_there(paths: Iterable[str]) -> None:
+    """Check that files are there, without opening them.
+
+    Raises:
+        FileNotFoundError: with the first few that are not.
+    """
+    missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - there are a hundred thousand
+    if missing:
+        lines = [f"{len(missing)} frames are missing:", *first_few(missing), "put them there, or correct the paths or the root"]
+        raise FileNotFoundError("\n  ".join(lines))
+
+
+def readable(clips: Sequence[Clip], on_bad_file: OnBadFile) -> list[Clip]:
+    """Decode all frames once, and leave out those that cannot be read, or refuse them; see `shared.data.files.check_images`."""
+    good = {str(path) for path in check_images([Path(frame) for clip in clips for frame in clip.frames], on_bad_file)}
+    kept = [replace(clip, frames=tuple(frame for frame in clip.frames if str(Path(frame)) in good)) for clip in clips]
+    return [clip for clip in kept if clip.frames]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        BadFileError: if it is damaged.
+        FileNotFoundError: if it is missing.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadFileError(f"{path} is not JSON: {error}; take it from its archive anew") from error
+
+
+def _split_classes(folder: Path, dataset: str) -> Clips:
+    clips: Clips = {}
+    for split, spellings in _SPLITS.items():
+        found = next((folder / name for name in spellings if (folder / name).is_dir()), None)
+        if found is not None:
+            clips[split] = _classes(found, dataset, with_class=False)
+    if not clips:
+        raise FileNotFoundError(f"no train, valid or test in {folder}: expected {folder}/train/original/<video>/<number>.png")
+    return clips
+
+
+def _classes(folder: Path, dataset: str, with_class: bool) -> list[Clip]:
+    """Read `<class>/<video>/*`; with `with_class` the class is part of the video's name, since there are several classes of real videos."""
+    clips = []
+    for kind in _folders(folder):
+        is_real = kind.name == "original" or "real" in kind.name.lower()
+        for video in _folders(kind):
+            name = f"{kind.name}/{video.name}" if with_class else video.name
+            clips.append(_clip(dataset, REAL if is_real else _SPELLINGS.get(kind.name, kind.name), name, _images(video)))
+    _check_both([clip for clip in clips if clip.frames], folder, f"{folder}/<class>/<video>/<number>.png, with real and fake classes")
+    return [clip for clip in clips if clip.frames]
+
+
+def _clip(dataset: str, kind: str, name: str, frames: tuple[str, ...]) -> Clip:
+    return Clip(Video(dataset, kind, name, identities(dataset, name)), frames)
+
+
+def _check_both(clips: list[Clip], folder: Path, expected: str) -> None:
+    if {clip.video.label for clip in clips} != {0, 1}:
+        lacking = "frames" if not clips else "fake frames" if clips[0].video.label == 0 else "real frames"
+        raise FileNotFoundError(f"no {lacking} in {folder}: expected {expected}")
+
+
+def _not_empty(clips: list[Clip], expected: Path) -> list[Clip]:
+    if not any(clip.frames for clip in clips):
+        raise FileNotFoundError(f"no frames: expected {expected}")
+    return [clip for clip in clips if clip.frames]
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist, or is no folder: correct the root, or put the data there")
+    return sorted((path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def _images(folder: Path) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        names = [entry.path for entry in entries if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()]
+    return tuple(sorted(names, key=lambda path: (natural(path), path)))
+
+
+def _rows(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        missing = [column for column in columns if column not in (reader.fieldnames or [])]
+        if missing:
+            raise BadFileError(f"{file} has no column {', '.join(missing)}: its first line must name the columns {', '.join(columns)}")
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if not all(row[column] for column in columns):
+            raise BadFileError(f"{file}, row {number}: {', '.join(column for column in columns if not row[column])} is empty; fill it in")
+    return rows
+
+
+def _label(value: str, file: Path) -> int:
+    known = {"0": 0, "real": 0, "1": 1, "fake": 1}
+    if value.strip().lower() not in known:
+        raise BadFileError(f"{file}: {value!r} is no label; write 0 or real, 1 or fake")
+    return known[value.strip().lower()]

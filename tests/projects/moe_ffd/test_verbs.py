@@ -1,0 +1,174 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.processes import run_together, start
+from helpers.workers import command_line, fit_until_killed
+from PIL import Image
+
+from projects.moe_ffd.cli import main
+from projects.moe_ffd.prediction import find_inputs
+from shared.dashboards import validate
+from shared.forgery.faces import faces
+from shared.runs import REPOSITORY
+
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--data.length=64",
+    "--data.test_length=24",
+    "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
+]
+SMALL += ["--model.ranks=[1,2]", "--model.kinds=[cv,rd]"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder of a short training; tests copy it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOUCHSTONE_RUNS", str(folder))
+        patch.setenv("WANDB_MODE", "disabled")
+        main(["fit", "--run", "short", *SMALL])
+    return folder / "moe_ffd" / "short"
+
+
+@pytest.fixture
+def run(trained, run_folder):
+    """The short training as this test's latest run."""
+    target = run_folder / "moe_ffd" / "short"
+    shutil.copytree(trained, target)
+    (run_folder / "moe_ffd" / "latest").write_text("short\n")
+    return target
+
+
+def write_faces(folder, count=4, seed=5):
+    folder.mkdir(parents=True)
+    for number, image in enumerate(faces("test", count, "swap", seed).frames):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    return folder
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.open()))
+
+
+def test_fit_tests_every_set_and_keeps_what_was_trained(run):
+    rows = rows_of(run / "artefacts" / "fit" / "sets.csv")
+    assert [row["set"] for row in rows] == ["swap", "reenact", "self_blend", "mean"]
+    assert all(0 <= float(row["video_auroc_low"]) <= float(row["video_auroc_high"]) <= 1 for row in rows)
+    usage = rows_of(run / "artefacts" / "fit" / "usage_lora.csv")
+    assert {row["kind"] for row in usage} == {"real", "swap", "reenact", "self_blend"}
+    assert all(float(row["expert 0"]) + float(row["expert 1"]) == pytest.approx(1) for row in usage)
+    share = (run / "artefacts" / "fit" / "delta.safetensors").stat().st_size / (run / "checkpoints" / "last.ckpt").stat().st_size
+    assert share < 0.3
+
+
+def test_a_delta_makes_a_run_with_the_same_scores(run, run_folder):
+    before = main(["test"]).model.test_rows
+    main(["convert", str(run / "artefacts" / "fit" / "delta.safetensors"), "--run", "again", *SMALL])
+    after = main(["test", "--run", "again"]).model.test_rows
+    assert [row["frame_auroc"] for row in after] == [row["frame_auroc"] for row in before]
+
+
+def test_predict_judges_images_and_frames_of_videos(run, tmp_path):
+    root = write_faces(tmp_path / "mine", 3)
+    write_faces(root / "clip", 6)
+    result = main(["predict", str(root), "--detector=none"]).result
+    assert [(row["input"], row["frames"]) for row in result.rows] == [("0.png", 1), ("1.png", 1), ("2.png", 1), ("clip", 6)]
+    clip = [row["score"] for row in result.frames if row["input"] == "clip"]
+    assert result.rows[-1]["score"] == pytest.approx(np.mean(clip), abs=1e-6)
+    assert result.rows[-1]["verdict"] == ("fake" if np.mean(clip) > 0.5 else "real")
+    folder = run / "artefacts" / "predict"
+    assert {path.name for path in folder.iterdir()} >= {"predictions.csv", "frames.csv", "timeline_003.png", "faces.png", "maps.png"}
+
+
+def test_where_no_face_is_found_nothing_is_claimed(run, tmp_path):
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "wall.png")
+    result = main(["predict", str(tmp_path / "wall.png")]).result
+    assert result.rows[0]["verdict"] == "no face"
+    assert np.isnan(result.rows[0]["score"])
+
+
+def test_inputs_of_a_folder(tmp_path):
+    root = write_faces(tmp_path / "mine", 2)
+    write_faces(root / "b" / "deep", 11)
+    (root / "clip.mp4").write_bytes(b"")
+    found = find_inputs(root)
+    assert [(given.name, len(given.files), given.is_video) for given in found] == [
+        ("0.png", 1, False),
+        ("1.png", 1, False),
+        ("b/deep", 11, False),
+        ("clip.mp4", 1, True),
+    ]
+    assert [file.name for file in found[2].files][:3] == ["0.png", "1.png", "2.png"], "numbers are counted, not spelt"
+    assert find_inputs(root / "1.png")[0].name == "1.png"
+
+
+def test_robustness_writes_a_table(run):
+    result = main(["robustness", "--perturbations=[blur]"]).result
+    rows = rows_of(run / "artefacts" / "robustness" / "robustness.csv")
+    assert [(row["perturbation"], row["level"]) for row in rows] == [("none", "0"), *(("blur", str(level)) for level in range(1, 6))]
+    assert result.summary["robustness/clean"] == pytest.approx(float(rows[0]["frame_auroc"]), abs=1e-3)
+    assert (run / "artefacts" / "robustness" / "robustness.png").is_file()
+
+
+@pytest.mark.slow
+def test_reproduce_makes_every_table(run_folder):
+    from projects.moe_ffd.reproduction import TABLES
+
+    main(["reproduce", "--quick", "--run", "quick"])
+    for name in TABLES:
+        assert json.loads((run_folder / "moe_ffd" / "quick" / f"results-{name}.json").read_text())["rows"]
+
+
+def test_what_is_logged_is_on_the_dashboard(run):
+    header = next(csv.reader((run / "fit" / "metrics.csv").open()))
+    pictures = {path.stem for path in (run / "artefacts" / "fit").iterdir()}
+    of_verbs = {"robustness"}  # tested with its verb
+    assert validate(REPOSITORY / "projects" / "moe_ffd" / "dashboard.yaml").metrics <= {*header} | pictures | of_verbs
+
+
+def test_a_killed_training_resumes_to_the_same_weights(run_folder):
+    common = ["fit", *SMALL, "--save_every=1"]
+    process = start(
+        fit_until_killed, [*common, "--run", "broken"], "moe_ffd", 3, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
+    )
+    process.join()
+    assert process.exitcode == -9
+    resumed = main(["fit", "--resume", "--run", "broken"])
+    whole = main([*common, "--run", "whole"])
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_two_processes_judge_as_one(run_folder):
+    options = ["fit", *SMALL, "--model.lora_router=uniform", "--model.adapter_router=uniform", "--data.augmentation=none"]
+    run_together(command_line, [*options, "--run", "two"], "moe_ffd")
+    main([*options, "--run", "one"])
+    tables = [rows_of(run_folder / "moe_ffd" / name / "artefacts" / "fit" / "sets.csv") for name in ("one", "two")]
+    assert [row["frames"] for row in tables[0]] == [row["frames"] for row in tables[1]]
+    for one, two in zip(*tables, strict=True):
+        assert float(two["frame_auroc"]) == pytest.approx(float(one["frame_auroc"]), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["robustness", "--perturbations=[prayer]"], "--perturbations prayer: choose among saturation"),
+        (["robustness", "--levels=[9]"], "--levels [9]: choose among 1"),
+        (["predict", "pyproject.toml", "--detector=yunet"], "yunet"),
+        (["convert", "/nowhere/delta.safetensors", "--run", "other"], "no delta checkpoint"),
+    ],
+)
+def test_what_is_wrong_is_named_before_any_work(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err

@@ -1,0 +1,255 @@
+"""The real layouts in miniature, with the odd cases they are known for, and the messages for what is missing or does not fit."""
+
+import json
+import logging
+
+import pytest
+import torch
+from helpers.forgery_layouts import (
+    frame,
+    video,
+    write_benchmark,
+    write_celeb_list,
+    write_faceforensics,
+    write_folder,
+    write_reference,
+    write_table,
+)
+
+from shared.data.files import BadFileError
+from shared.forgery.benchmark_json import benchmark, find_places
+from shared.forgery.data import ForgeryData
+from shared.forgery.layouts import celeb_df_list, reference, table
+from shared.forgery.sets import REAL
+
+
+def loaded(root, **options):
+    data = ForgeryData(root=str(root), **({"size": 16, "batch_size": 4} | options))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def found(clips):
+    return sorted((clip.video.manipulation, clip.video.name) for clip in clips)
+
+
+def seen(frames):
+    return sorted({(video.manipulation, video.name) for video in frames.videos})
+
+
+def test_reference(tmp_path, caplog):
+    root = write_reference(tmp_path)
+    data = loaded(
+        root, source="reference", train_frames=2, test_frames=6, test_sets=["FaceForensics++", "FaceForensics++:NeuralTextures", "CDF", "DFDC"]
+    )
+    train = data.train_set.frames
+    assert train.kinds == ("Deepfakes", "NeuralTextures"), "both spellings"
+    assert len(train) == 6 * 4 + 12 * 2, "real videos give as many frames as both manipulations"
+    assert train.labels.float().mean() == 0.5
+    expected = [(kind, name) for kind in ("Deepfakes", "NeuralTextures") for name in ("020_021", "021_020")]
+    assert seen(data.val_set) == [*expected, (REAL, "020"), (REAL, "021")]
+    assert [len(part) for part in data.test_sets] == [6 * 6, 4 * 6, 4 * 3, 2 * 2]
+    assert data.test_sets[1].kinds == ("NeuralTextures",)
+    assert seen(data.test_sets[3]) == [("DFDC", "bbb"), (REAL, "aaa")]
+    frames = data.test_sets[0].__getitems__(list(range(6)))["image"][:, 0, 0, 0]
+    assert (frames % 50).tolist() == [0, 2, 4, 6, 8, 10], "evenly spaced, and sorted as numbers"
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (4, 3, 16, 16)
+    assert batch["image"].dtype == torch.uint8
+    assert len(data.test_dataloader()) == len(data.test_names) == 4
+    assert not caplog.records
+
+
+def test_reference_with_other_names_and_celeb_df_s_list(tmp_path):
+    root = write_reference(tmp_path)
+    clips = reference(root, "WDF")["test"]
+    assert found(clips) == [("fake_test", "fake_test/a video"), (REAL, "real_test/a video")]
+    assert [path.rsplit("/", 1)[-1] for path in clips[0].frames] == ["frame b9.png", "frame b10.png"]
+    assert len(reference(root, "CDF")["test"]) == 4
+    assert celeb_df_list(write_celeb_list(root)) == {"YouTube-real/00170", "Celeb-synthesis/id0_id1_0001"}, "whatever the digit says"
+    parts = reference(root, "CDF")
+    assert found(parts["test"]) == [("Celeb-synthesis", "Celeb-synthesis/id0_id1_0001"), (REAL, "YouTube-real/00170")]
+    assert found(parts["train"]) == [("Celeb-synthesis", "Celeb-synthesis/id2_id3_0009"), (REAL, "Celeb-real/id0_0001")]
+    (root / "CDF" / "List_of_testing_videos.txt").write_text("YouTube-real/00170.mp4\n")
+    with pytest.raises(BadFileError, match="line 1"):
+        reference(root, "CDF")
+
+
+def test_reference_with_parts_missing(tmp_path):
+    root = write_reference(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no set XDF in .*there: CDF, DFDC, FaceForensics\+\+, WDF"):
+        loaded(root, source="reference", test_sets=["XDF"])
+    with pytest.raises(FileNotFoundError, match="no c40 in"):
+        loaded(root, source="reference", compression="c40")
+    with pytest.raises(ValueError, match=r"CDF in .* has no videos to learn from"):
+        loaded(root, source="reference", train_set="CDF")
+    with pytest.raises(ValueError, match="no manipulation FaceSwap; there are: Deepfakes, NeuralTextures"):
+        loaded(root, source="reference", manipulations=["FaceSwap"])
+    (root / "DFDC" / "labels.csv").write_text("filename,label\naaa.mp4,0\n")
+    with pytest.raises(BadFileError, match=r"no label for .*bbb"):
+        loaded(root, source="reference", test_sets=["DFDC"])
+    with pytest.raises(ValueError, match=r"say where they lie with --data.root"):
+        ForgeryData(source="reference").prepare_data()
+
+
+def test_faceforensics(tmp_path):
+    data = loaded(
+        write_faceforensics(tmp_path),
+        source="faceforensics",
+        train_frames=1,
+        test_frames=2,
+        manipulations=["Deepfakes"],
+        test_sets=["NeuralTextures"],
+    )
+    assert seen(data.train_set.frames) == [
+        *(("Deepfakes", name) for name in ("000_003", "003_000", "004_007", "007_004", "010_011", "011_010")),
+        *((REAL, name) for name in ("000", "003", "004", "007", "010", "011")),
+    ]  # fmt: skip
+    assert seen(data.test_sets[0]) == [("NeuralTextures", "030_031"), ("NeuralTextures", "031_030"), (REAL, "030"), (REAL, "031")]
+    assert data.val_set.kinds == ("Deepfakes",), "only what is learnt chooses a model"
+    (tmp_path / "splits" / "test.json").unlink()
+    with pytest.raises(FileNotFoundError, match="official splits"):
+        loaded(tmp_path, source="faceforensics")
+
+
+def test_leaking_pairs_are_removed_or_refused(tmp_path, caplog):
+    root = write_faceforensics(tmp_path)
+    (root / "splits" / "train.json").write_text(json.dumps([["000", "003"], ["004", "030"]]))
+    video(root / "manipulated_sequences" / "Deepfakes" / "c23" / "frames" / "004_030")
+    with caplog.at_level(logging.WARNING):
+        data = loaded(root, source="faceforensics")
+    assert "FaceForensics++/030" in caplog.text
+    assert {name for _, name in seen(data.train_set.frames)} == {"000", "003", "000_003", "003_000", "004"}
+    with pytest.raises(ValueError, match="held out too: 030; divide them otherwise"):
+        loaded(root, source="faceforensics", on_leak="refuse")
+
+
+def test_deepfakebench(tmp_path, caplog):
+    root = write_benchmark(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        data = loaded(root, source="deepfakebench", train_frames=4, test_frames=4, test_sets=["FaceForensics++", "Celeb-DF-v2", "DFDC"])
+    assert data.train_set.frames.kinds == ("Deepfakes", "NeuralTextures")
+    assert [len(part) for part in data.test_sets] == [6 * 4, 2 * 4, 4 * 4]
+    assert data.test_sets[1].__getitems__([0, 1, 2, 3])["image"][:, 0, 0, 0].tolist() == [0, 3, 6, 9], "not the first four"
+    assert "Celeb-DF-v2: 2 of 6 videos in train are also in a held-out split" in caplog.text
+    assert "Celeb-DF-v2: 2 of 2 videos in val" in caplog.text
+    assert "the val split of DFDC_Real is malformed" in caplog.text
+    part = benchmark(find_places(root), "FaceForensics++", "c40")["train"][0]
+    assert all("/c40/" in path for path in part.frames)
+
+
+def test_deepfakebench_trained_on_celeb_df(tmp_path, caplog):
+    root = write_benchmark(tmp_path)
+    data = loaded(root, source="deepfakebench", train_set="Celeb-DF-v2", batch_size=2)
+    learnt = {name for _, name in seen(data.train_set.frames)} | {name for _, name in seen(data.val_set)}
+    assert learnt == {"id5_0000", "id6_0000", "id5_id7_0000", "id6_id8_0000"}
+    people = [{person for video in part.videos for person in video.identities} for part in (data.train_set.frames, data.val_set)]
+    assert not people[0] & people[1]
+
+
+def test_deepfakebench_paths(tmp_path):
+    root = write_benchmark(tmp_path, prefix="/elsewhere/faces/")
+    with pytest.raises(FileNotFoundError, match="frames are missing"):
+        loaded(root, source="deepfakebench")
+    assert len(loaded(root, source="deepfakebench", rewrite=("/elsewhere/faces/", "")).test_sets[0]) == 6 * 12
+    with pytest.raises(ValueError, match="does not begin with '/nowhere/'"):
+        loaded(root, source="deepfakebench", rewrite=("/nowhere/", ""))
+
+
+def test_deepfakebench_with_parts_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no dataset_json in"):
+        loaded(tmp_path, source="deepfakebench")
+    root = write_benchmark(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no list .*UADFV.json: there are Celeb-DF-v2, DFDC, FaceForensics"):
+        loaded(root, source="deepfakebench", test_sets=["UADFV"])
+    with pytest.raises(ValueError, match="no compression 'raw' for FF-real: set it to one of c23, c40"):
+        loaded(root, source="deepfakebench", compression="raw")
+    path = root / "dataset_json" / "DFDC.json"
+    for content, message in (
+        ({"DFDC": {"unknown": {}}}, "the label 'unknown' is not known"),
+        ({"DFDC": {"DFDC_Real": {"test": [1]}}}, "DFDC_Real, test is not"),
+        ([1], "is not like"),
+        ({"DFDC": {"DFDC_Real": {"test": {"a": {"frames": ["datasets/rgb/../../secret.png"]}}}}}, "leads out of its folder"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(BadFileError, match=message):
+            loaded(root, source="deepfakebench", test_sets=["DFDC"])
+    path.write_text("{")
+    with pytest.raises(BadFileError, match="is not JSON"):
+        loaded(root, source="deepfakebench", test_sets=["DFDC"])
+
+
+def test_deepfakebench_in_a_store(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    root = write_benchmark(tmp_path)
+    (root / "lmdb").mkdir()
+    with lmdb.open(str(root / "lmdb" / "FaceForensics++_lmdb"), map_size=2**24) as store, store.begin(write=True) as writing:
+        for path in sorted((root / "rgb" / "FaceForensics++").rglob("*.png")):
+            writing.put(str(path.relative_to(root / "rgb")).replace("/", "\\").encode(), path.read_bytes())
+    data = loaded(root, source="deepfakebench", in_store=True)
+    in_files = loaded(root, source="deepfakebench")
+    assert torch.equal(data.test_sets[0].__getitems__([0, 5, 40])["image"], in_files.test_sets[0].__getitems__([0, 5, 40])["image"])
+    loaders = (one.train_dataloader() for one in (data, loaded(root, source="deepfakebench", in_store=True, num_workers=1)))
+    batches = [next(iter(loader)) for loader in loaders]
+    assert torch.equal(batches[0]["image"], batches[1]["image"]), "also in another process"
+    with pytest.raises(FileNotFoundError, match=r"no store .*DFDC_lmdb"):
+        loaded(root, source="deepfakebench", in_store=True, test_sets=["DFDC"])
+
+
+def test_store_without_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
+    with pytest.raises(ValueError, match="LMDB stores need lmdb"):
+        loaded(write_benchmark(tmp_path, in_files=False), source="deepfakebench", in_store=True)
+
+
+def test_folder(tmp_path):
+    root = write_folder(tmp_path)
+    data = loaded(root, source="folder", train_frames=5, test_frames=5)
+    assert data.train_set.frames.kinds == ("mine", "other")
+    assert len(data.test_sets[0]) == 4 * 5 + 1 + 4 * 5 + 1
+    assert loaded(root, source="folder", test_sets=["mine"]).test_sets[0].kinds == ("mine",)
+    frame(root / "train" / "real" / "bad.png", 1).write_bytes(b"no picture")
+    with pytest.raises(BadFileError, match=r"bad\.png"):
+        loaded(root, source="folder", on_bad_file="refuse")
+    assert len(loaded(root, source="folder", train_frames=5, on_bad_file="skip").train_set) == len(data.train_set)
+    with pytest.raises(FileNotFoundError, match="no train, val or test in"):
+        loaded(tmp_path / "train", source="folder")
+
+
+def test_table(tmp_path):
+    path = write_table(tmp_path)
+    data = loaded(path, source="csv", train_frames=2)
+    assert data.train_set.frames.kinds == ("mine",)
+    assert data.test_sets[0].__getitems__([0, 1])["image"][:, 0, 0, 0].tolist() == [9, 10]
+    assert data.train_set.frames.videos[0].identities == {"persontrain0"}
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for split in ("train", "test"):
+        frame(lists / "r.png", 1)
+        frame(lists / "f.png", 2)
+        (lists / f"{split}.csv").write_text("path,label\nr.png,0\nf.png,fake\n")
+    assert found(table(lists)["train"]) == [("fake", "f.png"), (REAL, "r.png")]
+    with pytest.raises(ValueError, match="no training videos remain"):
+        loaded(lists, source="csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\na.png\n", "no column label, split"),
+        ("path,label,split\na.png,2,test\n", "'2' is no label"),
+        ("path,label,split\na.png,1,dev\n", "'dev' is no split"),
+        ("path,label,split\na.png,,test\n", "row 2: label is empty"),
+    ],
+)
+def test_tables_that_will_not_do(tmp_path, text, message):
+    (tmp_path / "faces.csv").write_text(text)
+    with pytest.raises(BadFileError, match=message):
+        loaded(tmp_path / "faces.csv", source="csv")
+
+
+def test_table_with_images_missing(tmp_path):
+    (tmp_path / "faces.csv").write_text("path,label,split\na.png,1,test\n")
+    with pytest.raises(FileNotFoundError, match=r"1 frames are missing:[\s\S]*a\.png"):
+        loaded(tmp_path / "faces.csv", source="csv")
