@@ -34,7 +34,7 @@ def fit_detector(data: ForgeryData, settings: Settings, seed: int, **options: An
     data.setup()
     module = FaceForgeryDetection(seed=seed, **settings.options)
     with silence():
-        quiet_trainer(settings.epochs, limit_val_batches=0, **options).fit(module, data.train_dataloader())
+        quiet_trainer(settings.epochs, limit_val_batches=0, **options).fit(module, data.train_dataloader(), data.val_dataloader())
     return module.eval().cpu()
 
 
