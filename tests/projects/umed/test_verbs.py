@@ -17,7 +17,7 @@ from shared.dashboards import validate
 from shared.runs import REPOSITORY
 
 SMALL = ["--trainer.max_epochs=2", "--data.length=48", "--data.test_length=16", "--trainer.enable_model_summary=false"]
-SMALL += ["--trainer.log_every_n_steps=1"]
+SMALL += ["--trainer.log_every_n_steps=1", "--data.size=32"]
 SMALL += ["--model.generator_widths=[4,8]", "--model.surrogate_widths=[4,8]"]
 
 
