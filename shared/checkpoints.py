@@ -7,13 +7,15 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from shared.runs import atomic
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 UNSAFE = {".bin", ".pkl", ".pickle"}
 
@@ -128,6 +130,13 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     if differences := describe_mismatch(module.state_dict(), tensors):
         raise ValueError(f"the weights in {path} do not fit the network (another configuration?):\n{differences}")
     module.load_state_dict(tensors)
+
+
+def with_weights(module: _Module, path: str | Path | None) -> _Module:
+    """Load the weights in a checkpoint, which the command line has checked against the module, into it; None loads nothing. Evaluation mode."""
+    if path is not None:
+        module.load_state_dict(load_checkpoint(path)["state_dict"])
+    return module.eval()
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -31,7 +31,8 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
-        from projects.moe_ffd.tasks import keep_delta, report_test, say_what_trains, with_weights
+        from projects.moe_ffd.tasks import keep_delta, report_test, say_what_trains
+        from shared.checkpoints import with_weights
 
         say_what_trains(model)
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
@@ -49,7 +50,8 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
-        from projects.moe_ffd.tasks import report_test, with_weights
+        from projects.moe_ffd.tasks import report_test
+        from shared.checkpoints import with_weights
 
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
         report_test(self, model, datamodule)
@@ -78,7 +80,7 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; best (the default), last or a file.
         """
         from projects.moe_ffd.prediction import predict
-        from projects.moe_ffd.tasks import with_weights
+        from shared.checkpoints import with_weights
         from shared.distributed import in_one_process
         from shared.forgery.crops import face_detector
 
@@ -103,7 +105,8 @@ class Trainer(ProjectTrainer):
             levels: from 1 (mild) to 5 (strong); all by default.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
-        from projects.moe_ffd.tasks import robustness, with_weights
+        from projects.moe_ffd.tasks import robustness
+        from shared.checkpoints import with_weights
         from shared.distributed import in_one_process
 
         in_one_process(self)

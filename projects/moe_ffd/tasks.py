@@ -14,7 +14,6 @@ from projects.moe_ffd.maps import map_sheet
 from projects.moe_ffd.model import MoEViT, count_parameters
 from projects.moe_ffd.module import FaceForgeryDetection
 from projects.moe_ffd.weights import load_delta, load_released, save_delta
-from shared.checkpoints import load_checkpoint
 from shared.forgery import pictures
 from shared.forgery.data import ForgeryData
 from shared.forgery.evaluation import score_shift
@@ -52,13 +51,6 @@ class Measured:
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
-
-
-def with_weights(module: FaceForgeryDetection, ckpt_path: str | None) -> FaceForgeryDetection:
-    """Load the weights in a checkpoint, which the command line has checked against the model, into the model."""
-    if ckpt_path is not None:
-        module.load_state_dict(load_checkpoint(ckpt_path)["state_dict"])
-    return module.eval()
 
 
 def say_what_trains(module: FaceForgeryDetection) -> None:

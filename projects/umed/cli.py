@@ -44,7 +44,7 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint; last (the default) or a file.
         """
-        from projects.umed.tasks import with_weights
+        from shared.checkpoints import with_weights
 
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
 
@@ -65,7 +65,8 @@ class Trainer(ProjectTrainer):
             out: folder to write to; by default among the run's artefacts.
             ckpt_path: checkpoint; last (the default) or a file.
         """
-        from projects.umed.tasks import protect, with_weights
+        from projects.umed.tasks import protect
+        from shared.checkpoints import with_weights
 
         return protect(self, with_weights(model, ckpt_path), datamodule, folder, out)
 

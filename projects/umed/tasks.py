@@ -14,7 +14,7 @@ from projects.umed.data import ProtectionData
 from projects.umed.module import Protector
 from projects.umed.protected import MANIFEST, read_manifest, read_protected, write_protected
 from projects.umed.sets import MaskedSet, SegmentationSet
-from shared.checkpoints import load_checkpoint, weights_digest
+from shared.checkpoints import weights_digest
 from shared.distributed import in_one_process
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.messages import shown_path
@@ -54,13 +54,6 @@ class Attacked:
 
     outcome: Outcome
     summary: dict[str, Any]
-
-
-def with_weights(model: Protector, ckpt_path: str | None) -> Protector:
-    """Load the weights in a checkpoint, which the command line has checked against the model, into the model."""
-    if ckpt_path is not None:
-        model.load_state_dict(load_checkpoint(ckpt_path)["state_dict"])
-    return model.eval()
 
 
 def everything(data: ProtectionData) -> MaskedSet:

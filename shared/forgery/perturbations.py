@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.data.memory import through_jpeg, to_unit
+from shared.poisons import to_levels
 from shared.seeding import generator
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -72,21 +73,16 @@ def perturb(images: Tensor, name: str, level: int, indices: Tensor | Sequence[in
     return chosen.apply(images, chosen.strengths[level - 1], generators)
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Round images in [0, 1] to uint8; values outside are clipped."""
-    return (images.clamp(0, 1) * 255).round().byte()
-
-
 def saturation(images: Tensor, part: float, generators: list[torch.Generator]) -> Tensor:
     """Scale both differences of colour about grey by `part`, in [0, 1]; brightness stays."""
     colours = to_unit(images)
     grey = (colours * colours.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
-    return to_bytes(grey + part * (colours - grey))
+    return to_levels(grey + part * (colours - grey))
 
 
 def contrast(images: Tensor, part: float, generators: list[torch.Generator]) -> Tensor:
     """Multiply values by `part`, in [0, 1]."""
-    return to_bytes(to_unit(images) * part)
+    return to_levels(to_unit(images) * part)
 
 
 def blocks(images: Tensor, count: float, generators: list[torch.Generator]) -> Tensor:
@@ -114,7 +110,7 @@ def noise(images: Tensor, variance: float, generators: list[torch.Generator]) ->
     """Add white noise of so much variance, in units of [0, 1] images, to brightness and both differences of colour: 8 to 57 levels of 255."""
     white = torch.stack([torch.randn(images.shape[1:], generator=own) for own in generators]).to(images.device)
     coloured = torch.einsum("rc,nchw->nrhw", white.new_tensor(FROM_YCBCR), variance**0.5 * white)
-    return to_bytes(to_unit(images) + coloured)
+    return to_levels(to_unit(images) + coloured)
 
 
 def blur(images: Tensor, kernel: float, generators: list[torch.Generator]) -> Tensor:
@@ -132,7 +128,7 @@ def pixelation(images: Tensor, factor: float, generators: list[torch.Generator])
     size = images.shape[2:]
     smaller = [max(1, int(side // factor)) for side in size]
     shrunk = F.interpolate(to_unit(images), size=smaller, mode="bilinear", align_corners=False)
-    return to_bytes(F.interpolate(shrunk, size=tuple(size), mode="bilinear", align_corners=False))
+    return to_levels(F.interpolate(shrunk, size=tuple(size), mode="bilinear", align_corners=False))
 
 
 def jpeg(images: Tensor, quality: float, generators: list[torch.Generator]) -> Tensor:
