@@ -18,6 +18,8 @@ from shared.checkpoints import load_weights
 TINY_WEIGHTS = Path(__file__).parent / "assets" / "tiny_vit.safetensors"
 """Weights of `TinyViT` for 48 x 48 pixels, as float16, from `pretraining.pretrain` with seed 0."""
 TINY_SIZE = 48
+TINY_NETWORKS: dict[str, dict[str, int]] = {"tiny": {"width": 64, "heads": 4}, "tiny_wide": {"width": 96, "heads": 6}}
+"""Options of `TinyViT` by name; weights of the first lie in this folder, those of others are made by `pretraining.pretrain`."""
 
 
 class HighPassEmbed(PatchEmbed):
@@ -70,7 +72,7 @@ def build_vit(name: str = "tiny", size: int = TINY_SIZE, weights: str | Path | N
     """Build a vision transformer without a head.
 
     Args:
-        name: `tiny`, or timm's name of a ViT or DeiT, such as `vit_base_patch16_224`.
+        name: `tiny` or `tiny_wide`, or timm's name of a ViT or DeiT, such as `vit_base_patch16_224`.
         size: side of the images in pixels; position embeddings of weights made for another size are resized.
         weights: None for random weights; a local .safetensors or .pth file; or "pretrained": the weights in this folder for `tiny`, else timm's own
             from its cache or by download.
@@ -82,8 +84,8 @@ def build_vit(name: str = "tiny", size: int = TINY_SIZE, weights: str | Path | N
         ValueError: if there is no such network, it is no vision transformer, the size does not fit its patches, or the weights do not fit it.
         FileNotFoundError: if the weights are not there.
     """
-    if name == "tiny":
-        return _tiny(size, weights)
+    if name in TINY_NETWORKS:
+        return _tiny(name, size, weights)
     if timm.is_model(name) and not timm.models.is_model_in_modules(name, ("vision_transformer", "deit")):
         raise ValueError(f"{name} is no plain vision transformer: take tiny, or a ViT or DeiT such as vit_base_patch16_224")
     net: Any = build_backbone(name, None if weights is None else str(weights), num_classes=0, img_size=size)
@@ -92,10 +94,13 @@ def build_vit(name: str = "tiny", size: int = TINY_SIZE, weights: str | Path | N
     return net
 
 
-def _tiny(size: int, weights: str | Path | None) -> TinyViT:
+def _tiny(name: str, size: int, weights: str | Path | None) -> TinyViT:
+    options = TINY_NETWORKS[name]
     if weights is None:
-        return TinyViT(size)
-    net = TinyViT()
+        return TinyViT(size, **options)
+    if weights == "pretrained" and name != "tiny":
+        raise ValueError(f"no weights of {name} are at hand: make them with the verb pretrain --backbone {name}, and name the file")
+    net = TinyViT(**options)
     load_weights(net, TINY_WEIGHTS if weights == "pretrained" else weights)
     if size != TINY_SIZE:
         TinyViT(size)  # refuses sizes that do not fit

@@ -27,7 +27,7 @@ class FaceForgeryDetection(L.LightningModule):
 
     Args:
         adaptation: moe (the paper's mixtures in a frozen backbone), or one to compare with: lora, adapter, probe, full, layernorm, bitfit, effort.
-        backbone: tiny, or timm's name of a ViT or DeiT, such as vit_base_patch16_224.
+        backbone: tiny or tiny_wide, or timm's name of a ViT or DeiT, such as vit_base_patch16_224.
         weights: the backbone's weights: pretrained (those of tiny lie in the project, others in timm's cache), a local file, or null for random ones.
         size: side of the images in pixels.
         ranks: ranks of the LoRA experts; published: 8, 16, 32, 48, 64, 96, 128. An empty list leaves them out.

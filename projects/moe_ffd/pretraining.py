@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projects.moe_ffd.backbones import TINY_WEIGHTS, TinyViT
+from projects.moe_ffd.backbones import TINY_NETWORKS, TINY_WEIGHTS, TinyViT
 from projects.moe_ffd.scenes import DEGRADATIONS, scenes
 from shared.data.memory import MemoryData, to_unit
 from shared.quiet import quiet_trainer, silence
@@ -33,14 +33,15 @@ class PatchPretraining(L.LightningModule):
         weight_decay: decoupled weight decay of AdamW.
         seed: seed of the weights and the flips.
         size: side of the scenes in pixels.
+        backbone: name in `TINY_NETWORKS`.
     """
 
-    def __init__(self, lr: float = 1e-3, weight_decay: float = 0.01, seed: int = 0, size: int = 48) -> None:
+    def __init__(self, lr: float = 1e-3, weight_decay: float = 0.01, seed: int = 0, size: int = 48, backbone: str = "tiny") -> None:
         super().__init__()
         self.save_hyperparameters()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "tiny vit"))
-            self.backbone = TinyViT(size)
+            self.backbone = TinyViT(size, **TINY_NETWORKS[backbone])
             self.head = nn.Linear(self.backbone.embed_dim, len(DEGRADATIONS))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,22 +69,28 @@ class PatchPretraining(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def pretrain(folder: str | Path, seed: int = 0, epochs: int = 10, count: int = 1400, **options: Any) -> Path:
-    """Pretrain the tiny backbone, or find in `folder` what the same seed, epochs and count made before.
+def pretrain(folder: str | Path, seed: int = 0, epochs: int = 10, count: int = 1400, backbone: str = "tiny", **options: Any) -> Path:
+    """Pretrain a tiny backbone, or find in `folder` what the same arguments made before.
 
     Args:
         folder: where the weights are kept.
         seed: seed of scenes, weights and order.
         epochs: epochs.
         count: scenes to train on; a seventh as many others are drawn to validate on.
+        backbone: name in `TINY_NETWORKS`.
         **options: arguments of `L.Trainer`, such as `enable_progress_bar` or `accelerator`; without them nothing is printed.
 
     Returns:
-        The weights of the backbone, without the head for patches, as float16 in a .safetensors file, 0.4 MB.
+        The weights of the backbone, without the head for patches, as float16 in a .safetensors file, 0.4 MB for the tiny one.
+
+    Raises:
+        ValueError: if there is no such backbone.
     """
-    path = Path(folder) / f"tiny_vit-{derive_seed('pretraining 1', seed, epochs, count):016x}.safetensors"
+    if backbone not in TINY_NETWORKS:
+        raise ValueError(f"no backbone {backbone!r} to pretrain: choose {' or '.join(TINY_NETWORKS)}")
+    path = Path(folder) / f"{backbone}-{derive_seed('pretraining 2', seed, epochs, count):016x}.safetensors"
     if not path.is_file():
-        module, data = PatchPretraining(seed=seed), pretraining_data(seed, count)
+        module, data = PatchPretraining(seed=seed, backbone=backbone), pretraining_data(seed, count)
         with silence():
             quiet_trainer(epochs, **options).fit(module, datamodule=data)
         save_half(module.backbone, path)

@@ -39,13 +39,16 @@ def add_camera_noise(images: Tensor, noise: Tensor) -> Tensor:
 
 
 def resample(images: Tensor, factors: Tensor) -> Tensor:
-    """Shrink each of (B, C, H, W) square images by its own factor, (B,) in (0, 1], to whole pixels, and enlarge it again; bilinear."""
+    """Shrink each of (B, C, H, W) square images by its own factor, (B,) in (0, 1], to whole pixels, and enlarge it again.
+
+    Both ways are bilinear, and shrinking does not smooth before: a part of the noise stays, as in fakes of cheap pipelines.
+    """
     size = images.shape[-1]
     sides = (size * factors).round().long().clamp(1, size)
     result = images.clone()
     for side in sides.unique().tolist():
         chosen = sides == side
-        small = F.interpolate(images[chosen], size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+        small = F.interpolate(images[chosen], size=(side, side), mode="bilinear", align_corners=False)
         result[chosen] = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
     return result
 

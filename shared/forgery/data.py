@@ -8,7 +8,7 @@ from typing import ClassVar, get_args
 
 from torch.utils.data import DataLoader
 
-from shared.data.base import DataModule, ResumableDataLoader
+from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
 from shared.distributed import EpochSampler
 from shared.forgery import layouts
@@ -45,6 +45,7 @@ class ForgeryData(DataModule):
         test_frames: frames of each validation and test video, evenly spaced; short videos give fewer.
         length: training frames of faces.
         test_length: frames of each test set of faces, and at most so many of validation.
+        video_frames: frames of each video of faces; null draws 4 to 8 for each.
         augmentation: none, flip, or deepfakebench.
         self_blended: adds a fake made of each real training frame; with manipulations [] they are all there is to learn.
         on_leak: what befalls training videos that show people of a test set: remove, refuse, or keep, which still removes the test videos themselves.
@@ -83,6 +84,7 @@ class ForgeryData(DataModule):
         test_frames: int = 32,
         length: int = 800,
         test_length: int = 300,
+        video_frames: int | None = None,
         augmentation: Augmentation = "none",
         self_blended: bool = False,
         on_leak: OnLeak = "remove",
@@ -95,7 +97,7 @@ class ForgeryData(DataModule):
         self.size = size or (48 if source == "faces" else 224)
         self.train_name, self.compression, self.manipulations = train_set, compression, manipulations
         self.train_frames, self.real_frames, self.test_frames = train_frames, real_frames, test_frames
-        self.length, self.test_length = length, test_length
+        self.length, self.test_length, self.video_frames = length, test_length, video_frames
         self.augmentation, self.self_blended, self.on_leak = augmentation, self_blended, on_leak
         self.rewrite, self.in_store, self.on_bad_file = rewrite, in_store, on_bad_file
         self.test_names = test_sets or (list(MANIPULATIONS) if source == "faces" else [train_set] if self._has_sets else ["test"])
@@ -108,7 +110,8 @@ class ForgeryData(DataModule):
 
     def _check(self) -> None:
         counts = {"train_frames": self.train_frames, "test_frames": self.test_frames, "length": self.length, "test_length": self.test_length}
-        for name, value in (counts | {"real_frames": self.real_frames or 1}).items():
+        counts |= {name: 1 if (value := getattr(self, name)) is None else value for name in ("real_frames", "video_frames")}
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}")
         if self.size < 16:
@@ -142,11 +145,12 @@ class ForgeryData(DataModule):
     def _drawn(self) -> tuple[ForgerySet, ForgerySet, list[ForgerySet]]:
         kinds = ["swap"] if self.manipulations is None else self.manipulations
         check_kinds([*kinds, *self.test_names], MANIPULATIONS)
-        train = faces("train", self.length if kinds else 2 * self.length, kinds or "swap", self.seed, self.size)
-        val = faces("val", max(2, min(self.test_length, self.length // 2)), kinds or "swap", self.seed, self.size)
+        like = (self.seed, self.size, self.video_frames)
+        train = faces("train", self.length if kinds else 2 * self.length, kinds or "swap", *like)
+        val = faces("val", max(2, min(self.test_length, self.length // 2)), kinds or "swap", *like)
         if not kinds:
             train, val = train.select([]), val.select([])
-        return train, val, [faces("test", self.test_length, name, self.seed, self.size) for name in self.test_names]
+        return train, val, [faces("test", self.test_length, name, *like) for name in self.test_names]
 
     def _files(self) -> tuple[ForgerySet, ForgerySet, list[ForgerySet]]:
         tests = {name: self._test_clips(name) for name in self.test_names}
@@ -215,9 +219,7 @@ class ForgeryData(DataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled loader, whose frames are augmented anew in every epoch."""
-        share = self.training_loader(self.train_set).batch_size  # also checks the batch
-        sampler = _EpochKeys(self.train_set, self.seed)
-        return ResumableDataLoader(self.train_set, batch_size=share, sampler=sampler, drop_last=True, collate_fn=identity, **self._workers())
+        return self.training_loader(self.train_set, identity, _EpochKeys(self.train_set, self.seed))
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of every validation frame once, in order."""

@@ -2,7 +2,8 @@
 
 perturbed = perturb(images, "noise", level=3, indices=batch["index"])
 
-Strengths are those of images of some 256 pixels, and are not changed for smaller ones, but for the blocks. What is random about an image depends on
+Strengths are those of images that detectors usually see, of 224 pixels or more; in smaller ones blur and pixelation shrink in proportion, so that
+as much of the picture is lost, and so do blocks. What is random about an image depends on
 (seed, perturbation, level, its index) alone.
 """
 
@@ -21,6 +22,9 @@ from shared.seeding import generator
 
 LEVELS = (1, 2, 3, 4, 5)
 """The mildest to the strongest."""
+
+USUAL = 224
+"""Shorter side of images, in pixels, from which on blur and pixelation have their full strength."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in brightness (BT.601)."""
@@ -114,21 +118,32 @@ def noise(images: Tensor, variance: float, generators: list[torch.Generator]) ->
 
 
 def blur(images: Tensor, kernel: float, generators: list[torch.Generator]) -> Tensor:
-    """Filter by a Gaussian of `kernel` pixels a side, an odd number, and a standard deviation of a sixth of it; the border is mirrored."""
+    """Filter by a Gaussian of `kernel` pixels a side, an odd number, and a standard deviation of a sixth of it; the border is mirrored.
+
+    Below 224 pixels the deviation shrinks with the image, and the kernel to the odd number of pixels that holds it.
+    """
     from torchvision.transforms.v2.functional import gaussian_blur
 
-    side = int(kernel)
+    width = kernel * _share_of_usual(images)
+    side = max(3, 2 * round((width - 1) / 2) + 1)
     if min(images.shape[2:]) <= side // 2:
         raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for a blur over {side}")
-    return gaussian_blur(images, [side, side], [side / 6, side / 6])
+    return gaussian_blur(images, [side, side], [width / 6, width / 6])
 
 
 def pixelation(images: Tensor, factor: float, generators: list[torch.Generator]) -> Tensor:
-    """Shrink images by `factor` and enlarge them again, linearly and without smoothing; DeeperForensics calls it JPEG compression."""
+    """Shrink images by `factor` and enlarge them again, linearly and without smoothing; DeeperForensics calls it JPEG compression.
+
+    Below 224 pixels what the factor exceeds 1 by shrinks with the image.
+    """
     size = images.shape[2:]
-    smaller = [max(1, int(side // factor)) for side in size]
+    smaller = [max(1, int(side / (1 + (factor - 1) * _share_of_usual(images)))) for side in size]
     shrunk = F.interpolate(to_unit(images), size=smaller, mode="bilinear", align_corners=False)
     return to_levels(F.interpolate(shrunk, size=tuple(size), mode="bilinear", align_corners=False))
+
+
+def _share_of_usual(images: Tensor) -> float:
+    return min(1.0, min(images.shape[2:]) / USUAL)
 
 
 def jpeg(images: Tensor, quality: float, generators: list[torch.Generator]) -> Tensor:

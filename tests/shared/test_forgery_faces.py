@@ -49,6 +49,15 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(sets):
     assert not torch.equal(small.frames, faces("val", 10, "swap", seed=3).frames)
 
 
+def test_frames_of_a_video_can_be_set():
+    found = faces("train", 20, video_frames=1)
+    assert len(found.videos) == 20
+    assert len({video.identities for video in found.videos if not video.label}) > 5, "each frame shows somebody drawn anew"
+    assert faces("train", 20, video_frames=4).video.bincount().tolist() == [4, 4, 2, 4, 4, 2]
+    with pytest.raises(ValueError, match="at least one frame, got 0"):
+        faces("train", 20, video_frames=0)
+
+
 def test_sets_share_their_real_frames_and_differ_in_the_fakes(sets):
     for kind in ("reenact", "self_blend"):
         assert torch.equal(sets[kind].frames[0::2], sets["swap"].frames[0::2])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from projects.moe_ffd.pretraining import pretrain
 from projects.moe_ffd.reproduction import worlds
-from projects.moe_ffd.reproduction.worlds import EPOCHS, LARGE, SCARCE
+from projects.moe_ffd.reproduction.worlds import ADAPTATIONS, EPOCHS, FULL, LARGE, SCARCE
 from shared.tables import Job, Rows, Table
 
 RANKS = [2, 3, 4, 5, 6, 7, 8]
@@ -20,20 +21,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"{count} LoRA expert{'s' if count > 1 else ''}": LARGE | {"ranks": ranks} for count, ranks in EXPERTS.items()},
     **{f"one adapter, {name}": LARGE | {"ranks": [], "kinds": [kind]} for kind, name in KINDS.items()},
     "frozen norms": LARGE | {"trains_norm1": False},
+    FULL: ADAPTATIONS[FULL],
 }
+WIDE = "tiny_wide"
+BACKBONES = {name: VARIANTS[name] for name in ("both mixtures", FULL)}
+"""Variants that are compared on a wider backbone as well."""
 
 
-def rows(variant: str, images: int, epochs: int, seed: int) -> Rows:
+def rows(variant: str, options: dict[str, Any], images: int, epochs: int, seed: int) -> Rows:
     """Train a variant and judge it; AUC of frames."""
-    module = worlds.train(VARIANTS[variant], images, epochs, seed)
+    module = worlds.train(options, images, epochs, seed)
     return [{"variant": variant, "seed": seed, "trained (%)": worlds.trainable_share(module)} | worlds.judge(module, seed)]
 
 
 def jobs(folder: Path, seeds: list[int], quick: bool) -> list[Job]:
-    """Return a job for each variant and seed."""
+    """Return a job for each variant and seed; a wider backbone is pretrained first, and kept in the folder."""
     if quick:
-        return [Job("both mixtures", seeds[0], rows, ("both mixtures", 64, 1))]
-    return [Job(name, seed, rows, (name, SCARCE, EPOCHS[SCARCE])) for seed in seeds for name in VARIANTS]
+        return [Job("both mixtures", seeds[0], rows, ("both mixtures", LARGE, 64, 1))]
+    wide = {"backbone": WIDE, "weights": str(pretrain(folder, backbone=WIDE))}
+    variants = VARIANTS | {f"{name}, wide backbone": options | wide for name, options in BACKBONES.items()}
+    return [Job(name, seed, rows, (name, options, SCARCE, EPOCHS[SCARCE])) for seed in seeds for name, options in variants.items()]
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
@@ -45,6 +52,8 @@ def expectations(summary: Rows) -> dict[str, bool]:
         "both mixtures generalise better than adapters alone": both > found["adapter mixture alone"],
         "five convolutions generalise better than the best single one": found["adapter mixture alone"] > single,
         "more LoRA experts generalise better": found["7 LoRA experts"] > found["1 LoRA expert"],
+        f"both mixtures generalise better than {FULL}": both > found[FULL],
+        "also on a wider backbone": found["both mixtures, wide backbone"] > found[f"{FULL}, wide backbone"],
     }
 
 

@@ -11,19 +11,20 @@ from torch import Tensor
 from projects.moe_ffd.fitting import score
 from projects.moe_ffd.reproduction import worlds
 from projects.moe_ffd.reproduction.worlds import AMPLE, EPOCHS, MOE, SEEN
-from shared.forgery.faces import faces
 from shared.forgery.metrics import auroc, roc
 from shared.forgery.perturbations import PERTURBATIONS, perturb
 from shared.tables import Job, Rows, Table
 
 LEVELS = (0, 1, 3, 5)
 FALLING = ("blur", "noise", "jpeg")
+CHANCE, TOLERANCE = 0.5, 0.01
+"""An AUC below chance counts as chance: the perturbation has turned the scores round."""
 
 
 def rows(images: int, epochs: int, seed: int) -> Rows:
     """Train a detector and measure the AUC of frames of the seen manipulation at each level; level 0 changes nothing."""
     module = worlds.train(worlds.ADAPTATIONS[MOE], images, epochs, seed)
-    test = faces("test", 300, SEEN, seed)
+    test = worlds.test_faces(SEEN, seed)
     made = []
     for name in PERTURBATIONS:
         row: dict[str, object] = {"perturbation": name, "seed": seed}
@@ -44,12 +45,12 @@ def jobs(folder: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether the AUC falls with the level, up to what noise allows."""
+    """Say whether the AUC falls with the level, as far as chance, up to what the number of test frames allows."""
     held = {}
     for row in summary:
         if row["perturbation"] in FALLING:
-            means = [row[f"level {level}"]["mean"] for level in LEVELS]
-            held[f"{row['perturbation']}: the AUC falls with the level"] = all(later <= earlier + 0.01 for earlier, later in pairwise(means))
+            means = [max(CHANCE, row[f"level {level}"]["mean"]) for level in LEVELS]
+            held[f"{row['perturbation']}: the AUC falls with the level"] = all(later <= earlier + TOLERANCE for earlier, later in pairwise(means))
     return held
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from projects.moe_ffd.fitting import Settings, fit_detector, score
 from projects.moe_ffd.model import count_parameters
 from projects.moe_ffd.module import FaceForgeryDetection
 from shared.forgery.data import ForgeryData
-from shared.forgery.faces import MANIPULATIONS
+from shared.forgery.faces import MANIPULATIONS, faces
 from shared.forgery.metrics import auroc, roc
+from shared.forgery.sets import ForgerySet
 
 SEEN, UNSEEN = MANIPULATIONS[0], MANIPULATIONS[1:]
 COMMON: dict[str, Any] = {"schedule": "onecycle", "lr": 2e-3, "lr_gate": None, "self_index": 4, "balance_lora": 0.1, "balance_adapter": 0.01}
@@ -28,20 +30,26 @@ ADAPTATIONS: dict[str, dict[str, Any]] = {
 }
 SCARCE, AMPLE = 160, 800
 EPOCHS = {SCARCE: 24, AMPLE: 8}
+TESTED = 600
+"""Test frames of each manipulation, one of each video, so that the AUC of one set is sure to about 0.02."""
 
 
 def train(options: dict[str, Any], images: int, epochs: int, seed: int) -> FaceForgeryDetection:
-    """Train a detector on faces of which half are swaps."""
-    data = ForgeryData(length=images, augmentation="flip", seed=seed, test_sets=[SEEN], test_length=2)
+    """Train a detector on faces of which half are swaps; each shows somebody drawn anew."""
+    data = ForgeryData(length=images, augmentation="flip", seed=seed, test_sets=[SEEN], test_length=2, video_frames=1)
     return fit_detector(data, Settings(epochs, COMMON | options), seed)
 
 
-def judge(module: FaceForgeryDetection, seed: int, count: int = 300) -> dict[str, float]:
+def judge(module: FaceForgeryDetection, seed: int) -> dict[str, float]:
     """Return the frame AUC of every manipulation, on people of whom nothing was learnt, and the mean over the unseen ones."""
-    data = ForgeryData(seed=seed, test_length=count, length=8)
-    data.setup()
-    found = {name: auroc(roc(*score(module, images).columns)) for name, images in zip(data.test_names, data.test_sets, strict=True)}
+    found = {name: auroc(roc(*score(module, test_faces(name, seed)).columns)) for name in MANIPULATIONS}
     return found | {"unseen": sum(found[name] for name in UNSEEN) / len(UNSEEN)}
+
+
+@lru_cache(maxsize=len(MANIPULATIONS))
+def test_faces(manipulation: str, seed: int) -> ForgerySet:
+    """Draw the faces that detectors of a seed are judged on; kept for the next one."""
+    return faces("test", TESTED, manipulation, seed, video_frames=1)
 
 
 def trainable_share(module: FaceForgeryDetection) -> float:
