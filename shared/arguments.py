@@ -7,6 +7,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+
 from shared.runs import digest
 
 LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
@@ -14,8 +16,9 @@ SUPPLIED = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "data
 
 
 def verbs_of(trainer: type) -> list[str]:
-    """Return Lightning's verbs and the public methods that a project's trainer adds, in order of definition."""
-    added = [name for name, member in vars(trainer).items() if inspect.isfunction(member) and not name.startswith("_")]
+    """Return Lightning's verbs and the public methods that a project's trainer and its bases below Lightning's add, in order of definition."""
+    own = [base for base in reversed(trainer.__mro__) if issubclass(base, L.Trainer) and base is not L.Trainer]
+    added = {name: None for base in own for name, member in vars(base).items() if inspect.isfunction(member) and not name.startswith("_")}
     return [*LIGHTNING_VERBS, *(name for name in added if name not in LIGHTNING_VERBS)]
 
 

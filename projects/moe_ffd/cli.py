@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Literal
 
 from projects.moe_ffd.data import ForgeryData
 from projects.moe_ffd.module import FaceForgeryDetection
-from shared.cli import ProjectCLI, ProjectTrainer, run
+from shared.cli import ProjectCLI, run
+from shared.forgery.trainer import ForgeryTrainer
 
 if TYPE_CHECKING:
-    from projects.moe_ffd.prediction import Predicted
-    from projects.moe_ffd.tasks import Measured
+    from projects.moe_ffd.export import Exported
 
 
-class Trainer(ProjectTrainer):
+class Trainer(ForgeryTrainer):
     """Lightning's trainer with this project's verbs."""
 
     makes_run = frozenset({"fit", "convert", "pretrain", "reproduce"})
-    reads = frozenset({"path", "file", "detector_weights"})
+    reads = ForgeryTrainer.reads | {"file"}
     resumable = frozenset({"fit", "reproduce"})
     follow_up = MappingProxyType({"fit": "predict", "test": "robustness"})
 
@@ -31,7 +31,7 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
-        from projects.moe_ffd.tasks import keep_delta, report_test, say_what_trains
+        from projects.moe_ffd.tasks import keep_delta, say_what_trains
         from shared.checkpoints import with_weights
 
         say_what_trains(model)
@@ -39,8 +39,7 @@ class Trainer(ProjectTrainer):
         best = self.run.checkpoints / "best.ckpt"
         with_weights(model, str(best) if best.is_file() else None)
         keep_delta(self, model)
-        super().test(model, datamodule=datamodule, verbose=False)
-        report_test(self, model, datamodule)
+        self.test(model, datamodule)
 
     def test(self, model: FaceForgeryDetection, datamodule: ForgeryData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Test on every test set: AUC, EER, AP, accuracy and TPR at a low FPR, of frames and of videos, with intervals, and the experts' use.
@@ -50,67 +49,25 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
-        from projects.moe_ffd.tasks import report_test
-        from shared.checkpoints import with_weights
+        from projects.moe_ffd.tasks import report_usage
 
-        super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
-        report_test(self, model, datamodule)
+        super().test(model, datamodule, ckpt_path)
+        report_usage(self, model, datamodule)
 
-    def predict(  # type: ignore[override]
-        self,
-        model: FaceForgeryDetection,
-        datamodule: ForgeryData,
-        path: str,
-        detector: Literal["cascade", "yunet", "none"] = "cascade",
-        detector_weights: str | None = None,
-        margin: float = 1.3,
-        frames: int = 32,
-        ckpt_path: str | None = None,
-    ) -> Predicted:
-        """Judge an image, a video, or a folder of images, videos and sub-folders of frames: how probably each is fake, frame by frame.
+    def export(self, model: FaceForgeryDetection, datamodule: ForgeryData, ckpt_path: str | None = None) -> Exported:
+        """Write the detector as detector.onnx for other runtimes, check it against this software, and time it on the CPU; needs the extra onnx.
 
         Args:
             model: supplied.
-            datamodule: supplied.
-            path: the file or folder.
-            detector: finds the faces: cascade (frontal faces), yunet (OpenCV's, with its file of weights) or none for images that are face crops.
-            detector_weights: file of weights of yunet.
-            margin: side of the face crop in sides of the face's box; take that of the training images.
-            frames: frames of each video, evenly spaced.
+            datamodule: supplied; its data are not needed.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
-        from projects.moe_ffd.prediction import predict
-        from shared.checkpoints import with_weights
-        from shared.distributed import in_one_process
-        from shared.forgery.crops import face_detector
-
-        in_one_process(self)
-        finder = None if detector == "none" else face_detector(detector, detector_weights)
-        return predict(self, with_weights(model, ckpt_path), path, finder, margin, frames)
-
-    def robustness(
-        self,
-        model: FaceForgeryDetection,
-        datamodule: ForgeryData,
-        perturbations: list[str] | None = None,
-        levels: list[int] | None = None,
-        ckpt_path: str | None = None,
-    ) -> Measured:
-        """Measure the AUC after perturbations of the test images, and draw it over their levels.
-
-        Args:
-            model: supplied.
-            datamodule: supplied.
-            perturbations: any of saturation, contrast, blocks, noise, blur, pixelation, jpeg; all by default.
-            levels: from 1 (mild) to 5 (strong); all by default.
-            ckpt_path: checkpoint; best (the default), last or a file.
-        """
-        from projects.moe_ffd.tasks import robustness
+        from projects.moe_ffd.export import export
         from shared.checkpoints import with_weights
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        return robustness(self, with_weights(model, ckpt_path), datamodule, perturbations, levels)
+        return export(self, with_weights(model, ckpt_path))
 
     def convert(self, model: FaceForgeryDetection, datamodule: ForgeryData, file: str) -> None:
         """Make a run of a delta checkpoint, or of the weights that the authors released (with --config released), for test and predict to work on.
@@ -124,12 +81,20 @@ class Trainer(ProjectTrainer):
 
         convert(self.run, model, file)
 
-    def pretrain(self, model: FaceForgeryDetection, datamodule: ForgeryData, seed: int = 0, scenes: int = 1400) -> None:
-        """Pretrain the tiny backbone on drawn scenes without faces; name its file as model.weights of fit.
+    def pretrain(
+        self,
+        model: FaceForgeryDetection,
+        datamodule: ForgeryData,
+        backbone: Literal["tiny", "tiny_wide"] = "tiny",
+        seed: int = 0,
+        scenes: int = 1400,
+    ) -> None:
+        """Pretrain a tiny backbone on drawn scenes without faces; name its file as model.weights of fit.
 
         Args:
             model: supplied; its options do not matter.
             datamodule: supplied.
+            backbone: tiny, of 64 features a token, or tiny_wide, of 96.
             seed: seed of scenes and weights.
             scenes: scenes to train on.
         """
@@ -138,8 +103,8 @@ class Trainer(ProjectTrainer):
         from shared.messages import shown_path
 
         in_one_process(self)
-        path = pretrain(self.run.artefacts("pretrain"), seed, self.max_epochs or 10, scenes, enable_progress_bar=True)
-        print(f"fit with it: lightning run projects/moe_ffd/cli.py fit --model.weights {shown_path(path)}")
+        path = pretrain(self.run.artefacts("pretrain"), seed, self.max_epochs or 10, scenes, backbone, enable_progress_bar=True)
+        print(f"fit with it: lightning run projects/moe_ffd/cli.py fit --model.backbone {backbone} --model.weights {shown_path(path)}")
 
     def reproduce(
         self,

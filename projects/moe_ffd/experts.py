@@ -66,9 +66,20 @@ class LoraMixture(Mixture):
         """Add the experts' outputs for (B, N, D) tokens to (B, N, O) `base`, which is changed in place."""
         rows, sums = tokens.flatten(0, 1), base.view(-1, base.shape[-1])
         self.routing = self.router(rows)
-        if self.router.is_dense or rows.is_cuda:  # sorting needs the counts on the host, which a GPU would wait for
+        if self.router.is_dense or rows.is_cuda or torch.compiler.is_exporting():  # sorting needs the counts on the host, where a GPU would wait
             return self._masked(rows, sums, self.routing).view_as(base)
         return self._sorted(rows, sums, self.routing).view_as(base)
+
+    def delta(self) -> Tensor:
+        """Return the (O, D) matrix that could be added to the layer's weight instead, where the router sends every token the same way.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        if not self.router.is_constant:
+            raise ValueError(f"experts of the router {self.router.kind} cannot be merged into a weight: they depend on the token")
+        gates = self.router(self.down[:1]).dense(len(self.ranks)).to(self.up.dtype)[0, self.owners]
+        return (self.up * gates[:, None]).T @ self.down
 
     def _masked(self, rows: Tensor, sums: Tensor, routing: Routing) -> Tensor:
         """Compute all experts at once and cut what a row does not need out of the hidden features."""
@@ -165,7 +176,7 @@ class AdapterMixture(Mixture):
 
         A change through `.data` goes unseen until `train` or `eval` is called.
         """
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._fold()
         weight = self.conv_weight
         key = (id(weight), weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, weight.device)
@@ -187,12 +198,30 @@ class AdapterMixture(Mixture):
         if tokens.shape[1] != self.prefix + math.prod(self.grid):
             raise ValueError(f"{tokens.shape[1]} tokens are not {self.prefix} and a grid of {self.grid[0]} x {self.grid[1]}: set `grid`")
         self.routing = self.router(tokens.mean(dim=1))
-        k = self.routing.experts.shape[1]
-        chosen = self.routing.experts.flatten()  # (B * k,), image by image
+        if self.router.is_dense or torch.compiler.is_exporting():  # an exported graph has a fixed number of groups
+            return self._masked(tokens, base, self.routing)
+        return self._selected(tokens, base, self.routing)
+
+    def _masked(self, tokens: Tensor, base: Tensor, routing: Routing) -> Tensor:
+        """Compute all experts at once and cut what an image does not need out of the hidden features."""
+        experts, middle = len(self.kinds), self.support // 2
+        reduced = F.linear(tokens, self.down_weight.flatten(0, 1), self.down_bias.flatten()).transpose(1, 2)  # (B, E * h, N)
+        kernels, bias = self.kernels(), self.conv_bias.flatten()
+        images = reduced[..., self.prefix :].unflatten(2, self.grid)
+        patches = F.conv2d(images, kernels.flatten(0, 1), bias, padding=middle, groups=experts).flatten(2)
+        before = torch.matmul(kernels[..., middle, middle], reduced[..., : self.prefix].unflatten(1, (experts, -1))).flatten(1, 2) + bias[:, None]
+        gates = routing.dense(experts).to(patches.dtype)
+        hidden = torch.cat([before, patches], dim=2).transpose(1, 2) * gates.repeat_interleave(self.bottleneck, dim=1)[:, None]
+        return base.add_(hidden @ self.up_weight.transpose(1, 2).flatten(0, 1)).add_((gates @ self.up_bias)[:, None])
+
+    def _selected(self, tokens: Tensor, base: Tensor, routing: Routing) -> Tensor:
+        """Compute for each image its own experts."""
+        k = routing.experts.shape[1]
+        chosen = routing.experts.flatten()  # (B * k,), image by image
         hidden = self._hidden(tokens if k == 1 else tokens.repeat_interleave(k, dim=0), chosen)
         up, bias = self.up_weight.index_select(0, chosen), self.up_bias.index_select(0, chosen)
-        if self.routing.weights is not None:
-            weights = self.routing.weights.flatten().to(hidden.dtype)
+        if routing.weights is not None:
+            weights = routing.weights.flatten().to(hidden.dtype)
             hidden, bias = hidden * weights[:, None, None], bias * weights[:, None]
         # the k experts of an image side by side: one product sums them, and a column of ones carries the bias
         hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:2], 1)], dim=2).unflatten(0, (-1, k)).transpose(1, 2).flatten(2)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import ModuleList
 
 from projects.moe_ffd.backbones import build_vit
 from projects.moe_ffd.losses import detection_loss
+from projects.moe_ffd.maps import map_sheet
 from projects.moe_ffd.model import Adaptation, MoEViT, build_detector
-from shared.forgery.evaluation import ForgeryMeasure, ForgeryScores, table
+from shared.forgery.detection import Batch, ForgeryDetection
 from shared.seeding import derive_seed
 
-if TYPE_CHECKING:
-    from shared.forgery.metrics import Scored
 
-Batch = dict[str, Tensor]
-
-
-class FaceForgeryDetection(L.LightningModule):
+class FaceForgeryDetection(ForgeryDetection):
     """Adapts a vision transformer to tell forged faces from real ones.
 
     Args:
@@ -52,11 +46,6 @@ class FaceForgeryDetection(L.LightningModule):
         gamma: factor by which it falls.
         seed: seed of the weights.
     """
-
-    monitor = ("val/video_auroc", "max")
-
-    if TYPE_CHECKING:
-        hparams: Any  # the arguments below, by name
 
     def __init__(
         self,
@@ -94,8 +83,6 @@ class FaceForgeryDetection(L.LightningModule):
             torch.manual_seed(derive_seed(seed, "moe_ffd weights"))
             vit = build_vit(backbone, size, weights)
             self.net = build_detector(adaptation, vit, **self._network_options(vit))
-        self.val_video, self.val_frame = ForgeryMeasure("video_auroc"), ForgeryMeasure("frame_auroc")
-        self.test_scores = ModuleList()
 
     def _network_options(self, vit: Any) -> dict[str, Any]:
         """Return what `build_detector` takes for the adaptation."""
@@ -125,35 +112,9 @@ class FaceForgeryDetection(L.LightningModule):
         self.log("train/accuracy", (logits.argmax(1) == batch["label"]).float().mean(), prog_bar=True, batch_size=count, sync_dist=True)
         return terms["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        scores = self(batch["image"])
-        for name, metric in (("video_auroc", self.val_video), ("frame_auroc", self.val_frame)):
-            metric.update(scores, batch["label"], batch["video"], batch["index"])
-            self.log(f"val/{name}", metric, prog_bar=name == "video_auroc", batch_size=len(scores))
-
-    # ---- testing, set by set
-
-    def on_test_start(self) -> None:
-        names = self.trainer.datamodule.test_names  # type: ignore[attr-defined]
-        self.test_scores = ModuleList(ForgeryScores() for _ in names).to(self.device)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        metric = self.test_scores[dataloader_idx]
-        assert isinstance(metric, ForgeryScores)
-        metric.update(self(batch["image"]), batch["label"], batch["video"], batch["index"])
-
-    def tested(self) -> dict[str, Scored]:
-        """Return the scored frames of every test set, by its name; to be called by all processes after testing."""
-        names = self.trainer.datamodule.test_names  # type: ignore[attr-defined]
-        return {name: metric.scored() for name, metric in zip(names, self.test_scores, strict=True)}  # type: ignore[operator]
-
-    def on_test_epoch_end(self) -> None:
-        self.test_rows = table(self.tested())
-        for row in self.test_rows:
-            suffix = "" if row["set"] == self.test_rows[-1]["set"] else f"_{row['set']}"
-            self.log_dict({f"test/{name}{suffix}": row[name] for name in ("frame_auroc", "video_auroc")}, rank_zero_only=True)
-
-    # ---- optimisation
+    def explanation(self, images: Tensor) -> Tensor:
+        """Return each image's attention and the patches' experts, see `map_sheet`."""
+        return map_sheet(self.net, images)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         given = self.hparams

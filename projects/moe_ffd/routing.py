@@ -31,7 +31,7 @@ class Routing:
     def dense(self, experts: int) -> Tensor:
         """Return the factors of all experts, (R, E), zero where a row does not go."""
         values = torch.ones_like(self.experts, dtype=self.balance.dtype) if self.weights is None else self.weights
-        return values.new_zeros(len(values), experts).scatter(1, self.experts, values)
+        return values.new_zeros(values.shape[0], experts).scatter(1, self.experts, values)
 
 
 def squared_variation(values: Tensor) -> Tensor:
@@ -108,6 +108,11 @@ class Router(nn.Module):
         """Whether every row goes to every expert."""
         return self.fixed is None and (self.kind in ("soft", "uniform") or self.k == self.experts)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether every row goes the same way, whatever it is."""
+        return self.fixed is not None or self.kind == "uniform"
+
     def forward(self, rows: Tensor, noise: Tensor | None = None) -> Routing:
         """Route rows.
 
@@ -117,9 +122,9 @@ class Router(nn.Module):
         """
         dtype = torch.promote_types(rows.dtype, torch.float32)
         if self.fixed is not None:
-            return Routing(rows.new_full((len(rows), 1), self.fixed, dtype=torch.int64), None, rows.new_zeros((), dtype=dtype))
+            return Routing(rows.new_full((rows.shape[0], 1), self.fixed, dtype=torch.int64), None, rows.new_zeros((), dtype=dtype))
         if self.kind == "uniform":
-            everyone = torch.arange(self.experts, device=rows.device).expand(len(rows), -1)
+            everyone = torch.arange(self.experts, device=rows.device).expand(rows.shape[0], -1)
             return Routing(everyone, torch.full_like(everyone, 1 / self.experts, dtype=dtype), rows.new_zeros((), dtype=dtype))
         with torch.autocast(rows.device.type, enabled=False):  # gate and balance stay in float32
             return self._gate(rows.to(dtype), noise)

@@ -1,56 +1,28 @@
-"""The verbs `test` and `robustness`: test sets judged, and what is left of it after perturbations; and weights that come and go."""
+"""What this project's verbs do besides those of every detector: weights that come and go, and the experts that are used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from projects.moe_ffd.fitting import score
-from projects.moe_ffd.maps import map_sheet
 from projects.moe_ffd.model import MoEViT, count_parameters
 from projects.moe_ffd.module import FaceForgeryDetection
 from projects.moe_ffd.weights import load_delta, load_released, save_delta
-from shared.forgery import pictures
 from shared.forgery.data import ForgeryData
-from shared.forgery.evaluation import score_shift
-from shared.forgery.metrics import auroc, roc, video_scores
-from shared.forgery.perturbations import LEVELS, PERTURBATIONS, perturb
+from shared.forgery.pictures import usage
 from shared.forgery.sets import REAL, ForgerySet
-from shared.loggers import artefact_folder, log_figure, log_image, log_table
+from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
-from shared.results import markdown
 from shared.runs import Run, atomic
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
-SHOWN = 6
 USED = 256
 """Frames of a manipulation whose experts are counted."""
-COLUMNS = (
-    "set",
-    "videos",
-    "frame_auroc",
-    "video_auroc",
-    "video_auroc_low",
-    "video_auroc_high",
-    "video_eer",
-    "video_ap",
-    "video_acc",
-    "video_tpr_at_5",
-)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What `robustness` returns: a row a perturbation and level, and the figures that head the run's page."""
-
-    rows: list[dict[str, Any]]
-    summary: dict[str, Any]
 
 
 def say_what_trains(module: FaceForgeryDetection) -> None:
@@ -89,23 +61,13 @@ def convert(run: Run, module: FaceForgeryDetection, file: str) -> None:
 # ---- test
 
 
-def report_test(trainer: ProjectTrainer, module: FaceForgeryDetection, data: ForgeryData) -> dict[str, Any]:
-    """Write and print what was measured on the test sets; to be called by all processes."""
-    sets, rows = module.tested(), module.test_rows
-    if not trainer.is_global_zero:
-        return {}
-    log_table(trainer, "sets", rows)
-    log_table(trainer, "shift", score_shift(sets, next(iter(sets))))
-    log_figure(trainer, "curves", pictures.curves({name: video_scores(scored) for name, scored in sets.items()}))
-    module.eval()
-    for name, layers in usage_by_kind(module, data.test_sets).items():
-        log_table(trainer, f"usage_{name}", usage_rows(layers))
-        for kind, shares in layers.items():
-            log_figure(trainer, f"usage_{name}_{kind}", pictures.usage(shares, [str(number) for number in range(shares.shape[1])], f"{name}, {kind}"))
-    chosen = torch.cat([images.__getitems__(range(min(SHOWN // len(sets) + 1, len(images))))["image"] for images in data.test_sets])
-    log_image(trainer, "maps", map_sheet(module.net, chosen[:SHOWN]))
-    print(markdown([{name: row.get(name) for name in COLUMNS} for row in rows]))
-    return {f"test/{name}": round(rows[-1][name], 4) for name in ("frame_auroc", "video_auroc", "video_eer")}
+def report_usage(trainer: ProjectTrainer, module: FaceForgeryDetection, data: ForgeryData) -> None:
+    """Write and draw which experts each kind of frame of the test sets uses."""
+    if trainer.is_global_zero:
+        for name, layers in usage_by_kind(module.eval(), data.test_sets).items():
+            log_table(trainer, f"usage_{name}", usage_rows(layers))
+            for kind, shares in layers.items():
+                log_figure(trainer, f"usage_{name}_{kind}", usage(shares, [str(number) for number in range(shares.shape[1])], f"{name}, {kind}"))
 
 
 @torch.inference_mode()
@@ -133,48 +95,3 @@ def usage_rows(layers: dict[str, Tensor]) -> list[dict[str, Any]]:
         for kind, shares in layers.items()
         for block, row in enumerate(shares)
     ]
-
-
-# ---- robustness
-
-
-def robustness(
-    trainer: ProjectTrainer, module: FaceForgeryDetection, data: ForgeryData, perturbations: list[str] | None, levels: list[int] | None
-) -> Measured:
-    """Measure the AUC of every test set after perturbations, and write a table and a plot of their means.
-
-    Raises:
-        ValueError: for an unknown perturbation or level.
-    """
-    names, steps = perturbations or list(PERTURBATIONS), levels or list(LEVELS)
-    if unknown := [name for name in names if name not in PERTURBATIONS]:
-        raise ValueError(f"--perturbations {', '.join(unknown)}: choose among {', '.join(PERTURBATIONS)}")
-    if not set(steps) <= set(LEVELS):
-        raise ValueError(f"--levels {steps}: choose among {', '.join(map(str, LEVELS))}")
-    data.prepare_data()
-    module.to(trainer.strategy.root_device).eval()
-    rows: list[dict[str, Any]] = [{"perturbation": "none", "level": 0, "strength": None, **_aucs(trainer, module, data, None, 0)}]
-    for name in names:
-        for level in steps:
-            strength = PERTURBATIONS[name].strengths[level - 1]
-            rows.append({"perturbation": name, "level": level, "strength": strength, **_aucs(trainer, module, data, name, level)})
-        print(f"{name}: " + ", ".join(f"{row['frame_auroc']:.3f}" for row in rows[-len(steps) :]), flush=True)
-    log_table(trainer, "robustness", rows)
-    if steps == list(LEVELS):
-        measured = {name: [row["frame_auroc"] for row in rows if row["perturbation"] == name] for name in names}
-        log_figure(trainer, "robustness", pictures.robustness(measured, rows[0]["frame_auroc"], "AUC of frames, mean over test sets"))
-    clean = rows[0]["frame_auroc"]
-    drop = clean - sum(row["frame_auroc"] for row in rows[1:]) / (len(rows) - 1)
-    print(f"AUC of frames {clean:.3f} without perturbation, in the mean {drop:.3f} less with one")
-    return Measured(rows, {"robustness/clean": round(clean, 4), "robustness/mean_drop": round(drop, 4)})
-
-
-def _aucs(trainer: ProjectTrainer, module: FaceForgeryDetection, data: ForgeryData, name: str | None, level: int) -> dict[str, float]:
-    """Return the mean AUC over test sets, of frames and of videos."""
-    frames, videos = [], []
-    for images in data.test_sets:
-        with trainer.precision_plugin.forward_context():
-            scored = score(module, images, change=lambda batch, index: batch if name is None else perturb(batch, name, level, index))
-        frames.append(auroc(roc(*scored.columns)))
-        videos.append(auroc(roc(*video_scores(scored).columns)))
-    return {"frame_auroc": sum(frames) / len(frames), "video_auroc": sum(videos) / len(videos)}

@@ -41,13 +41,14 @@ class ResumableDataLoader(DataLoader):
         self.sampler.skip = 0 if finished else state["batches"] * (self.batch_size or 1)
 
 
-def training_loader(dataset: Dataset, batch_size: int, seed: int, **options: Any) -> ResumableDataLoader:
+def training_loader(dataset: Dataset, batch_size: int, seed: int, sampler: EpochSampler | None = None, **options: Any) -> ResumableDataLoader:
     """Return a shuffled loader of whole batches; each process gets its share of `batch_size`.
 
     Args:
         dataset: the training set.
         batch_size: samples of one training step over all processes together.
         seed: seed of the order of samples.
+        sampler: deals the samples; None is an `EpochSampler` with this seed.
         **options: further arguments of `DataLoader`.
 
     Raises:
@@ -58,7 +59,8 @@ def training_loader(dataset: Dataset, batch_size: int, seed: int, **options: Any
         raise ValueError(f"data.batch_size {batch_size} does not divide by {world_size()} processes: it counts the samples of all of them together")
     if len(dataset) < batch_size:  # type: ignore[arg-type]
         raise ValueError(f"data.batch_size {batch_size} is larger than the training set of {len(dataset)} samples")  # type: ignore[arg-type]
-    return ResumableDataLoader(dataset, batch_size=share, sampler=EpochSampler(dataset, seed), drop_last=True, **options)  # type: ignore[arg-type]
+    order = EpochSampler(dataset, seed) if sampler is None else sampler  # type: ignore[arg-type]
+    return ResumableDataLoader(dataset, batch_size=share, sampler=order, drop_last=True, **options)
 
 
 class DataModule(L.LightningDataModule):
@@ -98,13 +100,18 @@ class DataModule(L.LightningDataModule):
             raise ValueError(f"data.source {self.source!r} reads files: say where they lie with --data.root FOLDER")
         return Path(self._root).expanduser()
 
-    def training_loader(self, dataset: Dataset, collate: Callable | None = None) -> ResumableDataLoader:
+    def training_loader(self, dataset: Dataset, collate: Callable | None = None, sampler: EpochSampler | None = None) -> ResumableDataLoader:
         """Return a shuffled loader of whole batches; each process gets its share of `batch_size`.
+
+        Args:
+            dataset: the training set.
+            collate: makes a batch of samples; None stacks them.
+            sampler: deals the samples; None is an `EpochSampler`.
 
         Raises:
             ValueError: if `batch_size` does not divide by the number of processes, or `dataset` is smaller than one batch.
         """
-        return training_loader(dataset, self.batch_size, self.seed, collate_fn=collate, **self._workers())
+        return training_loader(dataset, self.batch_size, self.seed, sampler, collate_fn=collate, **self._workers())
 
     def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None) -> DataLoader:
         """Return a loader that gives every sample once, in order, dealt over the processes without padding."""

@@ -20,8 +20,8 @@ from shared.forgery.painting import Region, between
 from shared.forgery.sets import ForgerySet
 from shared.seeding import generator
 
-Augmentation = Literal["none", "flip", "deepfakebench"]
-"""Nothing, as the reference does; mirroring; or what DeepfakeBench does (section 4.3 of the MoE-FFD sheet)."""
+Augmentation = Literal["none", "flip", "vflip", "deepfakebench"]
+"""Nothing, as MoE-FFD does; mirroring; mirroring both ways, as forgery_nas does; or what DeepfakeBench does (section 4.3 of the MoE-FFD sheet)."""
 
 CHANCES = 16
 """Numbers in [0, 1) that say how an image is augmented."""
@@ -73,7 +73,7 @@ class TrainingFrames(Dataset):
             images[blended] = blend_centred(images[blended], drawn(SELF_BLEND + 5, self.seed, "self-blend", chosen))
         if self.augmentation != "none":
             chance = drawn(CHANCES, self.seed, "augmentation", keys)
-            images = flip(images, chance) if self.augmentation == "flip" else deepfakebench(images, chance)
+            images = _CHANGES[self.augmentation](images, chance)
         video = batch["video"] + blended * len(self.frames.videos)  # a blend is no frame of the video it is made of
         return {"image": images, "label": torch.where(blended, 1, batch["label"]), "video": video, "index": index}
 
@@ -109,6 +109,12 @@ def flip(images: Tensor, chance: Tensor) -> Tensor:
     return torch.where((chance[:, 0] < 0.5)[:, None, None, None], images.flip(-1), images)
 
 
+def vflip(images: Tensor, chance: Tensor) -> Tensor:
+    """Mirror (B, 3, H, W) images left to right, and turn them upside down, where the first and the second of (B, 16) numbers are below a half."""
+    images = flip(images, chance)
+    return torch.where((chance[:, 1] < 0.5)[:, None, None, None], images.flip(-2), images)
+
+
 def deepfakebench(images: Tensor, chance: Tensor) -> Tensor:
     """Augment as DeepfakeBench does: mirror, rotate, blur, change colours and compress, each with probability a half.
 
@@ -126,6 +132,9 @@ def deepfakebench(images: Tensor, chance: Tensor) -> Tensor:
     images = _where(chance[:, 3], images, lambda some, own: blur(some, (own[:, 4] * len(_KERNELS)).long()), chance)
     images = _where(chance[:, 5], images, lambda some, own: change_colours(some, own[:, 6:14]), chance)
     return _where(chance[:, 14], images, lambda some, own: jpeg(some, 40 + (own[:, 15] * 61).long()), chance)
+
+
+_CHANGES = {"flip": flip, "vflip": vflip, "deepfakebench": deepfakebench}
 
 
 def _where(used: Tensor, images: Tensor, change: Callable[[Tensor, Tensor], Tensor], chance: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ class StoredFrames:
     Raises:
         ValueError: if LMDB is not installed.
         FileNotFoundError: if there is no store, or one lacks a frame.
+        BadFileError: if the store or a frame in it is damaged.
     """
 
     def __init__(self, keys: Sequence[str], size: int, store: Path) -> None:
@@ -216,7 +217,10 @@ def _open_store(store: Path) -> Any:
         raise ValueError("LMDB stores need lmdb: install the extra with `uv sync --extra forgery`, or take the frames in files") from error
     if not (store / "data.mdb").is_file():
         raise FileNotFoundError(f"no store {store}/data.mdb: expected <set>_lmdb in the folder lmdb")
-    return lmdb.open(str(store), readonly=True, lock=False, readahead=False)
+    try:
+        return lmdb.open(str(store), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise BadFileError(f"cannot open the store {store}: {error}; make the store anew") from error
 
 
 def _spellings(name: str) -> Iterator[bytes]:

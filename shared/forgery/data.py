@@ -14,7 +14,9 @@ from shared.distributed import EpochSampler
 from shared.forgery import layouts
 from shared.forgery.augmentation import Augmentation, TrainingFrames
 from shared.forgery.benchmark_json import benchmark, find_places, stored
+from shared.forgery.confounds import confounds
 from shared.forgery.faces import MANIPULATIONS, faces
+from shared.forgery.npy_lists import npy_lists
 from shared.forgery.sets import REAL, Clip, ForgerySet, FrameFiles, Reader, check_kinds, frames_of, identity
 from shared.forgery.splits import OnLeak, divide, guard
 
@@ -26,7 +28,8 @@ class ForgeryData(DataModule):
     """Real and fake faces; batches are `image` (B, 3, H, W) uint8, `label` (B,) 0 real or 1 fake, `video` (B,) and `index` (B,).
 
     Validation frames show the manipulations of training alone, so that nothing unseen chooses a model. A layout without a validation split gives an
-    eighth of its training videos for it, divided by people.
+    eighth of its training videos for it, divided by people. Files are read in the same way whatever their class; where formats or sizes of files tell
+    the classes apart, a warning says so.
 
     Args:
         source: `faces` needs no files; the others read what lies in `root`.
@@ -35,7 +38,7 @@ class ForgeryData(DataModule):
         num_workers: processes that read and augment frames for each training process.
         seed: seed of the order of frames, of drawn faces, of augmentation and of divisions.
         size: side of the square that frames are stretched to, in pixels; by default 48 for faces and 224 for files.
-        train_set: name of the training set; only `reference` and `deepfakebench` have several.
+        train_set: name of the training set; only `reference`, `deepfakebench` and `npy` have several.
         test_sets: test sets, by default the training set's: `NAME`, or `NAME:MANIPULATION` for its real frames and one manipulation; for sources
             with one set, a manipulation's name.
         manipulations: manipulations to learn; null is all there are, and swap for faces.
@@ -46,7 +49,7 @@ class ForgeryData(DataModule):
         length: training frames of faces.
         test_length: frames of each test set of faces, and at most so many of validation.
         video_frames: frames of each video of faces; null draws 4 to 8 for each.
-        augmentation: none, flip, or deepfakebench.
+        augmentation: none, flip (left to right), vflip (upside down too), or deepfakebench.
         self_blended: adds a fake made of each real training frame; with manipulations [] they are all there is to learn.
         on_leak: what befalls training videos that show people of a test set: remove, refuse, or keep, which still removes the test videos themselves.
         rewrite: beginning of the paths in lists of deepfakebench, and what stands in its place below its rgb folder.
@@ -56,11 +59,12 @@ class ForgeryData(DataModule):
 
     sources: ClassVar[dict[str, str]] = {
         "faces": "drawn faces, forged in three ways",
-        "reference": "FaceForensics++/c23/{train,valid,test}/<class>/<video>/* and <set>/<class>/<video>/* in root",
+        "reference": "FaceForensics++/c23/{train,valid,test}/<class>/<video>/* and <set>/<class>/<video>/*, or DFDC's own lists, in root",
         "deepfakebench": "dataset_json/<set>.json and rgb/ (or lmdb/) in root",
         "faceforensics": "original_sequences/, manipulated_sequences/ and the official {train,val,test}.json in root",
         "folder": "{train,val,test}/{real,fake/<manipulation>}/<video>/* in root",
         "csv": "path,label,video,method,split in a list, or in train.csv, val.csv and test.csv in root",
+        "npy": "<set>/{train,val,test}.npy, rows of [path, label], in root",
     }
 
     train_set: TrainingFrames
@@ -106,7 +110,7 @@ class ForgeryData(DataModule):
 
     @property
     def _has_sets(self) -> bool:
-        return self.source in ("reference", "deepfakebench")
+        return self.source in ("reference", "deepfakebench", "npy")
 
     def _check(self) -> None:
         counts = {"train_frames": self.train_frames, "test_frames": self.test_frames, "length": self.length, "test_length": self.test_length}
@@ -156,6 +160,9 @@ class ForgeryData(DataModule):
         tests = {name: self._test_clips(name) for name in self.test_names}
         train, val = self._learnt([clip for clips in tests.values() for clip in clips])
         kinds = {clip.video.manipulation for clip in train} - {REAL}
+        if not (kinds or self.self_blended) or all(clip.video.label for clip in train):
+            lacking = "real videos to learn from: add them" if kinds else "fake videos to learn from: add them, or set data.self_blended"
+            raise ValueError(f"{self._called(self.train_name)} has no {lacking}")
         real = self.real_frames or self.train_frames * max(1, len(kinds))
         return (
             frames_of(train, self.train_frames, self.size, real, repeat=True, reader=self._reader(self.train_name)),
@@ -167,37 +174,51 @@ class ForgeryData(DataModule):
         """Return the clips of training and of validation, of the manipulations to learn and without what is held out."""
         found = self._layout(self.train_name)
         if not found.get("train"):
-            raise ValueError(f"{self.train_name} in {self.root} has no videos to learn from, only to test on: choose another data.train_set")
+            mend = "choose another data.train_set" if self._has_sets else "add them"
+            raise ValueError(f"{self._called(self.train_name)} has no videos to learn from, only to test on: {mend}")
         kinds = sorted({clip.video.manipulation for clip in found["train"]} - {REAL})
         wanted = kinds if self.manipulations is None else self.manipulations
         check_kinds(wanted, kinds)
-        train, val = (_of_kinds(found.get(split, []), wanted) for split in ("train", "val"))
+        train, val = (of_kinds(found.get(split, []), wanted) for split in ("train", "val"))
         train = guard(train, tests, self.on_leak)
         val = guard(val, tests, self.on_leak, "validation") if val else []
         if val:
             return guard(train, val, self.on_leak), val
-        _log.info("%s has no validation split: an eighth of the training videos is taken, divided by people", self.train_name)
+        _log.info("%s has no validation split: an eighth of the training videos is taken, divided by people", self._called(self.train_name))
         return divide(train, _VAL_FRACTION, self.seed)
 
     def _test_clips(self, name: str) -> list[Clip]:
         """Return a test set by its name, with or without a manipulation."""
-        dataset, _, kind = name.partition(":") if self._has_sets else (self.train_name, "", "" if name == "test" else name)
+        dataset, kind = self._parsed(name)
         clips = self._layout(dataset).get("test", [])
         if kind:
             check_kinds([kind], sorted({clip.video.manipulation for clip in clips} - {REAL}))
-            clips = _of_kinds(clips, [kind])
+            clips = of_kinds(clips, [kind])
         labels = {clip.video.label for clip in clips}
         if labels != {0, 1}:
             lacking = "no videos" if not labels else "no fake videos" if labels == {0} else "no real videos"
             raise ValueError(f"the test set {name} in {self.root} has {lacking}: add them, or leave it out of data.test_sets")
         return clips
 
+    def _parsed(self, name: str) -> tuple[str, str]:
+        """Return the set and the manipulation that the name of a test set stands for, "" being all manipulations."""
+        dataset, _, kind = name.partition(":") if self._has_sets else (self.train_name, "", "" if name == "test" else name)
+        return dataset, kind
+
     def _layout(self, dataset: str) -> layouts.Clips:
         if dataset not in self._read:
             found = self._read_layout(dataset)
-            check = self.on_bad_file
-            self._read[dataset] = {split: layouts.readable(clips, check) for split, clips in found.items()} if check else found
+            if check := self.on_bad_file:
+                found = {split: layouts.readable(clips, check) for split, clips in found.items()}
+            for split, clips in found.items() if not self.in_store else ():
+                if differences := confounds(clips):
+                    said = f"{self._called(dataset)}, {split}: {'; '.join(differences)}"
+                    _log.warning("%s. Detectors learn this instead of forgeries: cut and save both classes from their videos in the same way", said)
+            self._read[dataset] = found
         return self._read[dataset]
+
+    def _called(self, dataset: str) -> str:
+        return f"{dataset} in {self.root}" if self._has_sets else str(self.root)
 
     def _read_layout(self, dataset: str) -> layouts.Clips:
         match self.source:
@@ -209,6 +230,8 @@ class ForgeryData(DataModule):
                 return layouts.faceforensics(self.root, self.compression)
             case "folder":
                 return layouts.folder(self.root)
+            case "npy":
+                return npy_lists(self.root, dataset)
             case _:
                 return layouts.table(self.root)
 
@@ -238,5 +261,6 @@ class _EpochKeys(EpochSampler):
         return (first + index for index in super().__iter__())
 
 
-def _of_kinds(clips: list[Clip], kinds: list[str]) -> list[Clip]:
+def of_kinds(clips: list[Clip], kinds: list[str]) -> list[Clip]:
+    """Return the real clips and those of some manipulations."""
     return [clip for clip in clips if clip.video.manipulation in (REAL, *kinds)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,16 +21,19 @@ Clips = dict[str, list[Clip]]
 """Clips of each split that a layout has: train, val and test."""
 
 _SPELLINGS = {"NueralTextures": "NeuralTextures"}
-_SPLITS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+_SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
+_NO_CLASSES = ("landmarks", "masks")  # what tools put beside the classes
 _CELEB_LIST = "List_of_testing_videos.txt"
+_log = logging.getLogger(__name__)
 
 
 def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     """Read a set in the layout of MoE-FFD's loader (section 4.2 of its sheet), whatever characters its names hold.
 
     `FaceForensics++/<compression>/{train,valid,test}/{original,<manipulation>}/<video>/*` has splits. Other sets, for testing, lie in
-    `<dataset>/<class>/<video>/*`, a class being real if its name is `original` or contains `real`; where a `List_of_testing_videos.txt` lies
-    beside the classes, what it leaves out is for training. `<dataset>/{frames/<video>/*,labels.csv}` is read as DFDC's test set.
+    `<dataset>/<class>/<video>/*`, a class being real if its name begins with `original` or contains `real`; where a
+    `List_of_testing_videos.txt` lies beside the classes, what it leaves out is for training. `<dataset>/{frames/<video>/*,labels.csv}` is read as
+    DFDC's test set, and a set with `dataset.json` as DFDC's preview.
 
     Raises:
         FileNotFoundError: if folders or frames are missing.
@@ -44,6 +49,8 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
         raise FileNotFoundError(f"no {compression} in {folder}: expected {expected}; or name another compression")
     if (folder / "labels.csv").is_file():
         return {"test": dfdc(folder, dataset)}
+    if (folder / "dataset.json").is_file() and any((folder / name).is_dir() for name in ("frames", "original_videos")):
+        return dfdc_preview(folder, dataset)
     clips = _classes(folder, dataset, with_class=True)
     if not (folder / _CELEB_LIST).is_file():
         return {"test": clips}
@@ -60,10 +67,10 @@ def celeb_df_list(path: Path) -> frozenset[str]:
         BadFileError: if a line is not like that.
     """
     names = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         if not line.strip():
             continue
-        digit, _, name = line.strip().partition(" ")
+        digit, _, name = line.strip().replace("\\", "/").partition(" ")
         if digit not in ("0", "1") or "/" not in name:
             raise BadFileError(f"{path}, line {number}: {line!r} is not like '1 YouTube-real/00170.mp4'; take the list that Celeb-DF brings")
         names.add(PurePosixPath(name.strip()).with_suffix("").as_posix())
@@ -87,11 +94,61 @@ def dfdc(folder: Path, dataset: str = "DFDC") -> list[Clip]:
     return _not_empty(clips, folder / "frames" / "<video>" / "<number>.png")
 
 
+def dfdc_preview(folder: Path, dataset: str = "DFDCP") -> Clips:
+    """Read DFDC's preview, whose `dataset.json` says of every video `{"<class>/.../<video>.mp4": {"label", "set", "target_id", "swapped_id"}}`.
+
+    The class is original_videos, method_A or method_B, which name the manipulations; the label is real or fake, the set train or test. People are
+    the target and whose face was swapped in, or else those that the video's name tells. Frames of `<class>/.../<video>` lie in a folder of that name
+    in `frames` or beside `dataset.json`, or in `<class>/frames/<video>` as DeepfakeBench cuts them out; videos without any are left out.
+
+    Raises:
+        BadFileError: if an entry is damaged.
+        FileNotFoundError: if the list or all frames are missing.
+    """
+    file = folder / "dataset.json"
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise BadFileError(f'{file} is not like {{"method_A/.../<video>.mp4": {{"label": "fake", ...}}}}: take the one that DFDC\'s preview brings')
+    clips: Clips = {split: [] for split in _SPLITS}
+    lacking = []
+    for key, entry in content.items():
+        split, video = _preview_video(key, entry, dataset, f"{file}, {key}")
+        path = PurePosixPath(video.name)
+        places = (folder / "frames" / path, folder / path, folder / path.parts[0] / "frames" / path.name)
+        frames = next((images for place in places if place.is_dir() and (images := _images(place))), ())
+        if frames:
+            clips[split].append(Clip(video, frames))
+        else:
+            lacking.append(key)
+    if lacking:
+        _log.warning("%s: %d of %d videos have no frames and are left out: %s", file, len(lacking), len(content), ", ".join(first_few(lacking, 3)))
+    _not_empty([clip for found in clips.values() for clip in found], folder / "frames" / "<class>" / "..." / "<video>" / "<number>.png")
+    return {split: found for split, found in clips.items() if found}
+
+
+def _preview_video(key: str, entry: Any, dataset: str, where: str) -> tuple[str, Video]:
+    """Return the split and the video of an entry of `dataset.json`, `where` naming it in messages."""
+    path = PurePosixPath(key.replace("\\", "/"))
+    if len(path.parts) < 2 or path.is_absolute() or ".." in path.parts:
+        raise BadFileError(f"{where}: it is no path like method_A/<target>/<video>.mp4; correct it")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("label", "set")):
+        raise BadFileError(f'{where}: {entry!r} is not like {{"label": "fake", "set": "train", "target_id": ..., "swapped_id": ...}}; correct it')
+    people = [entry[name] for name in ("target_id", "swapped_id") if entry.get(name) not in (None, "")]
+    if not all(isinstance(person, str | int) for person in people):
+        raise BadFileError(f"{where}: target_id and swapped_id {people} are neither numbers nor names; correct them")
+    is_fake = bool(_label(entry["label"], where))
+    if is_fake == path.parts[0].startswith("original"):
+        raise BadFileError(f"{where}: it is called {entry['label']} but lies in {path.parts[0]}; correct one of the two")
+    name = path.with_suffix("").as_posix()
+    shown = frozenset(f"{dataset}/{person}" for person in people) or identities(dataset, name)
+    return _split_name(entry["set"], where), Video(dataset, path.parts[0] if is_fake else REAL, name, shown)
+
+
 def faceforensics(root: Path, compression: str = "c23", splits: Path | None = None) -> Clips:
     """Read FaceForensics++ as its download script lays it out, with frames cut out of the videos, and the official splits.
 
     `{original_sequences/youtube,manipulated_sequences/<manipulation>}/<compression>/frames/<video>/*`, and `{train,val,test}.json` in root or
-    its `splits`. Videos in none of them are left out.
+    its `splits`. Videos in none of them are left out; how many of the lists' videos have no frames is said in a warning.
 
     Raises:
         FileNotFoundError: if lists or frames are missing.
@@ -110,11 +167,15 @@ def faceforensics(root: Path, compression: str = "c23", splits: Path | None = No
     pairs = {split: official_pairs(folder / f"{split}.json") for split in _SPLITS}
     clips: Clips = {split: [] for split in _SPLITS}
     for kind, frames in sources.items():
-        for video in _folders(frames):
-            for split in (split for split, names in pairs.items() if video.name in names):
-                clips[split].append(_clip("FaceForensics++", kind, video.name, _images(video)))
-    for split, found in clips.items():
-        _not_empty(found, sources[REAL] / f"<video of {split}.json>" / "<number>.png")
+        expected = frames / "<video>" / "<number>.png"
+        found = {video.name: images for video in (_folders(frames) if frames.is_dir() else []) if (images := _images(video))}
+        if not found:
+            raise FileNotFoundError(f"no frames of {kind}: expected {expected}, cut out of the videos")
+        for split, names in pairs.items():
+            wanted = {name for name in names if ("_" in name) == (kind != REAL)}
+            clips[split] += [_clip("FaceForensics++", kind, name, found[name]) for name in found if name in wanted]
+            if missing := wanted - found.keys():
+                _log.warning("%d of %d %s videos of %s.json have no frames in %s", len(missing), len(wanted), kind, split, frames)
     return clips
 
 
@@ -122,18 +183,16 @@ def folder(root: Path) -> Clips:
     """Read `{train,val,test}/{real,fake/<manipulation>}/<video>/*`, where images that lie beside the videos are videos of their own.
 
     Raises:
-        FileNotFoundError: if there is no train or test, or one lacks a class.
+        FileNotFoundError: if there is neither train nor test, one of them lacks real frames, or test lacks fake ones.
     """
     expected = f"{root}/{{train,val,test}}/{{real,fake/<manipulation>}}/<video>/<name>.png, or images in place of videos"
     clips: Clips = {}
-    for split in _SPLITS:
-        if not (root / split).is_dir():
-            continue
-        found = _loose(root / split / "real", REAL, split) + _loose(root / split / "fake", "fake", split)
-        for method in _folders(root / split / "fake") if (root / split / "fake").is_dir() else []:
+    for split, place in _split_folders(root):
+        found = _loose(place / "real", REAL, split) + _loose(place / "fake", "fake", split)
+        for method in _folders(place / "fake") if (place / "fake").is_dir() else []:
             found += _loose(method, method.name, split)
-        _check_both([clip for clip in found if clip.frames], root / split, expected)
-        clips[split] = found
+        clips[split] = [clip for clip in found if clip.frames]
+        _check_classes(clips[split], place, expected, both=split == "test")
     if not clips:
         raise FileNotFoundError(f"no train, val or test in {root}: expected {expected}")
     return clips
@@ -176,11 +235,11 @@ def _video_of(row: dict[str, str], file: Path) -> Video:
     return Video("csv", kind, row.get("video") or row["path"], frozenset((row.get("identity") or "").split()))
 
 
-def _split_name(name: str, file: Path) -> str:
+def _split_name(name: str, where: str | Path) -> str:
     for split, spellings in _SPLITS.items():
         if name.strip().lower() in spellings:
             return split
-    raise BadFileError(f"{file}: {name!r} is no split; write train, val or test")
+    raise BadFileError(f"{where}: {name!r} is no split; write train, val or test")
 
 
 def check_there(paths: Iterable[str]) -> None:
@@ -210,17 +269,18 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: if it is missing.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise BadFileError(f"{path} is not JSON: {error}; take it from its archive anew") from error
 
 
+def _split_folders(folder: Path) -> list[tuple[str, Path]]:
+    """Find the folders of splits, however they are spelt."""
+    return [(split, folder / name) for split, names in _SPLITS.items() for name in names if (folder / name).is_dir()]
+
+
 def _split_classes(folder: Path, dataset: str) -> Clips:
-    clips: Clips = {}
-    for split, spellings in _SPLITS.items():
-        found = next((folder / name for name in spellings if (folder / name).is_dir()), None)
-        if found is not None:
-            clips[split] = _classes(found, dataset, with_class=False)
+    clips = {split: _classes(place, dataset, with_class=False) for split, place in _split_folders(folder)}
     if not clips:
         raise FileNotFoundError(f"no train, valid or test in {folder}: expected {folder}/train/original/<video>/<number>.png")
     return clips
@@ -229,22 +289,25 @@ def _split_classes(folder: Path, dataset: str) -> Clips:
 def _classes(folder: Path, dataset: str, with_class: bool) -> list[Clip]:
     """Read `<class>/<video>/*`; with `with_class` the class is part of the video's name, since there are several classes of real videos."""
     clips = []
-    for kind in _folders(folder):
-        is_real = kind.name == "original" or "real" in kind.name.lower()
+    for kind in (kind for kind in _folders(folder) if kind.name.lower() not in _NO_CLASSES):
+        is_real = kind.name.lower().startswith("original") or "real" in kind.name.lower()
         for video in _folders(kind):
             name = f"{kind.name}/{video.name}" if with_class else video.name
             clips.append(_clip(dataset, REAL if is_real else _SPELLINGS.get(kind.name, kind.name), name, _images(video)))
-    _check_both([clip for clip in clips if clip.frames], folder, f"{folder}/<class>/<video>/<number>.png, with real and fake classes")
-    return [clip for clip in clips if clip.frames]
+    clips = [clip for clip in clips if clip.frames]
+    _check_classes(clips, folder, f"{folder}/<class>/<video>/<number>.png, with real and fake classes")
+    return clips
 
 
 def _clip(dataset: str, kind: str, name: str, frames: tuple[str, ...]) -> Clip:
     return Clip(Video(dataset, kind, name, identities(dataset, name)), frames)
 
 
-def _check_both(clips: list[Clip], folder: Path, expected: str) -> None:
-    if {clip.video.label for clip in clips} != {0, 1}:
-        lacking = "frames" if not clips else "fake frames" if clips[0].video.label == 0 else "real frames"
+def _check_classes(clips: list[Clip], folder: Path, expected: str, both: bool = True) -> None:
+    """Refuse a part without real frames or, if it needs both classes, without fake ones; fakes to learn from may be made of the real ones."""
+    labels = {clip.video.label for clip in clips}
+    if 0 not in labels or (both and 1 not in labels):
+        lacking = "frames" if not labels else "fake frames" if 0 in labels else "real frames"
         raise FileNotFoundError(f"no {lacking} in {folder}: expected {expected}")
 
 
@@ -261,26 +324,38 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> tuple[str, ...]:
+    """List the images of a folder in order of time; links that lead nowhere are among them, so that reading names them."""
     with os.scandir(folder) as entries:
-        names = [entry.path for entry in entries if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()]
+        names = [entry.path for entry in entries if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and not entry.is_dir()]
     return tuple(sorted(names, key=lambda path: (natural(path), path)))
 
 
+def _text(path: Path) -> str:
+    """Read a file of UTF-8, with or without a byte-order mark.
+
+    Raises:
+        BadFileError: if it is encoded otherwise.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"{path} is not UTF-8 (at byte {error.start}): save it as UTF-8, as spreadsheets do for 'CSV UTF-8'") from error
+
+
 def _rows(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise BadFileError(f"{file} has no column {', '.join(missing)}: its first line must name the columns {', '.join(columns)}")
-        rows = list(reader)
+    reader = csv.DictReader(io.StringIO(_text(file)), skipinitialspace=True)
+    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    if missing:
+        raise BadFileError(f"{file} has no column {', '.join(missing)}: its first line must name the columns {','.join(columns)}, between commas")
+    rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if not all(row[column] for column in columns):
             raise BadFileError(f"{file}, row {number}: {', '.join(column for column in columns if not row[column])} is empty; fill it in")
     return rows
 
 
-def _label(value: str, file: Path) -> int:
+def _label(value: str, where: str | Path) -> int:
     known = {"0": 0, "real": 0, "1": 1, "fake": 1}
     if value.strip().lower() not in known:
-        raise BadFileError(f"{file}: {value!r} is no label; write 0 or real, 1 or fake")
+        raise BadFileError(f"{where}: {value!r} is no label; write 0 or real, 1 or fake")
     return known[value.strip().lower()]

@@ -10,12 +10,13 @@ A set of one class has no curve: what is measured along it is NaN, and what need
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 EqualErrorRule = Literal["interpolated", "nearest"]
 """Where the rates of errors are equal: on the straight line between two points of the curve, or at the point where they differ least."""
@@ -127,19 +128,36 @@ def roc(scores: Tensor, labels: Tensor) -> Roc:
     """
     scores, labels = _checked(scores, labels)
     thresholds, place = scores.unique(return_inverse=True)
-    return roc_of_counts(thresholds, *(torch.bincount(place[labels == label], minlength=len(thresholds)).double() for label in (0, 1)))
-
-
-def roc_of_counts(thresholds: Tensor, reals: Tensor, fakes: Tensor) -> Roc:
-    """Make the curve of (T,) ascending scores that so many reals and fakes have, each (T,) float64; scores that none has are left out."""
-    kept = (reals + fakes > 0).nonzero()[:, 0].flip(0)
+    reals, fakes = (torch.bincount(place[labels == label], minlength=len(thresholds)).double().flip(0) for label in (0, 1))
     zero = reals.new_zeros(1)
-    return Roc(thresholds[kept], torch.cat([zero, reals[kept].cumsum(0)]), torch.cat([zero, fakes[kept].cumsum(0)]))
+    return Roc(thresholds.flip(0), torch.cat([zero, reals.cumsum(0)]), torch.cat([zero, fakes.cumsum(0)]))
 
 
 def auroc(curve: Roc) -> float:
     """Area under the curve: the chance that a fake scores higher than a real, ties counting one half; NaN for one class."""
     return float(torch.trapezoid(curve.tpr, curve.fpr))
+
+
+def weighted_auroc(scored: Scored, weights: Iterable[Tensor]) -> Tensor:
+    """Areas under the curves of sets in which videos count several times, or not at all: the part of the pairs in which a fake scores higher.
+
+    Args:
+        scored: N frames.
+        weights: one part of the sets after the other, (V, R) float64: how often each video, in the order of their numbers, counts in each of R sets.
+            Memory is that of 4 N R numbers.
+
+    Returns:
+        (sum of R,) float64, ties counting one half; NaN for sets of one class.
+    """
+    scores, order = scored.scores.sort()
+    video, is_fake = scored.videos.unique(return_inverse=True)[1][order], scored.labels[order] == 1
+    first, last = (torch.searchsorted(scores[~is_fake], scores[is_fake], right=right) for right in (False, True))
+    areas = []
+    for times in weights:
+        lower = F.pad(times[video[~is_fake]].cumsum(0), (0, 0, 1, 0))  # (reals + 1, R) weight of so many of the lowest reals
+        fakes = times[video[is_fake]]
+        areas.append((fakes * (lower[first] + lower[last])).sum(0) / (2 * lower[-1] * fakes.sum(0)))
+    return torch.cat(areas)
 
 
 def average_precision(curve: Roc) -> float:

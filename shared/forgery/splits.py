@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +35,9 @@ _log = logging.getLogger(__name__)
 def identities(dataset: str, name: str) -> frozenset[str]:
     """Return who or what a video shows, as far as its name tells.
 
-    `000` and `000_003` of FaceForensics++ show the videos 000 and 003, `id0_id16_0002` of Celeb-DF the people id0 and id16, and
-    `26_18__walking_fast__8RMVXQ9P` of DeepFakeDetection the actors 26 and 18; any other video shows itself.
+    `000` and `000_003` of FaceForensics++ show the videos 000 and 003, `id0_id16_0002` of Celeb-DF the people id0 and id16,
+    `26_18__walking_fast__8RMVXQ9P` of DeepFakeDetection the actors 26 and 18, and `1255229_1003254_A_001` of DFDC's preview the people 1255229 and
+    1003254; any other video shows itself.
 
     Args:
         dataset: name of the data set.
@@ -43,7 +45,7 @@ def identities(dataset: str, name: str) -> frozenset[str]:
     """
     family = FAMILIES.get(dataset, dataset)
     stem = name.replace("\\", "/").rsplit("/", 1)[-1]
-    for pattern in (r"(\d{3})(?:_(\d{3}))?", r"(id\d+)(?:_(id\d+))?_\d+", r"(\d\d)(?:_(\d\d))?__.*"):
+    for pattern in (r"(\d{3})(?:_(\d{3}))?", r"(id\d+)(?:_(id\d+))?_\d+", r"(\d\d)(?:_(\d\d))?__.*", r"(\d{4,})(?:_(\d{4,}))?_[A-Z](?:_\d+)?"):
         if match := re.fullmatch(pattern, stem):
             return frozenset(f"{family}/{part}" for part in match.groups() if part)
     return frozenset({f"{family}/{name}"})
@@ -61,7 +63,7 @@ def official_pairs(path: str | Path) -> frozenset[str]:
     """
     path = Path(path)
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8"))
+        pairs = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise BadFileError(f"{path} is not JSON: {error}; take train.json, val.json or test.json of FaceForensics++") from error
     is_good = isinstance(pairs, list) and all(
@@ -75,24 +77,61 @@ def official_pairs(path: str | Path) -> frozenset[str]:
 def divide(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip], list[Clip]]:
     """Divide videos so that nobody is in both parts; people seen in one video together stay together.
 
+    Where more than half of the videos hang together, as in Celeb-DF, whose fakes link nearly all people, the people are divided one by one, and
+    videos that show people of both parts are left out.
+
     Args:
         clips: the videos.
-        fraction: part of the groups of people that goes into the second part, at least one group.
+        fraction: part of the groups of people, or of the people, that goes into the second part, at least one.
         seed: seed of the choice, which depends on names, not on their order.
 
     Raises:
         ValueError: if all videos hang together, so that they cannot be divided.
     """
     groups = _groups([clip.video for clip in clips])
+    if clips and max(Counter(groups).values()) > len(clips) / 2:
+        people = [set(shown(clip.video)) for clip in clips]
+        parts = _cut(clips, people, _linked_order(people, seed), fraction)
+        if all({clip.video.label for clip in part} == {clip.video.label for clip in clips} for part in parts):
+            lost = len(clips) - len(parts[0]) - len(parts[1])
+            _log.info("%d of %d videos show people of both parts into which they are divided, and are left out", lost, len(clips))
+            return parts
     names = sorted(set(groups))
     if len(names) < 2:
-        raise ValueError(f"the {len(clips)} training videos show the same people and cannot give a validation set: add videos, or a val split")
+        raise ValueError(f"the {len(clips)} training videos show the same people and cannot be divided: add videos, or a split of their own")
     order = torch.randperm(len(names), generator=generator(seed, "forgery division")).tolist()
-    second = {names[number] for number in order[: min(len(names) - 1, max(1, round(fraction * len(names))))]}
-    parts: tuple[list[Clip], list[Clip]] = ([], [])
-    for clip, group in zip(clips, groups, strict=True):
-        parts[group in second].append(clip)
-    return parts
+    return _cut(clips, [{group} for group in groups], [names[number] for number in order], fraction)
+
+
+def _cut(clips: Sequence[Clip], parties: Sequence[set[str]], order: Sequence[str], fraction: float) -> tuple[list[Clip], list[Clip]]:
+    """Put the first parties of an order into the second part; a video of parties on both sides is in neither."""
+    second = set(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
+    sides = list(zip(clips, parties, strict=True))
+    return [clip for clip, party in sides if not party & second], [clip for clip, party in sides if party <= second]
+
+
+def _linked_order(people: Sequence[set[str]], seed: int) -> list[str]:
+    """Order people so that those who are seen together are near each other: depth first, from starts drawn at random."""
+    linked: dict[str, set[str]] = defaultdict(set)
+    for together in people:
+        for name in together:
+            linked[name] |= together
+    names = sorted(linked)
+    starts = torch.randperm(len(names), generator=generator(seed, "forgery division")).tolist()
+    order: dict[str, None] = {}
+    for start in starts:
+        stack = [names[start]]
+        while stack:
+            name = stack.pop()
+            if name not in order:
+                order[name] = None
+                stack += sorted(linked[name] - order.keys())
+    return list(order)
+
+
+def shown(video: Video) -> list[str]:
+    """Return whom a video shows, sorted; itself where that is not known."""
+    return sorted(video.identities) or ["/".join(video.key)]
 
 
 def _groups(videos: Sequence[Video]) -> list[str]:
@@ -106,12 +145,12 @@ def _groups(videos: Sequence[Video]) -> list[str]:
             name = parent[name]
         return name
 
-    shown = [sorted(video.identities) or ["/".join(video.key)] for video in videos]
-    for names in shown:
+    people = [shown(video) for video in videos]
+    for names in people:
         for other in names[1:]:
             low, high = sorted((root(names[0]), root(other)))
             parent[high] = low
-    return [root(names[0]) for names in shown]
+    return [root(names[0]) for names in people]
 
 
 def guard(clips: Sequence[Clip], held_out: Sequence[Clip], on_leak: OnLeak, what: str = "training") -> list[Clip]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from shared.forgery.sets import evenly_spaced
 
 EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 """Endings of video files, in lower case."""
+
+_log = logging.getLogger(__name__)
 
 
 class VideoFrames(NamedTuple):
@@ -32,9 +35,10 @@ def is_video(path: str | Path) -> bool:
 
 
 def read_video(path: str | Path, count: int = 32, max_pixels: int = MAX_PIXELS) -> VideoFrames:
-    """Read evenly spaced frames of a video, turned as they are meant to be seen.
+    """Read evenly spaced frames of a video, turned as they are meant to be seen; they are spaced by number, whatever time lies between them.
 
-    Memory holds the frames that are returned and one more. The whole video up to the last of them is decoded, so that the frames are exact.
+    Memory holds the frames that are returned and one more. The whole video up to the last of them is decoded, so that the frames are exact. Damaged
+    parts are left out with a warning. Where the size changes on the way, all frames are brought to the first one's.
 
     Args:
         path: the file.
@@ -56,9 +60,11 @@ def read_video(path: str | Path, count: int = 32, max_pixels: int = MAX_PIXELS) 
     with _opened(path) as (container, stream):
         if stream.width * stream.height > max_pixels:
             raise ValueError(f"its frames of {stream.width} x {stream.height} pixels are more than the limit of {max_pixels}; make it smaller")
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_decoded(container, stream, path)):
             if number == wanted[len(numbers)]:
-                images.append(_upright(frame))
+                if not numbers:
+                    width, height = frame.width, frame.height
+                images.append(_upright(frame, width, height))
                 numbers.append(number)
                 times.append(float(frame.time or 0.0))
                 if len(numbers) == len(wanted):
@@ -68,9 +74,25 @@ def read_video(path: str | Path, count: int = 32, max_pixels: int = MAX_PIXELS) 
     return VideoFrames(torch.stack(images), torch.tensor(numbers), torch.tensor(times))
 
 
-def _upright(frame: Any) -> Tensor:
-    """Decode a frame to (3, H, W) uint8 and undo its rotation."""
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+def _decoded(container: Any, stream: Any, path: str | Path) -> Iterator[Any]:
+    """Decode packet by packet, so that a damaged one does not end the video."""
+    import av
+
+    damaged = 0
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except av.InvalidDataError:
+                damaged += 1
+    finally:
+        if damaged:
+            _log.warning("%s: %d damaged parts of the video are left out", path, damaged)
+
+
+def _upright(frame: Any, width: int, height: int) -> Tensor:
+    """Convert a frame to uint8 of a size, and undo its rotation: (3, height, width), or (3, width, height) if it lies on its side."""
+    pixels = np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), round(frame.rotation / 90) % 4)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 

@@ -145,3 +145,28 @@ def write_table(root: Path, split: str = "train") -> Path:
                     lines.append(f"{relative},{label},{part}{number},{'' if label == 'real' else 'mine'},{part},person{part}{number}")
     (root / "faces.csv").write_text("\ufeff" + "\n".join(lines) + "\n\n", encoding="utf-8")
     return root / "faces.csv"
+
+
+PREVIEW = {
+    "original_videos/643093/643093_F.mp4": {"label": "real", "set": "train", "augmentations": [], "target_id": 643093, "swapped_id": None},
+    "original_videos/1003254/1003254_A.mp4": {"label": "real", "set": "train", "target_id": "1003254"},
+    "original_videos/2059066/2059066_B.mp4": {"label": "real", "set": "train", "target_id": "2059066"},
+    "original_videos/2040724/2040724_C.mp4": {"label": "real", "set": "test", "target_id": "2040724"},
+    "method_A/643093/643093_F/1255229_643093_F_001.mp4": {"label": "fake", "set": "train", "target_id": 643093, "swapped_id": 1255229},
+    "method_B/1003254/1003254_A/643093_1003254_A_001.mp4": {"label": "fake", "set": "train"},
+    "method_A/2059066/2059066_B/3001001_2059066_B_001.mp4": {"label": "fake", "set": "train", "target_id": "2059066", "swapped_id": "3001001"},
+    "method_B/1003254/1003254_A/2040724_1003254_A_002.mp4": {"label": "fake", "set": "train", "target_id": "1003254", "swapped_id": "2040724"},
+    "method_A/2040724/2040724_C/1795659_2040724_C_001.mp4": {"label": "fake", "set": "test", "target_id": "2040724", "swapped_id": "1795659"},
+    "method_B/2040724/2040724_C/1795659_2040724_C_000.mp4": {"label": "fake", "set": "test", "target_id": "2040724", "swapped_id": "1795659"},
+}
+"""Entries of `dataset.json` of DFDC's preview; one says no people, who are in its name, and people of train and test meet in one."""
+
+
+def write_preview(root: Path, place: str = "frames/{key}") -> Path:
+    """Write DFDCP with frames in `place`, made of the entry's `key`, its `first` part and its `name`; the last video has none."""
+    keys = [key.removesuffix(".mp4") for key in PREVIEW]
+    for key in keys[:-1]:
+        first, *_, name = key.split("/")
+        video(root / "DFDCP" / place.format(key=key, first=first, name=name), 4, 100 * (first != "original_videos"))
+    (root / "DFDCP" / "dataset.json").write_text(json.dumps(PREVIEW))
+    return root

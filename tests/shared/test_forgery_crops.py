@@ -1,6 +1,8 @@
 """Squares about faces, detectors, and frames of video files."""
 
+import struct
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -60,18 +62,22 @@ def test_detectors_that_are_not_there(monkeypatch):
         face_detector("yunet")
 
 
-def write_video(path, count=20, rotation=0):
+def write_video(path, count=20, size=(64, 48), codec="mpeg4", milliseconds=None):
+    """Write frames whose left half is bright and whose right half has ten times the frame's number, at 10 a second or at given times."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        if milliseconds:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(count):
-            levels = np.full((48, 64, 3), 10 * number, dtype=np.uint8)
-            levels[:, :32] = 250
-            for packet in stream.encode(av.VideoFrame.from_ndarray(levels, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+            levels = np.full((*size[::-1], 3), 10 * number, dtype=np.uint8)
+            levels[:, : size[0] // 2] = 250
+            frame = av.VideoFrame.from_ndarray(levels, format="rgb24")
+            if milliseconds:
+                frame.pts, frame.time_base = milliseconds[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path
 
 
@@ -104,6 +110,57 @@ def test_videos_that_cannot_be_read(tmp_path):
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://localhost:1/a.ts\n")
     with pytest.raises(BadFileError, match=r"list\.m3u8"):
         read_video(tmp_path / "list.m3u8")
+
+
+def test_videos_as_people_have_them(tmp_path):
+    """One frame, an upper-case ending beside characters of other scripts, a rate that varies, and a size that changes on the way."""
+    assert read_video(write_video(tmp_path / "one.mp4", 1)).images.shape == (1, 3, 48, 64)
+    shouted = write_video(tmp_path / "clïp.mp4", 3).rename(tmp_path / "clïp 東.MP4")
+    assert is_video(shouted)
+    assert len(read_video(shouted).images) == 3
+    times = [0, 100, 150, 1000, 5000, 5001]
+    varying = read_video(write_video(tmp_path / "varying.mkv", 6, milliseconds=times), 3)
+    assert varying.numbers.tolist() == [0, 2, 4], "evenly spaced by number"
+    torch.testing.assert_close(varying.times, torch.tensor([0.0, 0.15, 5.0]))
+    parts = [write_video(tmp_path / f"{size[0]}.mpg", 10, size, "mpeg2video").read_bytes() for size in ((64, 48), (96, 80))]
+    (tmp_path / "both.mpg").write_bytes(b"".join(parts))
+    both = read_video(tmp_path / "both.mpg", 4)
+    assert both.images.shape == (4, 3, 48, 64)
+    levels = both.images[:, :, 24, 60].float().mean(1)
+    assert (levels - torch.tensor([0.0, 50, 0, 50])).abs().max() < 18, "a frame may be lost where the parts meet"
+
+
+@pytest.mark.parametrize(("matrix", "bright"), [((0, 1, -1, 0), "top"), ((-1, 0, 0, -1), "right"), ((0, -1, 1, 0), "bottom")])
+def test_videos_of_turned_phones_are_seen_upright(tmp_path, matrix, bright):
+    """The header's matrix turns the picture by 90, 180 and 270 degrees clockwise as seen, which the bright left half shows."""
+    content = bytearray(write_video(tmp_path / "clip.mp4", 2).read_bytes())
+    first = content.index(b"tkhd") + 44
+    assert content[first : first + 36] == struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    a, b, c, d = (value << 16 for value in matrix)
+    content[first : first + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content)
+    image = read_video(tmp_path / "turned.mp4").images[0].float().mean(0)
+    assert image.shape == ((48, 64) if bright == "right" else (64, 48))
+    halves = {"top": image[:24], "bottom": image[-24:], "right": image[:, -24:], "left": image[:, :24]}
+    assert max(halves, key=lambda name: float(halves[name].mean())) == bright
+
+
+def test_damaged_parts_of_a_video_are_left_out(tmp_path, caplog):
+    av = pytest.importorskip("av")
+    path = write_video(tmp_path / "clip.mkv", 20)
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    for name, damaged in (("some", packets[5:8]), ("all", packets)):
+        broken = bytearray(content)
+        for start, size in damaged:
+            broken[start + 4 : start + size] = bytes(size - 4)
+        (tmp_path / f"{name}.mkv").write_bytes(broken)
+    video = read_video(tmp_path / "some.mkv")
+    assert 15 <= len(video.images) <= 17
+    assert "some.mkv: 3 damaged parts of the video are left out" in caplog.text
+    with pytest.raises(BadFileError, match=r"all\.mkv: not one of its frames can be decoded"):
+        read_video(tmp_path / "all.mkv")
 
 
 def test_videos_without_the_extra(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from shared.forgery.augmentation import (
     fancy_pca,
     hue_saturation_value,
     rotate,
+    vflip,
 )
 from shared.forgery.data import ForgeryData
 from shared.forgery.faces import faces
@@ -78,7 +79,7 @@ def test_frames_are_augmented_anew_in_each_epoch_whatever_the_batch(small):
     batch = next(iter(loader))
     same = data.train_set.__getitems__((3 * 16 + batch["index"]).tolist())
     assert torch.equal(batch["image"], same["image"])
-    with pytest.raises(ValueError, match="none, flip, deepfakebench"):
+    with pytest.raises(ValueError, match="none, flip, vflip, deepfakebench"):
         TrainingFrames(small, "more")
 
 
@@ -99,6 +100,13 @@ def test_each_augmentation_befalls_half_of_the_images():
     mirrored = deepfakebench(images, chance.clone().index_fill(1, torch.tensor([1, 3, 5, 14]), 0.9))
     assert 0.42 < float((mirrored[:, 0, 0, 0] == 230).float().mean()) < 0.58
     assert torch.equal(deepfakebench(images, torch.full_like(chance, 0.9)), images)
+
+
+def test_mirrored_both_ways_all_four_pictures_are_as_frequent():
+    image = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2).expand(400, 3, 2, 2)
+    corners = vflip(image, drawn(16, 0, "test", [(0, index) for index in range(400)]))[:, 0, 0, 0]
+    assert torch.bincount(corners.long(), minlength=4).min() > 75
+    assert torch.equal(vflip(image, torch.full((400, 16), 0.1)), image.rot90(2, (2, 3)))
 
 
 def test_rotation_equals_pillow():
@@ -153,7 +161,7 @@ def test_centred_blends_leave_the_border():
         ({"source": "more"}, "data.source 'more' is not known"),
         ({"length": 0}, "data.length must be at least 1"),
         ({"size": 8}, "data.size must be at least 16"),
-        ({"augmentation": "more"}, "none, flip, deepfakebench"),
+        ({"augmentation": "more"}, "none, flip, vflip, deepfakebench"),
         ({"on_leak": "more"}, "remove, refuse, keep"),
         ({"test_sets": ["swap", "swap"]}, "names a set twice"),
         ({"test_sets": ["morph"]}, "no manipulation morph"),

@@ -1,14 +1,16 @@
 import math
 
 import pytest
+import sklearn.metrics
 import torch
 from helpers.judging import collect, drawn
 from helpers.processes import run_together
 from scipy import stats
 from torchmetrics import MetricCollection
 
-from shared.forgery.evaluation import ForgeryMeasure, ForgeryScores, bootstrap, interval, score_shift, table
-from shared.forgery.metrics import Scored, auroc, eer, roc, summarise, video_scores
+from shared.forgery.evaluation import ForgeryMeasure, ForgeryRank, ForgeryScores, bootstrap, interval, resample, score_shift, table
+from shared.forgery.metrics import Scored, auroc, roc, summarise, video_scores
+from shared.seeding import generator
 
 
 def test_metrics_do_not_depend_on_batches_nor_on_their_order():
@@ -36,20 +38,26 @@ def test_an_empty_set_is_named():
         ForgeryScores().scored()
 
 
-@pytest.mark.parametrize("measure", [auroc, eer])
-def test_resampled_sets_are_those_of_copied_videos(measure):
-    rows = drawn()
-    values = bootstrap(rows, measure, rounds=5, seed=3)
-    from shared.seeding import generator
-
-    own, judged = generator(3, "bootstrap"), video_scores(rows)
-    for value in values.tolist():
-        picked = []
+@pytest.mark.parametrize("chunk", [64, 2**20])
+def test_resampled_sets_are_those_of_copied_videos(chunk, monkeypatch):
+    """Against the straightforward loop: copy the frames of each video drawn, and count pairs; whatever the number of sets judged at a time."""
+    monkeypatch.setattr("shared.forgery.evaluation._CELLS", chunk)
+    for rows in (drawn(), video_scores(drawn(90, 30, seed=1))):
+        values = bootstrap(rows, rounds=7, seed=3)
+        labels = video_scores(rows).labels
+        times = resample(labels, 7, [generator(3, "bootstrap", label) for label in (0, 1)])
         for label in (0, 1):
-            videos = judged.videos[judged.labels == label]
-            picked += videos[torch.randint(len(videos), (len(videos),), generator=own)].tolist()
-        copied = torch.cat([(rows.videos == video).nonzero()[:, 0] for video in picked])
-        assert value == pytest.approx(measure(roc(rows.scores[copied], rows.labels[copied])), abs=1e-12)
+            assert (times[labels == label].sum(0) == (labels == label).sum()).all(), "as many of each class as there are"
+        for value, often in zip(values.tolist(), times.T.long(), strict=True):
+            picked = rows.videos.unique().repeat_interleave(often).tolist()
+            copied = torch.cat([(rows.videos == video).nonzero()[:, 0] for video in picked])
+            assert value == pytest.approx(sklearn.metrics.roc_auc_score(rows.labels[copied], rows.scores[copied]), abs=1e-6)
+
+
+def test_draws_are_uniform():
+    times = resample(torch.tensor([0, 1, 0, 0, 1]), 4000, [generator(label, "draws") for label in (0, 1)])
+    assert (times.mean(1) - 1).abs().max() < 0.06, "4 standard errors: the deviation of a binomial number is below 1"
+    assert float(times[0].var()) == pytest.approx(2 / 3, abs=0.06)
 
 
 def test_intervals_of_videos_are_wider_than_those_of_independent_frames():
@@ -99,3 +107,17 @@ def test_a_shift_between_sets_shows_although_each_is_in_order():
         assert other[f"{kind}_shift"] == pytest.approx(stats.ks_2samp(*parts).statistic, abs=1e-12)
     with pytest.raises(ValueError, match="'train' is none of the sets val, other"):
         score_shift(sets, "train")
+
+
+def test_epochs_are_ranked_by_videos_and_equal_ones_by_cross_entropy():
+    labels, videos, index = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), torch.arange(4)
+
+    def rank(*scores):
+        metric = ForgeryRank()
+        metric.update(torch.tensor(scores), labels, videos, index)
+        return float(metric.compute())
+
+    unsure, sure, wrong = rank(0.4, 0.45, 0.55, 0.5), rank(0.0, 0.1, 0.8, 1.0), rank(0.4, 0.45, 0.3, 0.5)
+    assert wrong < unsure < sure
+    assert unsure == pytest.approx(1 - 1e-5 * sklearn.metrics.log_loss(labels, [0.4, 0.45, 0.55, 0.5]), abs=1e-7)
+    assert wrong == pytest.approx(0, abs=2e-4)

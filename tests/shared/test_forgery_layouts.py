@@ -2,16 +2,19 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
 from helpers.forgery_layouts import (
+    PREVIEW,
     frame,
     video,
     write_benchmark,
     write_celeb_list,
     write_faceforensics,
     write_folder,
+    write_preview,
     write_reference,
     write_table,
 )
@@ -19,7 +22,7 @@ from helpers.forgery_layouts import (
 from shared.data.files import BadFileError
 from shared.forgery.benchmark_json import benchmark, find_places
 from shared.forgery.data import ForgeryData
-from shared.forgery.layouts import celeb_df_list, reference, table
+from shared.forgery.layouts import celeb_df_list, faceforensics, folder, reference, table
 from shared.forgery.sets import REAL
 
 
@@ -91,6 +94,69 @@ def test_reference_with_parts_missing(tmp_path):
         loaded(root, source="reference", test_sets=["DFDC"])
     with pytest.raises(ValueError, match=r"say where they lie with --data.root"):
         ForgeryData(source="reference").prepare_data()
+
+
+@pytest.mark.parametrize("place", ["frames/{key}", "{key}", "{first}/frames/{name}"])
+def test_dfdc_preview(tmp_path, caplog, place):
+    root = write_preview(tmp_path, place)
+    with caplog.at_level(logging.WARNING):
+        parts = reference(root, "DFDCP")
+    assert "1 of 10 videos have no frames and are left out: method_B/2040724/2040724_C/1795659_2040724_C_000.mp4" in caplog.text
+    assert {split: [clip.video.manipulation for clip in clips] for split, clips in parts.items()} == {
+        "train": [REAL, REAL, REAL, "method_A", "method_B", "method_A", "method_B"],
+        "test": [REAL, "method_A"],
+    }
+    assert {clip.video.name.rsplit("/", 1)[-1]: sorted(clip.video.identities) for clip in parts["train"]} == {
+        "643093_F": ["DFDCP/643093"],
+        "1003254_A": ["DFDCP/1003254"],
+        "2059066_B": ["DFDCP/2059066"],
+        "1255229_643093_F_001": ["DFDCP/1255229", "DFDCP/643093"],
+        "643093_1003254_A_001": ["DFDCP/1003254", "DFDCP/643093"],
+        "3001001_2059066_B_001": ["DFDCP/2059066", "DFDCP/3001001"],
+        "2040724_1003254_A_002": ["DFDCP/1003254", "DFDCP/2040724"],
+    }
+    assert [len(clip.frames) for clip in parts["test"]] == [4, 4]
+
+
+def test_training_on_dfdc_preview_leaves_out_people_of_its_test_set(tmp_path, caplog):
+    data = loaded(write_preview(tmp_path), source="reference", train_set="DFDCP", train_frames=2, batch_size=2)
+    learnt = {name.rsplit("/", 1)[-1] for _, name in seen(data.train_set.frames) + seen(data.val_set)}
+    assert learnt == {"643093_F", "1003254_A", "2059066_B", "1255229_643093_F_001", "643093_1003254_A_001", "3001001_2059066_B_001"}
+    assert "1 of 7 training videos show people or source videos that are held out: DFDCP/2040724" in caplog.text
+    people = [{person for video in part.videos for person in video.identities} for part in (data.train_set.frames, data.val_set)]
+    assert not people[0] & people[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "message"),
+    [
+        ("method_A/a.mp4", {"label": "forged", "set": "train"}, "'forged' is no label"),
+        ("method_A/a.mp4", {"label": "fake", "set": "dev"}, "'dev' is no split"),
+        ("method_A/a.mp4", {"label": "fake"}, "is not like"),
+        ("method_A/a.mp4", ["fake"], "is not like"),
+        ("method_A/a.mp4", {"label": "real", "set": "train"}, "called real but lies in method_A"),
+        ("original_videos/a.mp4", {"label": "fake", "set": "train"}, "called fake but lies in original_videos"),
+        ("method_A/a.mp4", {"label": "fake", "set": "train", "target_id": [1]}, r"target_id and swapped_id \[\[1\]\]"),
+        ("../a.mp4", {"label": "fake", "set": "train"}, "is no path like"),
+        ("a.mp4", {"label": "fake", "set": "train"}, "is no path like"),
+        ("", {"label": "fake", "set": "train"}, "is no path like"),
+    ],
+)
+def test_entries_of_dfdc_preview_that_will_not_do(tmp_path, key, entry, message):
+    (tmp_path / "DFDCP" / "frames").mkdir(parents=True)
+    (tmp_path / "DFDCP" / "dataset.json").write_text(json.dumps({key: entry}))
+    with pytest.raises(BadFileError, match=rf"dataset\.json, {key}: .*{message}"):
+        reference(tmp_path, "DFDCP")
+
+
+def test_dfdc_preview_without_frames(tmp_path):
+    (tmp_path / "DFDCP" / "frames").mkdir(parents=True)
+    (tmp_path / "DFDCP" / "dataset.json").write_text(json.dumps(PREVIEW))
+    with pytest.raises(FileNotFoundError, match=r"no frames: expected .*DFDCP/frames/<class>"):
+        reference(tmp_path, "DFDCP")
+    (tmp_path / "DFDCP" / "dataset.json").write_text("[]")
+    with pytest.raises(BadFileError, match=r"dataset\.json is not like"):
+        reference(tmp_path, "DFDCP")
 
 
 def test_faceforensics(tmp_path):
@@ -197,6 +263,16 @@ def test_deepfakebench_in_a_store(tmp_path):
         loaded(root, source="deepfakebench", in_store=True, test_sets=["DFDC"])
 
 
+@pytest.mark.parametrize("content", [b"", b"no store" * 1000])
+def test_damaged_stores_are_named(tmp_path, content):
+    pytest.importorskip("lmdb")
+    path = write_benchmark(tmp_path, in_files=False) / "lmdb" / "FaceForensics++_lmdb" / "data.mdb"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(BadFileError, match=r"cannot open the store .*FaceForensics\+\+_lmdb: .*make the store anew"):
+        loaded(tmp_path, source="deepfakebench", in_store=True)
+
+
 def test_store_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
     with pytest.raises(ValueError, match="LMDB stores need lmdb"):
@@ -252,4 +328,98 @@ def test_tables_that_will_not_do(tmp_path, text, message):
 def test_table_with_images_missing(tmp_path):
     (tmp_path / "faces.csv").write_text("path,label,split\na.png,1,test\n")
     with pytest.raises(FileNotFoundError, match=r"1 frames are missing:[\s\S]*a\.png"):
+        loaded(tmp_path / "faces.csv", source="csv")
+
+
+def test_folders_as_people_have_them(tmp_path):
+    """Hidden files, thumbnails, empty folders, upper-case endings, names of other scripts, links, and validation spelt another way."""
+    root = write_folder(tmp_path / "data")
+    expected, frames = found(folder(root)["train"]), len(loaded(root, source="folder", train_frames=5).train_set)
+    for split in ("train", "test"):
+        (root / split / "fake" / "__MACOSX" / "clip").mkdir(parents=True)
+        (root / split / "fake" / "none yet" / "clip").mkdir(parents=True)
+        for name in (".DS_Store", "Thumbs.db", "._0.png"):
+            (root / split / "real" / "clip 0" / name).write_bytes(b"no picture")
+    (root / "val").rename(root / "valid")
+    for path in (root / "train" / "real" / "clip 0").glob("[0-9]*"):
+        path.rename(path.with_suffix(".PNG"))
+    (root / "train" / "real" / "clip 1").rename(tmp_path / "elsewhere")
+    (root / "train" / "real" / "clïp 東").symlink_to(tmp_path / "elsewhere")
+    assert found(folder(root)["train"]) == sorted((kind, name.replace("clip 1", "clïp 東") if kind == REAL else name) for kind, name in expected)
+    data = loaded(root, source="folder", train_frames=5)
+    assert data.train_set.frames.kinds == ("mine", "other")
+    assert len(data.train_set) == frames, "what is empty does not count among the manipulations that real frames balance"
+    assert len(seen(data.val_set)) == 10
+    assert len(data.train_set.frames.__getitems__(list(range(len(data.train_set))))["image"]) == len(data.train_set)
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    root = write_folder(tmp_path)
+    path = root / "train" / "real" / "clip 0" / "2.png"
+    path.unlink()
+    path.symlink_to(tmp_path / "moved" / "2.png")
+    data = loaded(root, source="folder", train_frames=5)
+    with pytest.raises(FileNotFoundError, match=r"clip 0/2\.png"):
+        data.train_set.__getitems__(list(range(len(data.train_set))))
+    with pytest.raises(BadFileError, match=r"clip 0/2\.png"):
+        loaded(root, source="folder", on_bad_file="refuse")
+
+
+def test_classes_of_other_spellings_and_folders_that_are_none(tmp_path):
+    root = write_reference(tmp_path)
+    (root / "CDF" / "Celeb-real").rename(root / "CDF" / "Original_sequences")
+    for name in ("masks", "landmarks"):
+        video(root / "CDF" / name / "id0_id1_0001")
+    assert {clip.video.manipulation for clip in reference(root, "CDF")["test"]} == {REAL, "Celeb-synthesis"}
+
+
+def test_lists_of_other_systems(tmp_path):
+    """Byte-order marks, Windows's ends of lines and slashes, blanks after commas; other encodings are named."""
+    root = write_reference(tmp_path)
+    listed = root / "CDF" / "List_of_testing_videos.txt"
+    listed.write_bytes("\ufeff1 YouTube-real\\00170.mp4\r\n0 Celeb-synthesis/id0_id1_0001.mp4\r\n\r\n".encode())
+    assert len(reference(root, "CDF")["test"]) == 2
+    (root / "DFDC" / "labels.csv").write_bytes("\ufefffilename, label\r\naaa.mp4, REAL\r\nbbb.mp4, FAKE\r\n".encode())
+    assert found(reference(root, "DFDC")["test"]) == [("DFDC", "bbb"), (REAL, "aaa")]
+    for path, read in ((listed, "CDF"), (root / "DFDC" / "labels.csv", "DFDC")):
+        path.write_bytes("filename,label\n1 café/000.mp4,0\n".encode("latin-1"))
+        with pytest.raises(BadFileError, match=rf"{path.name} is not UTF-8 \(at byte 20\): save it as UTF-8"):
+            reference(root, read)
+    (root / "DFDC" / "labels.csv").write_text("filename;label\naaa.mp4;0\n")
+    with pytest.raises(BadFileError, match=r"no column filename, label: .* between commas"):
+        reference(root, "DFDC")
+
+
+def test_faceforensics_in_part(tmp_path, caplog):
+    root = write_faceforensics(tmp_path)
+    for path in (root / "splits").iterdir():
+        path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    shutil.rmtree(root / "manipulated_sequences" / "Deepfakes" / "c23" / "frames" / "000_003")
+    for path in (root / "manipulated_sequences" / "Deepfakes" / "c23" / "frames" / "003_000").iterdir():
+        path.unlink()
+    parts = faceforensics(root)
+    assert [clip.video.name for clip in parts["train"] if clip.video.manipulation == "Deepfakes"] == ["004_007", "007_004", "010_011", "011_010"]
+    assert "2 of 6 Deepfakes videos of train.json have no frames in" in caplog.text
+    (root / "original_sequences" / "youtube" / "c23" / "frames").rename(root / "original_sequences" / "youtube" / "c23" / "videos")
+    with pytest.raises(FileNotFoundError, match=r"no frames of real: expected .*frames/<video>/<number>\.png, cut out of the videos"):
+        faceforensics(root)
+
+
+def test_what_is_learnt_from_needs_both_classes(tmp_path):
+    root = write_folder(tmp_path)
+    shutil.rmtree(root / "train" / "fake")
+    shutil.rmtree(root / "val")
+    with pytest.raises(ValueError, match=r"has no fake videos to learn from: add them, or set data\.self_blended"):
+        loaded(root, source="folder")
+    data = loaded(root, source="folder", self_blended=True, manipulations=[])
+    assert data.train_set.frames.kinds == ()
+    shutil.rmtree(root / "test" / "fake")
+    with pytest.raises(FileNotFoundError, match=r"no fake frames in .*test: expected .*{real,fake"):
+        loaded(root, source="folder", self_blended=True, manipulations=[])
+    rows = [
+        (frame(tmp_path / f"{number}.png", 1).name, label, split)
+        for number, (label, split) in enumerate([(1, "train")] * 3 + [(0, "test"), (1, "test")])
+    ]
+    (tmp_path / "faces.csv").write_text("path,label,split\n" + "".join(f"{name},{label},{split}\n" for name, label, split in rows))
+    with pytest.raises(ValueError, match=r"faces\.csv has no real videos to learn from"):
         loaded(tmp_path / "faces.csv", source="csv")

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from helpers.forgery_layouts import frame
@@ -78,6 +79,8 @@ def test_who_is_seen():
     assert identities("FF-DF", "000_003") == {"FaceForensics++/000", "FaceForensics++/003"}
     assert identities("Celeb-DF-v2", "Celeb-synthesis/id0_id16_0002") == {"Celeb-DF-v2/id0", "Celeb-DF-v2/id16"}
     assert identities("DeepFakeDetection", "26_18__walking_fast__8RMVXQ9P") == {"DeepFakeDetection/26", "DeepFakeDetection/18"}
+    assert identities("DFDCP", "1255229_1003254_A_001") == {"DFDCP/1255229", "DFDCP/1003254"}
+    assert identities("DFDCP", "original_videos/643093/643093_F") == {"DFDCP/643093"}
     assert identities("CDF", "YouTube-real/00170") == {"CDF/YouTube-real/00170"}
 
 
@@ -99,8 +102,33 @@ def test_divisions_keep_people_together():
     people = [{person for one in part for person in one.video.identities} for part in (first, second)]
     assert not people[0] & people[1]
     assert {one.video.name for one in divide(clips[::-1], 0.25, seed=0)[1]} == {one.video.name for one in second}
-    with pytest.raises(ValueError, match="cannot give a validation set"):
+    with pytest.raises(ValueError, match="cannot be divided: add videos"):
         divide(clips[:1], 0.25, 0)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.125])
+def test_where_all_hang_together_people_are_divided_one_by_one(fraction, caplog):
+    rng = np.random.default_rng(0)
+    pairs = {tuple(rng.choice(24, 2, replace=False)) for _ in range(160)}
+    clips = [clip("swap", f"id{a}_id{b}_0000", dataset="Celeb-DF-v2") for a, b in pairs]
+    clips += [clip(REAL, f"id{a}_{number:04d}", dataset="Celeb-DF-v2") for a in range(24) for number in range(2)]
+    with caplog.at_level(logging.INFO):
+        parts = divide(clips, fraction, seed=0)
+    people = [{person for one in part for person in one.video.identities} for part in parts]
+    assert not people[0] & people[1]
+    assert len(people[1]) == 24 * fraction
+    kept = sum(len(part) for part in parts)
+    assert f"{len(clips) - kept} of {len(clips)} videos show people of both parts" in caplog.text
+    assert all({one.video.label for one in part} == {0, 1} for part in parts)
+    assert sum(one.video.label == 0 for part in parts for one in part) == 48, "a real video shows one person and is never left out"
+
+
+def test_people_who_are_seen_together_mostly_stay_together():
+    chain = [clip("swap", f"c{number}", [f"p{number:02d}", f"p{number + 1:02d}"]) for number in range(39)]
+    clips = chain + [clip(REAL, f"r{number}", [f"p{number:02d}"]) for number in range(40)]
+    parts = divide(clips, 0.5, seed=3)
+    assert len(clips) - len(parts[0]) - len(parts[1]) <= 2, "a chain is cut at its start and at one more place"
+    assert [len(part) for part in parts] != [0, 0]
 
 
 def test_leaks_are_named_and_removed(caplog):

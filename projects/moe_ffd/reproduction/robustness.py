@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from projects.moe_ffd.fitting import score
 from projects.moe_ffd.reproduction import worlds
 from projects.moe_ffd.reproduction.worlds import AMPLE, EPOCHS, MOE, SEEN
+from shared.forgery.detection import score
 from shared.forgery.metrics import auroc, roc
 from shared.forgery.perturbations import PERTURBATIONS, perturb
 from shared.tables import Job, Rows, Table

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from projects.moe_ffd.fitting import Settings, fit_detector, score
 from projects.moe_ffd.model import count_parameters
 from projects.moe_ffd.module import FaceForgeryDetection
 from shared.forgery.data import ForgeryData
+from shared.forgery.detection import fit_detector, score
 from shared.forgery.faces import MANIPULATIONS, faces
 from shared.forgery.metrics import auroc, roc
 from shared.forgery.sets import ForgerySet
@@ -37,7 +37,7 @@ TESTED = 600
 def train(options: dict[str, Any], images: int, epochs: int, seed: int) -> FaceForgeryDetection:
     """Train a detector on faces of which half are swaps; each shows somebody drawn anew."""
     data = ForgeryData(length=images, augmentation="flip", seed=seed, test_sets=[SEEN], test_length=2, video_frames=1)
-    return fit_detector(data, Settings(epochs, COMMON | options), seed)
+    return fit_detector(FaceForgeryDetection(seed=seed, **(COMMON | options)), data, epochs)
 
 
 def judge(module: FaceForgeryDetection, seed: int) -> dict[str, float]:

@@ -7,12 +7,12 @@ from helpers.forgery_layouts import write_reference
 from torch.nn import functional as F
 
 from projects.moe_ffd.cli import main
-from projects.moe_ffd.fitting import Settings, fit_detector, score
 from projects.moe_ffd.maps import attention_map, map_sheet
 from projects.moe_ffd.model import count_parameters
 from projects.moe_ffd.module import FaceForgeryDetection
 from projects.moe_ffd.reproduction import routing, worlds
 from shared.forgery.data import ForgeryData
+from shared.forgery.detection import fit_detector, score
 from shared.forgery.faces import faces
 
 PROJECT = Path(__file__).parents[3] / "projects" / "moe_ffd"
@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_section_3(monkeypatch):
 @pytest.mark.parametrize("adaptation", ["probe", "full", "lora", "adapter", "layernorm", "bitfit", "effort"])
 def test_other_adaptations_train(adaptation):
     data = ForgeryData(length=32, test_sets=["swap"], test_length=8)
-    module = fit_detector(data, Settings(1, {"adaptation": adaptation, "lr": 1e-2, "rank": 2}), 0)
+    module = fit_detector(FaceForgeryDetection(adaptation=adaptation, lr=1e-2, rank=2), data, 1)
     assert score(module, data.test_sets[0]).scores.isfinite().all()
     before = FaceForgeryDetection(adaptation=adaptation, rank=2, seed=0).state_dict()
     moved = {name for name, weight in module.state_dict().items() if not torch.equal(weight, before[name])}

@@ -10,9 +10,9 @@ from helpers.workers import command_line, fit_until_killed
 from PIL import Image
 
 from projects.moe_ffd.cli import main
-from projects.moe_ffd.prediction import find_inputs
 from shared.dashboards import validate
 from shared.forgery.faces import faces
+from shared.forgery.prediction import find_inputs
 from shared.runs import REPOSITORY
 
 SMALL = [

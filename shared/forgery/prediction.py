@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from projects.moe_ffd.maps import map_sheet
-from projects.moe_ffd.module import FaceForgeryDetection
 from shared.data.files import check_images, list_images, read_image
 from shared.forgery.crops import FaceDetector, crop_face
+from shared.forgery.detection import ForgeryDetection
 from shared.forgery.pictures import scored_faces, timeline
 from shared.forgery.sets import evenly_spaced, natural
 from shared.forgery.videos import is_video, read_video
@@ -63,7 +62,7 @@ def find_inputs(path: str | Path) -> list[Input]:
     root = Path(path).expanduser()
     if root.is_file():
         return [Input(root.name, [root], is_video(root))]
-    videos = sorted(file for file in root.rglob("*") if is_video(file) and file.is_file()) if root.is_dir() else []
+    videos = sorted(file for file in root.rglob("*") if is_video(file) and file.is_file() and not file.name.startswith(".")) if root.is_dir() else []
     try:
         images = check_images(list_images(root, "images, sub-folders of frames, or videos"))
     except FileNotFoundError:
@@ -92,7 +91,7 @@ def read_frames(given: Input, count: int) -> Iterator[tuple[str, float | None, T
 
 @torch.inference_mode()
 def judge(
-    module: FaceForgeryDetection, given: Input, detector: FaceDetector | None, margin: float, count: int
+    module: ForgeryDetection, given: Input, detector: FaceDetector | None, margin: float, count: int
 ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
     """Score the frames of an input.
 
@@ -121,7 +120,7 @@ def judge(
     return rows, scores, images
 
 
-def predict(trainer: ProjectTrainer, module: FaceForgeryDetection, path: str, detector: FaceDetector | None, margin: float, count: int) -> Predicted:
+def predict(trainer: ProjectTrainer, module: ForgeryDetection, path: str, detector: FaceDetector | None, margin: float, count: int) -> Predicted:
     """Judge a user's images and videos, and write tables and pictures.
 
     Args:
@@ -151,7 +150,8 @@ def predict(trainer: ProjectTrainer, module: FaceForgeryDetection, path: str, de
     log_table(trainer, "frames", frames)
     pictures, values = torch.stack([image for image, _ in shown[:SHOWN]]), torch.tensor([score for _, score in shown[:SHOWN]])
     log_figure(trainer, "faces", scored_faces(pictures, values))
-    log_image(trainer, "maps", map_sheet(module.net, pictures[:MAPPED]))
+    if (sheet := module.explanation(pictures[:MAPPED])) is not None:
+        log_image(trainer, "maps", sheet)
     for row in rows[:20]:
         print(f"  {row['input']}: {row['verdict']}" + ("" if row["faces"] == 0 else f", {row['score']:.3f}"))
     print(f"{len(rows)} inputs; the table: {shown_path(artefact_folder(trainer) / 'predictions.csv')}")
