@@ -145,6 +145,7 @@ def test_a_killed_training_resumes_to_the_same_weights(run_folder):
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_two_processes_judge_as_one(run_folder):
     options = ["fit", *SMALL, "--model.lora_router=uniform", "--model.adapter_router=uniform", "--data.augmentation=none"]
     run_together(command_line, [*options, "--run", "two"], "moe_ffd")
