@@ -51,11 +51,11 @@ def task_gradients(module: FaceForgeryDetection, seed: int) -> dict[str, float]:
 
 @torch.no_grad()
 def shares(module: FaceForgeryDetection, seed: int) -> dict[str, dict[str, float]]:
-    """Return how often, in training mode, the least and the most used expert of any block is used, in units of an equal share."""
+    """Return how much, in training mode, the least and the most used expert of any block is used, in units of an equal share of all weights."""
     net = cast(MoEViT, module.net)
     net.train()
     net(_batch(seed)[0])
-    used = {name: usage.mean(1) * usage.shape[2] for name, usage in net.usage().items()}  # (L, E)
+    used = {name: usage.mean(1) / usage.mean((1, 2))[:, None] for name, usage in net.usage().items()}  # (L, E)
     module.eval()
     return {name: {"least": float(values.min()), "most": float(values.max())} for name, values in used.items()}
 
