@@ -13,6 +13,7 @@ from projects.moe_ffd.module import FaceForgeryDetection
 from projects.moe_ffd.reproduction import worlds
 from projects.moe_ffd.reproduction.worlds import EPOCHS, LARGE, SCARCE
 from shared.forgery.data import ForgeryData
+from shared.seeding import derive_seed
 from shared.tables import Job, Rows, Table
 
 ROUTERS = ("reference", "weighted", "soft", "uniform")
@@ -22,8 +23,11 @@ LAYERS = ("lora", "adapter")
 def rows(router: str, images: int, epochs: int, seed: int) -> Rows:
     """Train a detector with a router and measure its gates on training images."""
     module = worlds.train(LARGE | {"lora_router": router, "adapter_router": router}, images, epochs, seed)
-    row = {"router": router, "seed": seed} | {f"task gradient of the gates, {name}": value for name, value in task_gradients(module, seed).items()}
-    row |= {f"{end} use of a share, {name}": value for name, ends in shares(module, seed).items() for end, value in ends.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "routing"))  # of the gates' noise
+        gradients, used = task_gradients(module, seed), shares(module, seed)
+    row = {"router": router, "seed": seed} | {f"task gradient of the gates, {name}": value for name, value in gradients.items()}
+    row |= {f"{end} use of a share, {name}": value for name, ends in used.items() for end, value in ends.items()}
     return [row | {"unseen": worlds.judge(module, seed)["unseen"]}]
 
 
