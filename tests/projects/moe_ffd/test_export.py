@@ -48,6 +48,7 @@ class Routers(nn.Module):
         return (*gates, self.lora(tokens, tokens.repeat(1, 1, 3)), self.adapter(tokens, tokens.clone()))
 
 
+@pytest.mark.slow
 def test_every_router_goes_the_same_way_in_the_file(tmp_path):
     torch.manual_seed(0)
     module, tokens = Routers().eval(), torch.randn(8, 13, 8)
