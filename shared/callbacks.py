@@ -30,7 +30,7 @@ class ResumePoint(Callback):
         self.path = Path(folder) / "last.ckpt"
         self.every = every
         self._restored: dict[str, Any] | None = None
-        self._position: dict[str, int] | None = None
+        self._positions: list[dict[str, int]] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"rng": rng_state()}
@@ -39,12 +39,14 @@ class ResumePoint(Callback):
         self._restored = state_dict["rng"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        [self._position] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
+        self._positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._position is not None and isinstance(trainer.train_dataloader, ResumableDataLoader):
-            trainer.train_dataloader.load_state_dict(self._position)  # Lightning forgets it where the number of steps was asked for before
-            self._position = None
+        loaders: Any = trainer.train_dataloader
+        resumable = [one for one in (loaders.values() if isinstance(loaders, dict) else [loaders]) if isinstance(one, ResumableDataLoader)]
+        for loader, position in zip(resumable, self._positions, strict=False):
+            loader.load_state_dict(position)  # Lightning forgets it where the number of steps was asked for before
+        self._positions = []
         if self._restored is not None:
             set_rng_state(self._restored)
             self._restored = None
