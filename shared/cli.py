@@ -24,7 +24,7 @@ from shared.arguments import SUPPLIED, as_list, extract, fingerprint_of, first_o
 from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
 from shared.distributed import rank
-from shared.loggers import ContinuedCSVLogger, finish_loggers, make_loggers
+from shared.loggers import continue_logs, finish_loggers, make_loggers
 from shared.messages import describe, say, shown_path, silence
 from shared.runs import Run, find_run, new_run, remove, write_text
 
@@ -55,6 +55,8 @@ class ProjectTrainer(L.Trainer):
     """Further words for a verb under configurations, `{"attack": ("fit", ("tiny", "villandiffusion"))}`; `attack NAME` takes another last one."""
     is_forced: bool = False
     """Whether --force asks to do again what is done."""
+    save_every: int = 100
+    """Training steps between two checkpoints to resume from."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -292,6 +294,7 @@ class ProjectCLI(LightningCLI):
         if getattr(self.model, "find_unused_parameters", False) and isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)  # as the strategy ddp_find_unused_parameters_true does
         trainer.run, trainer.verb, trainer.is_forced = self.run, verb, bool(self._get(self.config, "force"))
+        trainer.save_every = self._get(self.config, "save_every")
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -309,10 +312,7 @@ class ProjectCLI(LightningCLI):
         if differences := describe_mismatch(self.model.state_dict(), load_checkpoint(path)["state_dict"]):
             raise ValueError(f"the checkpoint {path} does not fit the model that the settings describe:\n{differences}")
         if verb == "fit":
-            step = int(load_checkpoint(path)["global_step"])
-            for logger in self.trainer.loggers:
-                if isinstance(logger, ContinuedCSVLogger):
-                    logger.keep_until(step)
+            continue_logs(self.trainer, int(load_checkpoint(path)["global_step"]))
         return str(path)
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -105,6 +105,13 @@ def make_loggers(run: Run, verb: str, wandb: str) -> list[Logger]:
     return loggers
 
 
+def continue_logs(trainer: L.Trainer, step: int) -> None:
+    """Keep in the trainer's CSV files what an interrupted run logged before the step that training goes on from."""
+    for logger in trainer.loggers:
+        if isinstance(logger, ContinuedCSVLogger):
+            logger.keep_until(step)
+
+
 def finish_loggers(trainer: L.Trainer) -> None:
     """Close what the verb's loggers hold open."""
     for logger in trainer.loggers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ class SearchData(ForgeryData):
 
     Args:
         architecture_sets: sets that choose the architecture, named as in test_sets; several take turns from epoch to epoch. Null is the training set
-            (in-dataset search).
+            (in-dataset search). Unless real_frames is given, so many frames of their real videos are taken that both classes have as many.
         rotate: whether the training set takes turns too: the weights learn from one of all the sets, and the next one chooses.
         searched: sets that the search for the genotype in training saw; null is architecture_sets. Test sets among them that are not learnt are
             called `<set> (searched)`, since they are no longer unseen.
@@ -133,7 +134,11 @@ class SearchData(ForgeryData):
         held_out = [Clip(video, ()) for frames in (val, *self.test_sets) for video in frames.videos]
         held_out += [clip for split in ("val", "test") for clip in found.get(split, [])]
         clips = guard(of_kinds(found["train"], wanted), held_out, self.on_leak, "architecture")
-        real = self.real_frames or self.train_frames * max(1, len(wanted))
+        videos = Counter(clip.video.label for clip in clips)
+        if len(videos) < 2:
+            lacking = "fake" if videos[0] else "real"
+            raise ValueError(f"{self._called(dataset)} has no {lacking} videos but held out ones to choose by: leave it out of architecture_sets")
+        real = self.real_frames or max(1, round(self.train_frames * videos[1] / videos[0]))
         return frames_of(clips, self.train_frames, self.size, real, repeat=True, reader=self._reader(dataset))
 
     def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:  # type: ignore[override]

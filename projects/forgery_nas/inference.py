@@ -53,6 +53,12 @@ def count(net: nn.Module, size: int) -> Cost:
     return Cost(parameters, macs)
 
 
+def say_cost(net: nn.Module, size: int) -> None:
+    """Print what a network costs on images of `size` x `size` pixels."""
+    cost = count(net, size)
+    print(f"{cost.parameters:,} parameters, {cost.macs / 1e6:.1f} M multiply-adds an image of {size} x {size} pixels", flush=True)
+
+
 def fold(net: _Net) -> _Net:
     """Return a copy in evaluation mode that computes the same with fewer layers, and cannot be trained on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch.nn import functional as F
 from projects.forgery_nas.baselines import Baseline, build_baseline
 from projects.forgery_nas.genotype import Genotype, load_genotype
 from projects.forgery_nas.maps import map_sheet
+from projects.forgery_nas.metrics import batch_auroc
 from projects.forgery_nas.network import ForgeryNet, Head
 from projects.forgery_nas.norms import measure_norms
+from projects.forgery_nas.options import SearchOptions
 from shared.forgery.detection import Batch, ForgeryDetection
 from shared.seeding import derive_seed, generator
 
@@ -48,6 +51,7 @@ class ForgeryNetTraining(ForgeryDetection):
         weight_decay: L2 regularisation of SGD.
         norm_batches: batches of training frames that statistics of norms are measured on; 0 leaves their running averages.
         seed: seed of the weights.
+        search: options of the verb search, see `SearchOptions`; they do not matter to training.
     """
 
     def __init__(
@@ -68,13 +72,15 @@ class ForgeryNetTraining(ForgeryDetection):
         weight_decay: float = 3e-4,
         norm_batches: int = 20,
         seed: int = 0,
+        search: SearchOptions = SearchOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         super().__init__()
+        self.search = search
         if lr <= 0 or min(momentum, weight_decay, auxiliary_weight, norm_batches) < 0:
             raise ValueError("model: lr is positive, and momentum, weight_decay, auxiliary_weight and norm_batches are 0 or more")
         if network == SEARCHED and weights is not None:
             raise ValueError("model.weights is for networks of timm: leave it out of searched ones")
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="search")
         found = _read(genotype) if network == SEARCHED else None
         if found:
             self.hparams.genotype = found.to_json()  # so that a checkpoint needs no other file
@@ -85,7 +91,7 @@ class ForgeryNetTraining(ForgeryDetection):
                 if found
                 else build_baseline(network, size, weights)
             )
-        self._measured_at = 0  # the step at which the norms' statistics were last measured
+        self._settled_at = 0  # the step at which the norms' statistics were last measured
 
     @property
     def genotype(self) -> Genotype | None:
@@ -113,21 +119,34 @@ class ForgeryNetTraining(ForgeryDetection):
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._measure_norms()
+            self._settle()
 
     def on_train_end(self) -> None:
-        self._measure_norms()
+        self._settle()
 
-    def _measure_norms(self) -> None:
-        """Measure statistics on frames that are drawn by the step, so that neither a resumed run nor another process has others."""
-        if self._measured_at == self.global_step or not self.hparams.norm_batches:
+    def _settle(self) -> None:
+        """Measure the norms' statistics on frames that are drawn by the step, so that neither a resumed run nor another process has others.
+
+        Raises:
+            ValueError: if the training has diverged.
+        """
+        if self._settled_at == self.global_step:
             return
-        self._measured_at = self.global_step
+        self._settled_at = self.global_step
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
+            raise ValueError(f"the training diverged before step {self.global_step}: lower model.lr, or set trainer.gradient_clip_val")
         loader: Any = self.trainer.train_dataloader
-        frames, batch_size = loader.dataset, loader.batch_size
+        frames, batch_size = loader.dataset, loader.batch_size * self.trainer.world_size
         order = torch.randperm(len(frames), generator=generator(self.hparams.seed, "forgery_nas norms", self.global_step))
         keys = self.current_epoch * len(frames) + order[: self.hparams.norm_batches * batch_size]
-        measure_norms(self.net, (frames.__getitems__(part.tolist())["image"].to(self.device) for part in keys.split(batch_size)))
+        if len(keys):
+            measure_norms(self.net, (frames.__getitems__(part.tolist())["image"].to(self.device) for part in keys.split(batch_size)))
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        batched = {name: batch_auroc(scored) for name, scored in self.tested().items()}
+        for row in self.test_rows:
+            row["batch_auroc"] = batched.get(row["set"], fmean(batched.values()))
 
     def explanation(self, images: Tensor) -> Tensor:
         """Return the images, and below each one what in the last cell's features speaks for a fake, see `map_sheet`."""

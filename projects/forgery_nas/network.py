@@ -20,18 +20,22 @@ AUXILIARY_SIDE = 8
 
 
 class FactorizedReduce(nn.Module):
-    """Halve the resolution by two pointwise convolutions on the even and the odd pixels, (B, I, H, W) -> (B, O, H / 2, W / 2), rounded up."""
+    """Halve the resolution by two pointwise convolutions on the even and the odd pixels, (B, I, H, W) -> (B, O, H / 2, W / 2), rounded up.
+
+    Pixels are picked before the convolutions: with strides of their own, the backward pass of torch 2.15 on a CPU writes outside of its memory where
+    channels are last and few.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.even = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False)
+        self.even = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         height, width = features.shape[2:]
         if height % 2 or width % 2:
             features = F.pad(features, [0, width % 2, 0, height % 2])
-        return torch.cat([self.even(features), self.odd(features[:, :, 1:, 1:])], dim=1)
+        return torch.cat([self.even(features[:, :, ::2, ::2]), self.odd(features[:, :, 1::2, 1::2])], dim=1)
 
 
 class Preprocess(nn.Sequential):

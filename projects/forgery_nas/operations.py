@@ -232,6 +232,12 @@ def check_operation(name: str, registry: Mapping[str, Builder] | None = None) ->
     _find(name, registry)
 
 
+def with_theta(name: str, theta: float) -> str:
+    """Return the name of the same central difference convolution with another theta; other operations keep theirs."""
+    match = _CONVOLUTION.fullmatch(name)
+    return name if match is None else f"{match[1]}_cdc_{match[2]}x{match[2]}_{theta}"
+
+
 def build_operation(name: str, channels: int, stride: int, affine: bool, registry: Mapping[str, Builder] | None = None) -> nn.Module:
     """Build an operation, (B, C, H, W) -> (B, C, H', W'), that keeps the size at stride 1 and halves it, rounding up, at stride 2.
 

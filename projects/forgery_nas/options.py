@@ -44,6 +44,7 @@ class SearchOptions:
         lr_architecture: learning rate of Adam.
         weight_decay_architecture: of Adam.
         perturb_samples: validation images that the level perturb measures on.
+        candidate_epochs: passes over the training set that random search and evolution train a candidate for.
         seed: seed of the weights and of the sampled paths.
 
     Raises:
@@ -77,6 +78,7 @@ class SearchOptions:
     lr_architecture: float = 6e-4
     weight_decay_architecture: float = 1e-3
     perturb_samples: int = 256
+    candidate_epochs: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +11,14 @@ from torch import Tensor, nn
 from projects.moe_ffd.experts import Beside, LoraMixture
 from projects.moe_ffd.model import Detector
 from projects.moe_ffd.module import FaceForgeryDetection
-from shared.export import export_onnx, latency
-from shared.forgery.faces import faces
-from shared.loggers import artefact_folder, log_table
-from shared.messages import shown_path
-from shared.results import markdown
+from shared.export import latency
+from shared.forgery.exporting import Exported, report_detector, write_detector
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
 TOLERANCE = 1e-3
 """Difference in probability that is let pass: rounding may send a token that lies between two experts to the other one."""
-BATCHES = (1, 3, 8)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What `export` returns: a row of the latency table a batch size, and the figures that head the run's page."""
-
-    rows: list[dict[str, Any]]
-    summary: dict[str, Any]
 
 
 class FakeProbability(nn.Module):
@@ -64,27 +51,8 @@ def export(trainer: ProjectTrainer, module: FaceForgeryDetection) -> Exported:
     Raises:
         ValueError: see `shared.export.export_onnx`.
     """
-    net, size = module.net, module.hparams.size
-    images = faces("test", max(BATCHES), size=size).__getitems__(range(max(BATCHES)))["image"] / 255
-    path, examples = artefact_folder(trainer) / "detector.onnx", {"images": images}
-    metadata = {
-        "class_names": ["real", "fake"],
-        "input": "images: face crops, RGB, float32",
-        "input_size": ["batch", 3, size, size],
-        "value_range": [0, 1],
-        "normalisation": {"in_the_graph": True, "mean": net.configuration["mean"], "std": net.configuration["std"]},
-        "output": "probability of being fake",
-        "configuration": net.configuration,
-    }
-    print("writing detector.onnx, and comparing what it gives with torch ...", flush=True)
-    difference = export_onnx(FakeProbability(net), path, examples, ["probability"], metadata, BATCHES, TOLERANCE)
-    rows = latency(path, examples)
-    log_table(trainer, "latency", rows)
-    megabytes = path.stat().st_size / 2**20
-    print(f"{shown_path(path)}: {megabytes:.1f} MB; its probabilities differ from torch's by at most {difference:.1e}\n\n{markdown(rows)}\n")
-    print("use it:")
-    print(f'  session = onnxruntime.InferenceSession("{shown_path(path)}")')
-    print(f"  images = ...  # (B, 3, {size}, {size}) float32 in [0, 1]: RGB face crops")
-    print('  (probability,) = session.run(None, {"images": images})  # (B,) of being fake')
-    milliseconds = round(rows[0]["milliseconds"], 2)
-    return Exported(rows, {"onnx/megabytes": round(megabytes, 2), "onnx/difference": difference, "onnx/milliseconds": milliseconds})
+    net = module.net
+    configuration = net.configuration
+    mean, std = configuration["mean"], configuration["std"]
+    file = write_detector(trainer, FakeProbability(net), module.hparams.size, mean, std, configuration, TOLERANCE)
+    return report_detector(trainer, file, latency(file.path, file.examples))

@@ -2,16 +2,22 @@
 
 import copy
 import math
+from argparse import ArgumentError
 
 import pytest
 import torch
+from helpers.forgery_layouts import video, write_celeb_list, write_preview, write_reference
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
+from projects.forgery_nas.data import SearchData
 from projects.forgery_nas.genotype import RELEASED, random_genotype
 from projects.forgery_nas.maps import grad_cam, map_sheet
+from projects.forgery_nas.metrics import batch_auroc
 from projects.forgery_nas.module import ForgeryNetTraining
 from projects.forgery_nas.norms import measure_norms
 from projects.forgery_nas.operations import SPACE
@@ -19,7 +25,9 @@ from shared.callbacks import ResumePoint
 from shared.forgery.data import ForgeryData
 from shared.forgery.detection import fit_detector, score
 from shared.forgery.faces import faces
+from shared.forgery.metrics import Scored, auroc, roc
 from shared.quiet import quiet_trainer, silence
+from shared.seeding import generator
 
 SMALL = {"channels": 2, "layers": 2, "size": 16, "drop_path": 0.0, "norm_batches": 2}
 
@@ -131,6 +139,26 @@ def test_a_checkpoint_needs_no_other_file(tmp_path):
     assert torch.equal(again(pictures), module(pictures))
 
 
+@pytest.mark.slow
+def test_the_paper_s_network_takes_a_step_on_the_authors_sets(tmp_path):
+    root = write_reference(tmp_path)
+    write_celeb_list(root)
+    write_preview(root)
+    video(root / "CDF" / "Celeb-real" / "id4_0001")
+    names = {"architecture_sets": ["CDF"], "test_sets": ["FaceForensics++", "CDF", "DFDCP", "WDF"]}
+    data = SearchData(source="reference", root=str(root), size=64, batch_size=4, train_frames=1, test_frames=1, augmentation="vflip", **names)
+    module = ForgeryNetTraining(norm_batches=1)
+    before = module.net.stem[0].weight.clone()
+    assert sum(parameter.numel() for parameter in module.net.parameters()) == 9_285_806
+    with silence():
+        trainer = quiet_trainer(1, accelerator="cpu", limit_train_batches=1, limit_val_batches=0, gradient_clip_val=5.0)
+        trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 1
+    assert not torch.equal(module.net.stem[0].weight, before)
+    assert data.test_names == ["FaceForensics++", "CDF (searched)", "DFDCP", "WDF"]
+    assert score(module, data.test_sets[3]).scores.isfinite().all()
+
+
 def test_one_seed_gives_the_same_network_and_leaves_the_global_generator_alone():
     torch.manual_seed(1)
     first = small(seed=3).state_dict()
@@ -139,6 +167,54 @@ def test_one_seed_gives_the_same_network_and_leaves_the_global_generator_alone()
     assert torch.equal(drawn, torch.rand(1))
     assert all(torch.equal(weight, first[name]) for name, weight in small(seed=3).state_dict().items())
     assert not torch.equal(small(seed=4).net.stem[0].weight, first["net.stem.0.weight"])
+
+
+def test_a_training_that_diverges_says_so():
+    with pytest.raises(ValueError, match=r"the training diverged before step 4: lower model\.lr, or set trainer\.gradient_clip_val"):
+        fit_detector(small(lr=1e30), few(), 1)
+
+
+def test_test_sets_are_also_judged_as_the_released_test_does(tmp_path):
+    data, module = few(test_length=40, test_sets=["swap", "reenact"]), small()
+    with silence():
+        quiet_trainer(1, accelerator="cpu").test(module, data)
+    for row, images in zip(module.test_rows, data.test_sets, strict=False):
+        assert row["batch_auroc"] == batch_auroc(score(module, images)) != row["frame_auroc"]
+    assert module.test_rows[2]["batch_auroc"] == pytest.approx(sum(row["batch_auroc"] for row in module.test_rows[:2]) / 2)
+
+
+def test_the_released_test_s_average_is_no_auc_of_the_set():
+    torch.manual_seed(0)
+    scores, labels = torch.rand(110, dtype=torch.float64), (torch.rand(110) < 0.5).long()
+    scored = Scored(scores, labels, torch.arange(110))
+    assert batch_auroc(scored, 110) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    order = torch.randperm(110, generator=generator(0, "forgery_nas batches"))
+    parts = order.split(24)
+    areas = [roc_auc_score(labels[part], scores[part]) for part in parts]
+    assert batch_auroc(scored) == pytest.approx(sum(len(part) * area for part, area in zip(parts, areas, strict=True)) / 110, abs=1e-12)
+    drifting = Scored((scores + torch.arange(110)) / 111, labels, torch.arange(110))
+    assert batch_auroc(drifting) != auroc(roc(*drifting.columns))
+    alone = Scored(scores, torch.zeros(110).long().index_fill(0, parts[1][:1], 1), torch.arange(110))
+    assert batch_auroc(alone) == roc_auc_score(alone.labels[parts[1]], scores[parts[1]]), "batches of one class are left out"
+    assert math.isnan(batch_auroc(Scored(scores, torch.zeros(110).long(), torch.arange(110))))
+
+
+def test_options_of_the_search_are_no_settings_of_the_training():
+    parser = LightningArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    parser.add_lightning_class_args(ForgeryNetTraining, "model")
+    given = [
+        "--model.search.level",
+        "alpha",
+        "--model.search.space=[none,skip_connect]",
+        "--model.search.keep=1",
+        "--model.channels=2",
+        "--model.layers=2",
+    ]
+    module = parser.instantiate(parser.parse_args(given)).model
+    assert (module.search.level, module.search.operations, module.hparams.channels) == ("alpha", ("none", "skip_connect"), 2)
+    assert "search" not in module.hparams
+    with pytest.raises(ArgumentError, match="beta"):
+        parser.parse_args(["--model.search.level", "beta"])
 
 
 @pytest.mark.parametrize("network", ["meso4", "mesoinception4", "test_efficientnet"])
