@@ -145,7 +145,7 @@ def planted(level: Level, relaxation: Relaxation, seed: int) -> dict[str, float]
         genotype's path through the supernet has on the validation images.
     """
     cells: dict[str, Any] = {"channels": 4, "layers": 3, "nodes": 1, "reductions": [2], "k": 1}
-    schedule: dict[str, Any] = {"epochs": 20, "warmup": 4, "prune_every": 5, "lr": 0.03, "lr_architecture": 0.05, "temperature": 1.0}
+    schedule: dict[str, Any] = {"epochs": 20, "warmup": 4, "prune_every": 5, "lr": 0.04, "lr_architecture": 0.05, "temperature": 1.0}
     options = SearchOptions(space=list(PLANTED), level=level, relaxation=relaxation, perturb_samples=96, seed=seed, **cells, **schedule)
     module = search_quietly(options, stripes, REGISTRY)
     found, images = signal_edges(module), cast(dict[str, DataLoader], module.trainer.train_dataloader)["val"].dataset

@@ -29,7 +29,7 @@ from shared.forgery.sets import ForgerySet
 from shared.jobs import kept
 from shared.loggers import artefact_folder, continue_logs, log_figure, log_table
 from shared.messages import shown_path
-from shared.runs import write_text
+from shared.runs import write_json, write_text
 from shared.seeding import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def search(trainer: ProjectTrainer, module: ForgeryNetTraining, data: SearchData
 def _by_gradient(trainer: ProjectTrainer, data: SearchData, options: SearchOptions, folder: Path) -> ArchitectureSearch:
     """Train a supernet, from where an interrupted search stopped."""
     searched, point = ArchitectureSearch(options), ResumePoint(folder, trainer.save_every)
-    trainer.callbacks.append(point)  # type: ignore[attr-defined]
+    trainer.callbacks += [point, _Stages()]  # type: ignore[attr-defined]
     trainer.fit_loop.max_epochs = options.length
     trainer.gradient_clip_val = None  # the search clips by itself
     if resumes := point.path.is_file():
@@ -150,12 +150,29 @@ def _some(frames: ForgerySet, seed: int) -> ForgerySet:
 # ---- what is written
 
 
+class _Stages(L.Callback):
+    """Draws what is left, and how important it is, after each pruning."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._drawn = len(cast(ArchitectureSearch, pl_module).history)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        searched = cast(ArchitectureSearch, pl_module)
+        if len(searched.history) > self._drawn:
+            self._drawn = len(searched.history)
+            _draw_importance(trainer, searched, trainer.global_step)
+
+
+def _draw_importance(trainer: L.Trainer, searched: ArchitectureSearch, step: int | None = None) -> None:
+    table, label = searched.net.table, f"importance, level {searched.options.level}"
+    log_figure(trainer, "importance", importance_map(searched.scores(), table.alive, table.space, label), step)
+
+
 def _draw_candidates(trainer: ProjectTrainer, searched: ArchitectureSearch) -> None:
     """Draw what a gradient search knew of every candidate at its end."""
     table, space = searched.net.table, searched.net.table.space
     log_figure(trainer, "alpha", importance_map(searched.net.probabilities(), table.alive, space, "softmax(alpha)"))
-    level = f"importance, level {searched.options.level}"
-    log_figure(trainer, "importance", importance_map(searched.scores(), table.alive, space, level))
+    _draw_importance(trainer, searched)
 
 
 def _report(
@@ -171,11 +188,9 @@ def _report(
     write_text(file, genotype.to_json() + "\n")
     write_text(file.with_suffix(".dot"), to_dot(genotype))
     log_figure(trainer, "genotype", draw(genotype))
-    if "alive" in rows[0]:  # of a search by gradients
-        rows = [{**row, "dropped": " ".join("/".join(map(str, candidate)) for candidate in row["dropped"])} for row in rows]
-        log_table(trainer, "stages", rows)
-    else:
-        log_table(trainer, "candidates", rows)
+    write_json(file.with_name("history.json"), rows)
+    short = [{name: value for name, value in row.items() if name not in ("genotype", "dropped")} for row in rows]
+    log_table(trainer, "stages" if "alive" in rows[0] else "candidates", short)
     counts = histogram(genotype)
     names = [name for name in module.search.operations if name != "none"]
     log_figure(trainer, "operations", operation_histogram(counts, names))

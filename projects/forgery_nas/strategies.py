@@ -70,6 +70,8 @@ class Found(NamedTuple):
 def search_cost(options: SearchOptions, steps_per_epoch: int, batch_size: int) -> int:
     """Return the images that a search by gradients costs: two batches a step, or one during the warm-up; the second order five.
 
+    Forward passes that only measure importances (level perturb, and general with a mixture) are not among them.
+
     Args:
         options: how it searches.
         steps_per_epoch: its steps in an epoch.
@@ -90,7 +92,7 @@ def uniform(options: SearchOptions) -> SearchOptions:
 
 def pc_darts(options: SearchOptions) -> SearchOptions:
     """Return the options of PC-DARTS: the mixture of all candidates, selection by alpha, no pruning, and as many epochs as `options` takes."""
-    return replace(options, epochs=options.length, prune_every=0, relaxation="mixture", level="alpha", k_schedule=False)
+    return replace(options, epochs=options.length, prune_every=0, relaxation="mixture", level="alpha")
 
 
 class _Trials:
