@@ -51,9 +51,11 @@ def compare(trainer: ProjectTrainer, module: ForgeryNetTraining, data: SearchDat
         networks: hand-made networks, see `build_baseline`.
 
     Raises:
-        ValueError: if the model is a hand-made network, or there is no such network.
+        ValueError: if the model is a hand-made network, there is no such network, or a number is too small.
     """
     in_one_process(trainer)
+    if cells < 0 or seeds < 1:
+        raise ValueError(f"compare takes 0 or more random cells and trains each network once or more: not --cells {cells} and --trainings {seeds}")
     if module.genotype is None:
         raise ValueError("compare sets found cells beside others: set model.network searched and model.genotype")
     data.prepare_data()

@@ -36,7 +36,7 @@ def importance_map(values: Tensor, alive: Tensor, space: Sequence[str], label: s
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, value in zip(panels, TITLES, shown, strict=True):
         axes.set_facecolor("0.93")
-        picture = axes.imshow(value, aspect="auto", cmap="viridis", vmin=float(values[alive].min()), vmax=float(values[alive].max()))
+        picture = axes.imshow(value.numpy(), aspect="auto", cmap="viridis", vmin=float(values[alive].min()), vmax=float(values[alive].max()))
         axes.set_xticks(range(len(space)), space, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_title(title)
     panels[0].set_yticks(range(len(rows)), rows, fontsize=8)
@@ -86,11 +86,14 @@ def scores_over_parameters(rows: Sequence[Mapping[str, Any]], score: str, measur
         of_kind = [row for row in rows if row["kind"] == kind]
         axes.scatter([row["parameters"] for row in of_kind], [row[score] for row in of_kind], label=kind, s=36)
         for row in of_kind if kind != "random" else ():
-            axes.annotate(row["network"], (row["parameters"], row[score]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            is_left = kind == "plain convolutions"  # of as many parameters as the given cells, and often of nearly their score
+            place, shift, anchor = (row["parameters"], row[score]), (-6 if is_left else 6, 4), "right" if is_left else "left"
+            axes.annotate(row["network"], place, textcoords="offset points", xytext=shift, ha=anchor, fontsize=8)
     axes.set(xscale="log", xlabel="parameters", ylabel=measure)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.margins(x=0.28)
+    figure.legend(loc="outside right center", frameon=False)
     return figure

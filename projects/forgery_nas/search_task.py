@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from projects.forgery_nas.data import SearchData
@@ -93,7 +94,8 @@ def search(trainer: ProjectTrainer, module: ForgeryNetTraining, data: SearchData
 def _by_gradient(trainer: ProjectTrainer, data: SearchData, options: SearchOptions, folder: Path) -> ArchitectureSearch:
     """Train a supernet, from where an interrupted search stopped."""
     searched, point = ArchitectureSearch(options), ResumePoint(folder, trainer.save_every)
-    trainer.callbacks += [point, _Stages()]  # type: ignore[attr-defined]
+    others = [callback for callback in trainer.callbacks if not isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
+    trainer.callbacks = [*others, point, _Stages()]  # type: ignore[attr-defined] # Lightning's own would keep the supernet a second time
     trainer.fit_loop.max_epochs = options.length
     trainer.gradient_clip_val = None  # the search clips by itself
     if resumes := point.path.is_file():
@@ -107,6 +109,11 @@ def _by_training(trainer: ProjectTrainer, module: ForgeryNetTraining, data: Sear
     options, learnt = module.search, copy.copy(data)
     learnt.is_search, learnt.train_set = False, data.roles.weights[0]
     cost = options.candidate_epochs * len(learnt.train_set)
+    if not 0 < cost <= budget.images:
+        raise ValueError(
+            f"a candidate trained for model.search.candidate_epochs {options.candidate_epochs} costs {cost} images, and the search has "
+            f"{budget.images}: take from 1 to {budget.images // len(learnt.train_set)} epochs, or a longer search by model.search.epochs"
+        )
     chosen = [_some(part.frames, options.seed) for part in data.roles.architecture]
     device = trainer.strategy.root_device
 

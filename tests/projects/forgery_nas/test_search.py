@@ -22,9 +22,10 @@ from shared.callbacks import ResumePoint
 # ---- the planted answer
 
 
-@pytest.mark.parametrize(
-    ("level", "relaxation"), [("alpha", "gumbel"), ("eoi", "gumbel"), ("general", "gumbel"), ("alpha", "mixture"), ("perturb", "mixture")]
-)
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in (("eoi", "gumbel"), ("alpha", "mixture"), ("perturb", "mixture"))]
+
+
+@pytest.mark.parametrize(("level", "relaxation"), [("alpha", "gumbel"), ("general", "gumbel"), *SLOW])
 def test_the_planted_answer_is_found(level, relaxation):
     found = planted(level, relaxation, seed=1)
     assert found["right"] == found["signal"] >= 2
