@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.layers.residuals import srm_kernels
+
 Builder = Callable[[int, int, bool], nn.Module]
 """Builds an operation on C channels from C, the stride (1 or 2) and whether its batch norms are affine."""
 
@@ -141,15 +143,11 @@ class BayarConv2d(KernelConv2d):
 
 
 class SRMConv2d(KernelConv2d):
-    """Three fixed 5 x 5 noise residuals of every channel, C -> 3C (Fridrich and Kodovsky 2012): second order, and the 3 x 3 and 5 x 5 squares."""
+    """Three fixed noise residuals of every channel, C -> 3C, see `srm_kernels`."""
 
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__(channels, 3 * channels, 5, stride, groups=channels)
-        line = F.pad(torch.tensor([[1.0, -2, 1]]) / 2, [1, 1, 2, 2])
-        small = F.pad(torch.tensor([[-1.0, 2, -1], [2, -4, 2], [-1, 2, -1]]) / 4, [1] * 4)
-        edge, side, middle = [-1.0, 2, -2, 2, -1], [2.0, -6, 8, -6, 2], [-2.0, 8, -12, 8, -2]
-        large = torch.tensor([edge, side, middle, side, edge]) / 12
-        self.register_buffer("weight", torch.stack([line, small, large]).unsqueeze(1).repeat(channels, 1, 1, 1), persistent=False)
+        self.register_buffer("weight", srm_kernels().unsqueeze(1).repeat(channels, 1, 1, 1), persistent=False)
 
     def kernel(self) -> Tensor:
         assert isinstance(self.weight, Tensor)

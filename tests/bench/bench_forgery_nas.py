@@ -108,11 +108,12 @@ def inference(options):
             for name, other in nets.items():
                 torch.testing.assert_close(run(other), run(net), rtol=1e-3, atol=1e-4, msg=f"{name} computes something else")
             jobs = {name: lambda other=other: run(other) for name, other in nets.items()}
+            memory = {name: peak_memory(job, options.device) for name, job in jobs.items()}
             found = measure(jobs, options.rounds, options.device)
             print(f"C = {channels}, {size} x {size} pixels, batch {options.batch}: {count(net, size).macs / 1e6:.0f} M multiply-adds an image")
             for name, seconds in found.items():
-                ratio, memory = found["two terms"] / seconds, peak_memory(jobs[name], options.device)
-                print(f"  {name:24s}: {options.batch / seconds:8.2f} images/s, {ratio:.2f} times two terms, {memory:.0f} MiB", flush=True)
+                ratio = found["two terms"] / seconds
+                print(f"  {name:24s}: {options.batch / seconds:8.2f} images/s, {ratio:.2f} times two terms, {memory[name]:.0f} MiB", flush=True)
 
 
 class Straightforward(nn.Module):

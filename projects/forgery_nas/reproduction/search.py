@@ -98,18 +98,19 @@ def jobs(folder: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether searching was worth it, and across sets more than within one."""
+    """Say, by the unseen manipulation, whether searching was worth it, and across sets more than within one."""
     found = {row["cells"]: row for row in summary}
 
     def mean(name: str) -> float:
         return found[name][UNSEEN]["mean"]
 
+    searched = "cells searched across sets are at least as good as"
     return {
-        "cells searched across sets are at least as good as random ones on the unseen manipulation": mean(CROSS) >= mean(RANDOM),
-        "cells searched in-dataset are so too": mean(IN) >= mean(RANDOM),
-        "they are at least as good as those of random search at equal cost": mean(CROSS) >= mean(SELECTED),
-        "and as those of PC-DARTS, chosen by alpha": mean(CROSS) >= mean(ALPHA),
-        "and as those of a space without differences": mean(CROSS) >= mean(PLAIN),
+        "cells searched in-dataset are at least as good as random ones": mean(IN) >= mean(RANDOM),
+        f"{searched} random ones": mean(CROSS) >= mean(RANDOM),
+        f"{searched} those of random search at equal cost": mean(CROSS) >= mean(SELECTED),
+        f"{searched} those of PC-DARTS": mean(CROSS) >= mean(ALPHA),
+        f"{searched} those of a space without differences": mean(CROSS) >= mean(PLAIN),
         "searching across sets beats searching in one": mean(CROSS) > mean(IN),
     }
 
