@@ -61,8 +61,9 @@ class MixedOperation(nn.Module):
     ) -> None:
         super().__init__()
         self.candidates = nn.ModuleDict()
+        self.share_theta = share_theta
         self.families: dict[str, str] = {}
-        """What a name is without its theta, of candidates that share weights."""
+        """What a name is without its theta, of central difference convolutions."""
         firsts: dict[str, nn.Module] = {}
         for name in space:
             if name == "none":
@@ -72,9 +73,10 @@ class MixedOperation(nn.Module):
                 operation = _Rectified(*operation[1:])
             elif "pool" in name:
                 operation = nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
-            if share_theta and is_rectified and any(isinstance(layer, CDConv2d) for layer in operation.modules()):
+            if is_rectified and any(isinstance(layer, CDConv2d) for layer in operation.modules()):
                 self.families[name] = name.rpartition("_")[0]
-                _tie(firsts.setdefault(self.families[name], operation), operation)
+                if share_theta:
+                    _tie(firsts.setdefault(self.families[name], operation), operation)
             self.candidates[module_key(name)] = operation
         use_batch_statistics(self)
 
@@ -87,7 +89,7 @@ class MixedOperation(nn.Module):
         for members in groups.values():
             modules = [self.candidates[module_key(name)] for name in members]
             if len(members) > 1:
-                outputs = differ_in_theta(cast(list[nn.Sequential], modules), state.rectified)
+                outputs = (differ_in_theta if self.share_theta else side_by_side)(cast(list[nn.Sequential], modules), state.rectified)
             else:
                 outputs = [modules[0](state.rectified if isinstance(modules[0], _Rectified) else state.part)]
             results.update(zip(members, outputs, strict=True))
@@ -120,6 +122,32 @@ def _tie(first: nn.Module, other: nn.Module) -> None:
     for source, target in zip(first.modules(), other.modules(), strict=True):
         if isinstance(target, (CDConv2d, nn.Conv2d)):
             target.weight = cast(nn.Parameter, source.weight)
+
+
+def side_by_side(members: Sequence[nn.Sequential], rectified: Tensor) -> Sequence[Tensor]:
+    """Compute candidates of one form as one of as many times the channels, in groups; few channels keep no processor busy.
+
+    Args:
+        members: layers of the candidates after the ReLU: depthwise CDC, pointwise convolution, norm, ...
+        rectified: (B, C, H, W) input after the ReLU.
+
+    Returns:
+        Each member's (B, C, H', W').
+    """
+    count = len(members)
+    features = rectified.repeat(1, count, 1, 1)
+    for layers in zip(*members, strict=True):
+        match layers[0]:
+            case CDConv2d() as first:
+                kernel = torch.cat([cast(CDConv2d, layer).kernel() for layer in layers])
+                features = F.conv2d(features, kernel, None, first.stride, first.padding, first.dilation, len(kernel))
+            case nn.Conv2d():
+                features = F.conv2d(features, torch.cat([cast(Tensor, layer.weight) for layer in layers]), groups=count)
+            case nn.BatchNorm2d() as first:
+                features = F.batch_norm(features, None, None, training=True, eps=first.eps)
+            case _:
+                features = layers[0](features)
+    return features.chunk(count, dim=1)
 
 
 def differ_in_theta(members: Sequence[nn.Sequential], rectified: Tensor) -> list[Tensor]:
