@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from projects.tripinet.pairs import AUTHENTIC
-from shared.data.files import read_image
+from shared.data.files import read_levels
 from shared.data.memory import through_jpeg
-from shared.data.offline import PHOTOGRAPHS, Split, _installed
+from shared.data.offline import PHOTOGRAPHS, Split, photograph_file
 from shared.seeding import generator
 
 IN_PLACE = ("noise", "jpeg", "resample")
@@ -205,7 +205,7 @@ _FORGERS: dict[str, Callable[[_Scene], Tensor]] = {
 @cache
 def _photographs(split: Split) -> list[Tensor]:
     """Read the photographs of a split in 0..255, at half their size: that ends the grid of the compression they came with."""
-    return [F.avg_pool2d(read_image(_installed(name)) * 255, 2) for name in PHOTOGRAPHS[split]]
+    return [F.avg_pool2d(read_levels(photograph_file(name)).float(), 2) for name in PHOTOGRAPHS[split]]
 
 
 def _crop(photograph: Tensor, size: int, chance: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.data.files import BadFileError, first_few, image_size, list_images, read_image
+from shared.data.files import BadFileError, first_few, image_size, list_images, read_image, read_levels
 from shared.data.folders import OnBadFile
 
 AUTHENTIC = "authentic"
@@ -79,7 +79,7 @@ def read_pixels(path: Path) -> Tensor:
         BadFileError: if the file is damaged, not an image, or too large.
         FileNotFoundError: if there is no such file.
     """
-    return (read_image(path) * 255).round().byte()
+    return read_levels(path)
 
 
 def read_pair(picture: Picture, mask_fix: bool = False) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def _array(path: Path) -> Tensor:
     """Read `arr_0` of an .npz file, as FantasticReality has it; nothing in the file is executed."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            array = arrays["arr_0"]
+            array = arrays["arr_0"].squeeze()
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadFileError(f"cannot read the mask {path}: it is not an .npz file with an array of numbers arr_0 (replace or remove it)") from error
     if array.ndim != 2:

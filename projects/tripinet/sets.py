@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from projects.tripinet.pairs import MaskRule, Picture, by_stem, check_there, files_in, paired
@@ -43,15 +45,18 @@ def read_set(name: str, root: Path) -> list[Picture]:
 
 
 def casia_v1(root: Path) -> list[Picture]:
-    """Read `Tp/Sp/*`, `Tp/CM/*`, `Au/*` with masks `groundtruth/{Sp,CM}/<stem>_gt.png`; what has no mask is left out.
+    """Read `Tp/{Sp,CM}/*`, `Au/*` with masks `CASIA 1.0 groundtruth/{Sp,CM}/<stem>_gt.png`; what has no mask is left out.
 
-    The first edition's authentic pictures are in CASIA v2 too: replace them as CASIAv1plus does.
+    `Tp` may lie in `Modified Tp`, where its archive holds it, and `CASIA 1.0 groundtruth` be called `groundtruth`. The first edition's authentic
+    pictures are in CASIA v2 too: replace them as CASIAv1plus does.
     """
+    tampered = _first(root, "Tp", "Modified Tp/Tp")
+    masks = _first(root, "CASIA 1.0 groundtruth", "groundtruth")
     forged: list[Picture] = []
     for part, kind in (("Sp", "splice"), ("CM", "copymove")):
-        expected = f"{root}/Tp/{part}/<name>.jpg with masks {root}/groundtruth/{part}/<name>_gt.png"
-        images = [path for path in files_in(root / "Tp" / part, expected) if path.stem not in NO_MASK]
-        forged += _forged(images, root / "groundtruth" / part, kind, "casia_v1", expected, lacking="skip")
+        expected = f"{tampered}/{part}/<name>.jpg with masks {masks}/{part}/<name>_gt.png"
+        images = [path for path in files_in(tampered / part, expected) if path.stem not in NO_MASK]
+        forged += _forged(images, masks / part, kind, "casia_v1", expected, lacking="skip")
     return forged + _authentic(root / "Au", "casia_v1")
 
 
@@ -91,7 +96,8 @@ _NIST_KINDS = {"IsManipulationTypeRemoval": "inpaint", "IsManipulationTypeSplice
 def nist16(root: Path) -> list[Picture]:
     """Read `probe/*` and its masks, black where manipulated, as the list `reference/manipulation/*.csv` with `|` between columns names them.
 
-    The list's base file, where given, is the scene: there are many near-duplicates of each.
+    `IsTarget` tells what was manipulated; a target without a mask is left out. The list's base file, where given, is the scene: there are many
+    near-duplicates of each.
     """
     lists = sorted((root / "reference" / "manipulation").glob("*.csv"))
     if len(lists) != 1:
@@ -99,17 +105,29 @@ def nist16(root: Path) -> list[Picture]:
     with lists[0].open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="|")
         columns = reader.fieldnames or []
-        if missing := [name for name in ("ProbeFileName", "ProbeMaskFileName") if name not in columns]:
+        if missing := [name for name in ("ProbeFileName", "ProbeMaskFileName", "IsTarget") if name not in columns]:
             raise BadFileError(f"{lists[0]} has no column {', '.join(missing)}: its first line must name them, with | between columns")
         rows = {row["ProbeFileName"]: row for row in reader if row["ProbeFileName"]}
-    pictures = []
-    for name, row in rows.items():
-        mask = row["ProbeMaskFileName"]
-        sources = frozenset({f"nist16/{row['BaseFileName']}"} if row.get("BaseFileName") else ())
-        kind = next((kind for column, kind in _NIST_KINDS.items() if row.get(column) == "Y"), "manipulated") if mask else "authentic"
-        pictures.append(Picture(root / name, root / mask if mask else None, kind, "nist16", sources, "inverted"))
+    if bare := [name for name, row in rows.items() if row["IsTarget"] == "Y" and not row["ProbeMaskFileName"]]:
+        _log.warning(
+            "%d of %d manipulated pictures have no mask in %s and are left out: %s",
+            len(bare),
+            sum(row["IsTarget"] == "Y" for row in rows.values()),
+            lists[0],
+            ", ".join(bare[:3]),
+        )
+    pictures = [_probe(root, row) for name, row in rows.items() if name not in bare]
     check_there(pictures, lists[0])
     return sorted(pictures, key=lambda picture: -picture.label)
+
+
+def _probe(root: Path, row: dict[str, str]) -> Picture:
+    """Read a line of NIST16's list."""
+    image, sources = root / row["ProbeFileName"], frozenset({f"nist16/{row['BaseFileName']}"} if row.get("BaseFileName") else ())
+    if row["IsTarget"] != "Y":
+        return Picture(image, dataset="nist16", sources=sources)
+    kind = next((kind for column, kind in _NIST_KINDS.items() if row.get(column) == "Y"), "manipulated")
+    return Picture(image, root / row["ProbeMaskFileName"], kind, "nist16", sources, "inverted")
 
 
 def imd2020(root: Path) -> list[Picture]:
@@ -128,22 +146,33 @@ def imd2020(root: Path) -> list[Picture]:
     return forged + real
 
 
+_DEFACTO_KINDS = {"splic": "splice", "copymove": "copymove", "inpaint": "inpaint"}
+
+
 def defacto(root: Path) -> list[Picture]:
-    """Read `<kind>*images/img/*` with masks `<kind>*annotations/probe_mask/*`, and authentic pictures of COCO in `coco`."""
-    expected = f"{root}/copymove_images/img/<name>.tif with masks {root}/copymove_annotations/probe_mask/<name>.jpg (likewise splicing, inpainting)"
-    kinds = {"splic": "splice", "copymove": "copymove", "inpaint": "inpaint"}
+    """Read `<part>_img/img/*` with masks `<part>_annotations/probe_mask/*`, and authentic pictures of COCO in `coco`.
+
+    Parts are `copymove`, `inpainting` and `splicing_1` to `splicing_7`. The lists of MVSS-Net have other names for the same folders, such as
+    `Copy-Move-images` with `Copy-Move-annotations`, or `Splicing-images-2` with `Splicing-annotations-2`.
+    """
+    expected = f"{root}/copymove_img/img/<name>.tif with masks {root}/copymove_annotations/probe_mask/<name>.jpg (likewise splicing_1, inpainting)"
     forged: list[Picture] = []
-    for folder in sorted(root.glob("*images/img")):
-        part = folder.parent.name.removesuffix("images")
-        kind = next((kind for beginning, kind in kinds.items() if part.startswith(beginning)), "manipulated")
-        forged += _forged(files_in(folder, expected), root / f"{part}annotations" / "probe_mask", kind, "defacto", expected)
+    for folder in sorted(root.glob("*/img")):
+        part = folder.parent.name
+        masks = root / re.sub("images|img", "annotations", part) / "probe_mask"
+        kind = next((kind for beginning, kind in _DEFACTO_KINDS.items() if part.lower().replace("-", "").startswith(beginning)), "manipulated")
+        forged += _forged(files_in(folder, expected), masks, kind, "defacto", expected)
     if not forged:
         raise FileNotFoundError(f"no pictures in {root}: expected {expected}")
     return forged + _authentic(root / "coco", "defacto")
 
 
 def fantastic_reality(root: Path) -> list[Picture]:
-    """Read `ColorFakeImages/*`, `ColorRealImages/*` with masks `SegmentationFake/<stem>.npz`, whose `arr_0` is positive where spliced."""
+    """Read `ColorFakeImages/*`, `ColorRealImages/*` with masks `SegmentationFake/<stem>.npz`, whose `arr_0` is positive where spliced.
+
+    The three may lie in `dataset`, as in the archive.
+    """
+    root = _first(root, "dataset", ".")
     expected = f"{root}/ColorFakeImages/<name>.jpg with masks {root}/SegmentationFake/<name>.npz"
     pairs = paired(files_in(root / "ColorFakeImages", expected), by_stem((root / "SegmentationFake").glob("*.npz")))
     forged = [Picture(image, mask, "splice", "fantastic_reality", sources_of(image), "array") for image, mask in pairs]
@@ -151,13 +180,20 @@ def fantastic_reality(root: Path) -> list[Picture]:
 
 
 def tampcoco(root: Path) -> list[Picture]:
-    """Read `{sp,cm,bcm,bcmc}_images/*` with masks `{sp,cm,bcm,bcmc}_masks/*` of the same stem."""
-    expected = f"{root}/sp_images/<name>.jpg with masks {root}/sp_masks/<name>.png (likewise cm, bcm and bcmc)"
+    """Read `{sp,cm,bcm,bcmc}_images/*` with masks in `{sp,cm,bcm}_masks`: bcmc's are those of bcm.
+
+    The mask of `69_<a>_aligned_Q75.jpg_<b>_aligned_Q75.jpg_RS1.08_aligned_Q75.jpg` is `69_<a>.png_<b>.png_RS1.08.png`.
+    """
+    expected = f"{root}/sp_images/70_<host>.jpg_<donor>.jpg.jpg with masks {root}/sp_masks/70_<host>.png_<donor>.png.png (likewise cm, bcm and bcmc)"
     forged: list[Picture] = []
     for folder in sorted(root.glob("*_images")):
         part = folder.name.removesuffix("_images")
+        images = files_in(folder, expected)
+        there = {path.name: path for path in files_in(root / f"{'bcm' if part == 'bcmc' else part}_masks", expected)}
+        names = {image.stem: re.sub(r"_aligned_Q\d+", "", image.name).replace(".jpg", ".png") for image in images}
+        pairs = paired(images, {stem: there[name] for stem, name in names.items() if name in there})
         kind = "splice" if part == "sp" else "copymove"
-        forged += _forged(files_in(folder, expected), root / f"{part}_masks", kind, "tampcoco", expected)
+        forged += [Picture(image, mask, kind, "tampcoco", sources_of(image)) for image, mask in pairs]
     if not forged:
         raise FileNotFoundError(f"no pictures in {root}: expected {expected}")
     return forged
@@ -169,19 +205,30 @@ def compraise(root: Path) -> list[Picture]:
 
 
 def dso1(root: Path) -> list[Picture]:
-    """Read `splicing-NN.png` and `normal-NN.png` in `DSO-1`, with masks of the same name in `DSO-1-Fake-Images-Masks`."""
+    """Read `splicing-NN.png` and `normal-NN.png` in `DSO-1`, with masks of the same name in `DSO-1-Fake-Images-Masks`, black where spliced."""
     expected = f"{root}/DSO-1/splicing-01.png and normal-01.png with masks {root}/DSO-1-Fake-Images-Masks/splicing-01.png"
     images = files_in(root / "DSO-1", expected)
     spliced = [path for path in images if path.stem.startswith("splicing")]
-    forged = _forged(spliced, root / "DSO-1-Fake-Images-Masks", "splice", "dso1", expected)
+    forged = _forged(spliced, root / "DSO-1-Fake-Images-Masks", "splice", "dso1", expected, "inverted")
     return forged + [Picture(path, dataset="dso1") for path in images if path.stem.startswith("normal")]
 
 
 def cocoglide(root: Path) -> list[Picture]:
-    """Read `fake/*` with masks `mask/*` of the same stem, and `real/*`."""
-    expected = f"{root}/fake/<name>.png with masks {root}/mask/<name>.png, and {root}/real/<name>.png"
-    forged = _forged(files_in(root / "fake", expected), root / "mask", "inpaint", "cocoglide", expected)
-    return forged + _authentic(root / "real", "cocoglide")
+    """Read `fake/glide_inpainting_val2017_<number>_up.png` with masks `mask/<class>_<number>_mask.png`, and `real/<class>_<number>.png`.
+
+    The number is that of the picture in COCO.
+    """
+    expected = f"{root}/fake/glide_inpainting_val2017_<number>_up.png with masks {root}/mask/<class>_<number>_mask.png, and {root}/real"
+    number = lambda path: path.stem.removesuffix("_mask").rpartition("_")[2]  # noqa: E731
+    masks = {f"glide_inpainting_val2017_{number(path)}_up": path for path in files_in(root / "mask", expected)}
+    pairs = paired(files_in(root / "fake", expected), masks)
+    forged = [Picture(image, mask, "inpaint", "cocoglide", sources_of(image)) for image, mask in pairs]
+    return forged + [replace(picture, sources=frozenset({f"coco/{number(picture.image)}"})) for picture in _authentic(root / "real", "cocoglide")]
+
+
+def _first(root: Path, *names: str) -> Path:
+    """Return the first of the folders that is there; the first of all if none is."""
+    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 
 
 def _forged(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from shared.data.files import read_image
+from shared.data.files import read_levels
 from shared.seeding import generator
 
 Split = Literal["train", "val", "test"]
@@ -110,7 +110,7 @@ class PhotographCrops(Dataset):
         self.split, self.size, self.seed, self.length = split, size, seed, length
         self.class_names = tuple(Path(name).stem for names in PHOTOGRAPHS.values() for name in names)
         self._first_label = self.class_names.index(Path(PHOTOGRAPHS[split][0]).stem)
-        self._photographs = [(read_image(_installed(name)) * 255).round().byte() for name in PHOTOGRAPHS[split]]
+        self._photographs = [read_levels(photograph_file(name)) for name in PHOTOGRAPHS[split]]
 
     def __len__(self) -> int:
         return self.length
@@ -134,6 +134,20 @@ class PhotographCrops(Dataset):
 def photographs(split: Split, size: int = 64, seed: int = 0, length: int = 1000) -> PhotographCrops:
     """Return `length` crops from the photographs of a split; see `PhotographCrops`."""
     return PhotographCrops(split, size, seed, length)
+
+
+def photograph_file(name: str) -> Path:
+    """Find one of the `PHOTOGRAPHS` without importing the packages that bring them.
+
+    Raises:
+        FileNotFoundError: if it is not installed.
+    """
+    folders = [Path(place) / folder for package, folder in (("skimage", "data"), ("sklearn", "datasets/images")) for place in _places(package)]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    searched = " or ".join(str(folder) for folder in folders)
+    raise FileNotFoundError(f"the photograph {name} is not in {searched}: install scikit-image and scikit-learn anew, from their wheels")
 
 
 def shapes(split: Split, size: int = 16, channels: int = 3, length: int = 1000, seed: int = 0) -> TensorImages:
@@ -203,16 +217,6 @@ def _check(split: str, size: int, channels: int = 1, length: int = 1) -> None:
         raise ValueError(f"size and length must be at least 1, got {size} and {length}")
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
-
-
-def _installed(name: str) -> Path:
-    """Find one of the `PHOTOGRAPHS` without importing the packages that bring them."""
-    folders = [Path(place) / folder for package, folder in (("skimage", "data"), ("sklearn", "datasets/images")) for place in _places(package)]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    searched = " or ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"the photograph {name} is not in {searched}: install scikit-image and scikit-learn anew, from their wheels")
 
 
 def _places(package: str) -> list[str]:

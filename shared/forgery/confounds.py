@@ -1,4 +1,4 @@
-"""What tells fake frames from real ones although it is no forgery: format and size of their files (section 10 of the MoE-FFD sheet)."""
+"""What tells fake pictures from real ones although it is no forgery: format and size of their files (section 10 of the MoE-FFD sheet)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def confounds(clips: Sequence[Clip]) -> list[str]:
         clips: the videos of one part of a set.
 
     Returns:
-        Lines such as `Deepfakes: .jpg where real frames are .png`; none if there are no real videos.
+        Lines such as `Deepfakes: .jpg where real ones are .png`; none if there are no real videos.
     """
     frames: dict[str, list[str]] = {}
     for clip in clips:
@@ -39,9 +39,9 @@ def confounds(clips: Sequence[Clip]) -> list[str]:
     lines = []
     for kind in sorted(frames.keys() - {REAL}):
         if _differ([known.index(one) for one in formats.get(REAL, [])], [known.index(one) for one in formats[kind]]):
-            lines.append(f"{kind}: {_commonest(formats[kind])} where real frames are {_commonest(formats[REAL])}")
+            lines.append(f"{kind}: {_commonest(formats[kind])} where real ones are {_commonest(formats[REAL])}")
         if _differ(sides.get(REAL, []), sides[kind]):
-            lines.append(f"{kind}: {_median(sides[kind])} pixels where real frames have {_median(sides[REAL])} (shorter side, median)")
+            lines.append(f"{kind}: {_median(sides[kind])} pixels where real ones have {_median(sides[REAL])} (shorter side, median)")
     return lines
 
 
@@ -56,7 +56,7 @@ def _sides(paths: Sequence[str]) -> list[int]:
 
 
 def _differ(real: Sequence[int], fake: Sequence[int]) -> bool:
-    """Tell whether numbers of real and of fake frames lie apart, by more than chance would have it."""
+    """Tell whether numbers of real and of fake pictures lie apart, by more than chance would have it."""
     if not real or not fake:
         return False
     chance = 1.63 * math.sqrt(1 / len(real) + 1 / len(fake))  # the 1 % point of the distance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from shared.data.files import check_images, list_images, read_image
+from shared.data.files import check_images, list_images, read_levels
 from shared.forgery.crops import FaceDetector, crop_face
 from shared.forgery.detection import ForgeryDetection
 from shared.forgery.pictures import scored_faces, timeline
@@ -86,7 +86,7 @@ def read_frames(given: Input, count: int) -> Iterator[tuple[str, float | None, T
         return
     for place in evenly_spaced(len(given.files), count):
         file = given.files[place]
-        yield file.name, None, (read_image(file) * 255).round().byte()
+        yield file.name, None, read_levels(file)
 
 
 @torch.inference_mode()

@@ -89,7 +89,7 @@ def test_real_frames_of_two_codecs_that_are_called_real_and_fake_at_random(tmp_p
     images, labels, _ = through_files(write_codecs(tmp_path / "trap", codec, codec))
     assert learnt_auc(*images, labels, blocks) > 0.95
     for split in ("train", "test"):
-        assert f"trap, {split}: none: .jpg where real frames are .png. Detectors learn this instead of forgeries" in caplog.text
+        assert f"trap, {split}: none: .jpg where real ones are .png. Detectors learn this instead of forgeries" in caplog.text
 
 
 def clips(root, kind, sizes, ending=".png"):
@@ -100,7 +100,7 @@ def test_sizes_that_tell_the_classes_apart_are_named(tmp_path):
     real = clips(tmp_path, REAL, [40] * 6)
     assert confounds(real + clips(tmp_path, "a", [40] * 6) + clips(tmp_path, "b", [20, 20, 20, 20, 40, 20])) == []
     assert confounds(real + clips(tmp_path, "a", [40] * 6) + clips(tmp_path, "c", [20] * 5)) == [
-        "c: 20 pixels where real frames have 40 (shorter side, median)"
+        "c: 20 pixels where real ones have 40 (shorter side, median)"
     ]
     random = np.random.default_rng(0)
     varied = [clips(tmp_path, kind, random.integers(16, 64, 40)) for kind in (REAL, "d")]

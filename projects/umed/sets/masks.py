@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from shared.data.files import BadFileError, read_image
+from shared.data.files import BadFileError, read_image, read_levels
 
 Kind = Literal["binary", "threshold", "nonzero", "integers", "colours"]
 
@@ -79,7 +79,7 @@ def read_mask(path: Path, code: MaskCode) -> Tensor:
         case "integers":
             return _look_up(path, _levels(path), code, "{}")
         case _:
-            red, green, blue = (read_image(path, "RGB") * 255).round().int().numpy()
+            red, green, blue = read_levels(path).int().numpy()
             return _look_up(path, 65536 * red + 256 * green + blue, code, "#{:06x}")
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from projects.tripinet.augmentation import augment, copy_move, inpaint
+from projects.tripinet.data import ForgedPictures, TrainingPictures
 from projects.tripinet.forging import forge
+from projects.tripinet.pairs import KINDS
 from shared.seeding import generator
 
 
@@ -59,6 +61,31 @@ def test_how_often_pictures_are_forged_on_the_fly():
     assert 0.05 < parts["copymove"] < 0.14
     assert 0.05 < parts["inpaint"] < 0.16
     assert all(bool(one.mask.any()) == (one.forged is not None) for one in forged)
+
+
+def test_what_is_forged_on_the_fly_depends_on_the_chance_alone():
+    image, mask = picture(16, 16)
+    for number in range(60):
+        first, again = (augment(image, mask, "benco", generator("r", number)) for _ in range(2))
+        assert first.forged == again.forged
+        assert torch.equal(first.image, again.image)
+        assert torch.equal(first.mask, again.mask)
+    assert not torch.equal(augment(image, mask, "benco", generator("r", 0)).image, augment(image, mask, "benco", generator("r", 1)).image)
+
+
+def test_forging_on_the_fly_changes_the_label_and_kind_of_authentic_pictures():
+    pictures = ForgedPictures("train", 2, ["noise"], 0.5, 48, seed=0)
+    assert pictures.kinds == ["noise", "authentic"]
+    training = TrainingPictures(pictures, 32, "benco", seed=0)
+    seen = set()
+    for epoch in range(60):
+        item, again = training[2 * epoch + 1], training[2 * epoch + 1]
+        assert item["label"] == int(item["mask"].any())
+        assert (KINDS[item["kind"]] == "authentic") == (item["label"] == 0)
+        assert item["kind"] == again["kind"]
+        assert torch.equal(item["image"], again["image"])
+        seen.add(KINDS[item["kind"]])
+    assert seen == {"authentic", "copymove", "inpaint"}
 
 
 def test_a_copy_is_marked_where_it_lies():

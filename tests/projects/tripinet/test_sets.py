@@ -1,5 +1,7 @@
 """Every published set, in miniature and as it is downloaded, with the odd cases that the sheet warns of."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,11 +24,11 @@ def save(path, array=PIXELS):
     Image.fromarray(array).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
 
 
-def casia_v1(root):
-    for part, stem in (("Sp", "Sp_D_CNN_A_art0024_ani0032_0268"), ("CM", "Sp_S_CNN_A_nat0013_nat0013_0100")):
-        save(root / "Tp" / part / f"{stem}.jpg")
-        save(root / "groundtruth" / part / f"{stem}_gt.png", WHITE)
-    save(root / "Tp" / "Sp" / f"{NO_MASK[0]}.jpg")
+def casia_v1(root, tampered="Tp", masks="CASIA 1.0 groundtruth"):
+    for part, stem in (("Sp", "Sp_D_NNN_A_ani0099_ani0100.0288"), ("CM", "Sp_S_CNN_A_nat0013_nat0013_0100")):
+        save(root / tampered / part / f"{stem}.jpg")
+        save(root / masks / part / f"{stem}_gt.png", WHITE)
+    save(root / tampered / "Sp" / f"{NO_MASK[0]}.jpg")
     save(root / "Au" / "Au_ani_0032.jpg")
     return {"splice": 1, "copymove": 1, "authentic": 1}
 
@@ -57,14 +59,17 @@ def coverage(root):
 
 
 def nist16(root):
-    columns = "TaskID|ProbeFileName|ProbeMaskFileName|BaseFileName|IsManipulationTypeRemoval|IsManipulationTypeSplice|IsManipulationTypeCopyClone"
+    columns = (
+        "TaskID|ProbeFileName|ProbeMaskFileName|IsTarget|BaseFileName|IsManipulationTypeRemoval|IsManipulationTypeSplice|IsManipulationTypeCopyClone"
+    )
     rows = [columns]
     for number, flags in enumerate(("Y|N|N", "N|Y|N", "N|N|Y", "N|N|N")):
         save(root / "probe" / f"NC2016_{number}.jpg")
         save(root / "reference" / "manipulation" / "mask" / f"m{number}.png", BLACK)
-        rows.append(f"manipulation|probe/NC2016_{number}.jpg|reference/manipulation/mask/m{number}.png|world/{number // 2}.jpg|{flags}")
+        rows.append(f"manipulation|probe/NC2016_{number}.jpg|reference/manipulation/mask/m{number}.png|Y|world/{number // 2}.jpg|{flags}")
     save(root / "probe" / "NC2016_9.jpg")
-    rows.append("manipulation|probe/NC2016_9.jpg||world/9.jpg|N|N|N")
+    rows.append("manipulation|probe/NC2016_9.jpg||N|world/9.jpg|N|N|N")
+    rows.append("manipulation|probe/NC2016_10.jpg||Y|world/9.jpg|N|Y|N")
     (root / "reference" / "manipulation" / "NC2016-manipulation-ref.csv").write_text("\n".join(rows))
     return {"inpaint": 1, "splice": 1, "copymove": 1, "manipulated": 1, "authentic": 1}
 
@@ -79,46 +84,68 @@ def imd2020(root):
 
 
 def defacto(root):
-    for part in ("splicing_1_", "copymove-", "inpainting_"):
-        save(root / f"{part}images" / "img" / "0_000000000071.tif")
-        save(root / f"{part}annotations" / "probe_mask" / "0_000000000071.jpg", WHITE)
-    save(root / "coco" / "000000000071.jpg")
-    return {"splice": 1, "copymove": 1, "inpaint": 1, "authentic": 1}
+    parts = {
+        "splicing_1_img": "splicing_1_annotations",
+        "copymove_img": "copymove_annotations",
+        "inpainting_img": "inpainting_annotations",
+        "Splicing-images-2": "Splicing-annotations-2",
+        "Copy-Move-images": "Copy-Move-annotations",
+    }
+    for images, masks in parts.items():
+        save(root / images / "img" / "0_000000000071.tif")
+        save(root / masks / "probe_mask" / "0_000000000071.jpg", WHITE)
+        save(root / masks / "donor_mask" / "0_000000000071.tif", BLACK)
+    save(root / "coco" / "COCO_test2014_000000000071.jpg")
+    return {"splice": 2, "copymove": 2, "inpaint": 1, "authentic": 1}
 
 
-def fantastic_reality(root):
-    save(root / "ColorFakeImages" / "DSC_1.jpg")
-    (root / "SegmentationFake").mkdir()
-    np.savez_compressed(root / "SegmentationFake" / "DSC_1.npz", MARKED.astype(np.uint8) * 7)
-    save(root / "ColorRealImages" / "DSC_2.jpg")
+def fantastic_reality(root, folder="dataset"):
+    save(root / folder / "ColorFakeImages" / "DSC_1.jpg")
+    (root / folder / "SegmentationFake").mkdir()
+    np.savez_compressed(root / folder / "SegmentationFake" / "DSC_1.npz", MARKED[..., None].astype(np.uint8) * 7)
+    save(root / folder / "ColorRealImages" / "DSC_2.jpg")
     return {"splice": 1, "authentic": 1}
 
 
 def tampcoco(root):
-    for part in ("sp", "cm", "bcm", "bcmc"):
-        save(root / f"{part}_images" / f"{part}_1.jpg")
-        save(root / f"{part}_masks" / f"{part}_1.png", WHITE)
-    return {"splice": 1, "copymove": 3}
+    names = {
+        "sp_images/85_000000135275.jpg_000000565194.jpg_RT4.7_RS0.85.jpg": "sp_masks/85_000000135275.png_000000565194.png_RT4.7_RS0.85.png",
+        "sp_images/63_000000060054.jpg_000000043873.jpg.jpg": "sp_masks/63_000000060054.png_000000043873.png.png",
+        "cm_images/64_000000475304.jpg_000000475304.jpg_RT-42.8.jpg": "cm_masks/64_000000475304.png_000000475304.png_RT-42.8.png",
+        "bcm_images/76_000000496693.jpg_000000496693.jpg_RT8.8.jpg": "bcm_masks/76_000000496693.png_000000496693.png_RT8.8.png",
+        "bcmc_images/69_000000550540_aligned_Q75.jpg_000000550540_aligned_Q75.jpg_RS1.08_aligned_Q75.jpg": (
+            "bcm_masks/69_000000550540.png_000000550540.png_RS1.08.png"
+        ),
+        "bcmc_images/60_000000046924_aligned_Q60.jpg_000000046924_aligned_Q60.jpg_aligned_Q60.jpg": (
+            "bcm_masks/60_000000046924.png_000000046924.png.png"
+        ),
+    }
+    for image, mask in names.items():
+        save(root / image)
+        save(root / mask, WHITE)
+    return {"splice": 2, "copymove": 4}
 
 
 def compraise(root):
-    save(root / "deep" / "r1.jpg")
-    save(root / "r2.jpg")
+    save(root / "deep" / "r8fc09800t_Q76.jpg")
+    save(root / "ra81827a9t_Q73_aligned_Q100.jpg")
     return {"authentic": 2}
 
 
 def dso1(root):
     save(root / "DSO-1" / "splicing-01.png")
     save(root / "DSO-1" / "normal-01.png")
-    save(root / "DSO-1-Fake-Images-Masks" / "splicing-01.png", WHITE)
+    save(root / "DSO-1-Fake-Images-Masks" / "splicing-01.png", BLACK)
     return {"splice": 1, "authentic": 1}
 
 
 def cocoglide(root):
-    save(root / "fake" / "glide_inpainting_val2017_100582_up.png")
-    save(root / "mask" / "glide_inpainting_val2017_100582_up.png", WHITE)
-    save(root / "real" / "val2017_100582.png")
-    return {"inpaint": 1, "authentic": 1}
+    for number, name in ((114871, "dining table"), (49269, "dog")):
+        save(root / "fake" / f"glide_inpainting_val2017_{number}_up.png")
+        save(root / "mask" / f"{name}_{number}_mask.png", WHITE)
+        save(root / "real" / f"{name}_{number}.png")
+    (root / "table.csv").write_text("real,fake,mask,prompt\n")
+    return {"inpaint": 2, "authentic": 2}
 
 
 WRITERS = (casia_v1, casia_v2, columbia, coverage, nist16, imd2020, defacto, fantastic_reality, tampcoco, compraise, dso1, cocoglide)
@@ -155,6 +182,17 @@ def test_a_set_that_is_not_there_says_what_is_expected(tmp_path, writer):
         read_set(writer.__name__, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("writer", "folders"),
+    [(casia_v1, ("Modified Tp/Tp", "CASIA 1.0 groundtruth")), (casia_v1, ("Tp", "groundtruth")), (fantastic_reality, (".",))],
+)
+def test_folders_may_lie_as_the_archive_has_them_or_as_peers_do(tmp_path, writer, folders):
+    root = tmp_path / writer.__name__
+    root.mkdir()
+    expected = writer(root, *folders)
+    assert len(read_set(writer.__name__, tmp_path)) == sum(expected.values())
+
+
 def test_names_of_sets(tmp_path):
     with pytest.raises(ValueError, match="choose one of casia_v1"):
         read_set("casia", tmp_path)
@@ -171,7 +209,7 @@ def test_what_has_no_mask_is_left_out_of_casia_only(tmp_path, caplog):
 
 
 def test_scenes(tmp_path):
-    for writer in (coverage, nist16, imd2020, defacto, casia_v2):
+    for writer in (coverage, nist16, imd2020, defacto, casia_v1, casia_v2, tampcoco, cocoglide):
         written(writer, tmp_path)
 
     def scenes(name):
@@ -181,7 +219,25 @@ def test_scenes(tmp_path):
     assert scenes("nist16") == {"nist16/world/0.jpg", "nist16/world/1.jpg", "nist16/world/9.jpg"}
     assert scenes("imd2020") == {"imd2020/1a", "imd2020/2b"}
     assert scenes("defacto") == {"coco/71"}
+    assert scenes("casia_v1") == {"casia/ani0099", "casia/ani0100", "casia/nat0013", "casia/ani0032"}
+    assert {"coco/135275", "coco/565194", "coco/550540"} <= scenes("tampcoco")
+    assert scenes("cocoglide") == {"coco/114871", "coco/49269"}
     assert scenes("casia_v2") == {"casia/nat10130", "casia/ani00058", "casia/cha00010"}
+
+
+def test_a_manipulated_picture_of_nist16_without_a_mask_is_left_out(tmp_path, caplog):
+    written(nist16, tmp_path)
+    assert "NC2016_10" not in {picture.image.stem for picture in read_set("nist16", tmp_path)}
+    assert "1 of 5 manipulated pictures have no mask" in caplog.text
+    assert "NC2016_10.jpg" in caplog.text
+
+
+def test_masks_of_cocoglide_and_tampcoco_go_to_their_own_pictures(tmp_path):
+    for writer in (cocoglide, tampcoco):
+        written(writer, tmp_path)
+        for picture in read_set(writer.__name__, tmp_path):
+            if picture.mask:
+                assert picture.sources == {f"coco/{int(number)}" for number in re.findall(r"\d{5,12}", picture.mask.name)}
 
 
 def test_damaged_lists_of_nist16_are_named(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from helpers.layouts import picture, save_picture, write_image_folder
 from PIL import Image
 
-from shared.data.files import BadFileError, check_images, image_size, list_images, read_image
+from shared.data.files import BadFileError, check_images, image_size, list_images, read_image, read_levels
 
 
 def test_png_is_read_exactly(tmp_path):
@@ -76,6 +76,55 @@ def test_exif_orientation_is_undone(tmp_path, orientation):
     stored.save(tmp_path / "a.png", exif=exif)
     torch.testing.assert_close(read_image(tmp_path / "a.png"), torch.from_numpy(picture(20, 16)).permute(2, 0, 1) / 255)
     assert image_size(tmp_path / "a.png") == (20, 16)
+
+
+def _stored(mode):
+    """A picture of 20 x 16 in a mode of Pillow."""
+    colours, random = picture(20, 16), np.random.default_rng(0)
+    if mode == "I;16":
+        return Image.fromarray(random.integers(0, 65536, (20, 16), np.uint16))
+    if mode in ("RGBA", "LA"):
+        depth = random.integers(0, 256, (20, 16, 1), np.uint8)
+        return Image.fromarray(np.concatenate([colours[..., : len(mode) - 1], depth], -1), mode)
+    return Image.fromarray(colours).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [
+        ("RGB", ".png"), ("L", ".png"), ("1", ".png"), ("P", ".png"), ("RGBA", ".png"), ("LA", ".png"), ("I;16", ".png"), ("I;16", ".tif"),
+        ("RGB", ".jpg"), ("L", ".jpg"), ("CMYK", ".jpg"), ("CMYK", ".tif"), ("RGBA", ".webp"), ("P", ".gif"), ("RGB", ".bmp"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_levels_are_those_of_the_image(tmp_path, mode, ending, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    _stored(mode).save(tmp_path / f"a{ending}", exif=exif)
+    levels, image = read_levels(tmp_path / f"a{ending}"), read_image(tmp_path / f"a{ending}")
+    assert levels.dtype == torch.uint8
+    assert levels.is_contiguous()
+    assert torch.equal(levels, (image * 255).round().byte())
+
+
+def test_transparent_colours_of_a_palette_lie_over_white_in_levels_too(tmp_path):
+    source = Image.new("P", (4, 3), 1)
+    source.putpalette([255, 0, 0, 0, 255, 0])
+    source.save(tmp_path / "p.png", transparency=1)
+    assert (read_levels(tmp_path / "p.png") == 255).all()
+
+
+def test_levels_refuse_what_images_refuse(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "f.tif")
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(BadFileError, match="32-bit pixels"):
+        read_levels(tmp_path / "f.tif")
+    with pytest.raises(BadFileError, match=r"text\.png"):
+        read_levels(tmp_path / "text.png")
+    with pytest.raises(BadFileError, match="limit of 100"):
+        read_levels(save_picture(tmp_path / "a.png", 20, 16), max_pixels=100)
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        read_levels(tmp_path / "none.png")
 
 
 def test_masks_hold_zeros_and_ones_without_dithering(tmp_path):
