@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import inspect
 from pathlib import Path
@@ -58,6 +59,15 @@ def spell_out(options: list[str], switches: set[str]) -> list[str]:
     """Write switches that are given without a value as `--name=true`."""
     following = [*options[1:], "--"][: len(options)]
     return [f"{option}=true" if option in switches and after.startswith("-") else option for option, after in zip(options, following, strict=True)]
+
+
+def named(value: str | Path) -> list[Path]:
+    """Return the file or folder that a user names, or the files that a pattern such as `inbox/*.jpg` matches, in order."""
+    path = Path(value).expanduser()
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    found = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - the pattern may be absolute
+    return sorted(match for match in found if match.is_file()) or [path]
 
 
 def as_list(value: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from shared.arguments import SUPPLIED, as_list, extract, fingerprint_of, first_option, spell_out, switches_of, verbs_of
+from shared.arguments import SUPPLIED, as_list, extract, fingerprint_of, first_option, named, spell_out, switches_of, verbs_of
 from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
 from shared.distributed import rank
@@ -340,8 +340,8 @@ class ProjectCLI(LightningCLI):
     def _inputs(self, kwargs: dict[str, Any]) -> dict[str, Path]:
         """Return the files and folders that a verb works on: those it was given, and the run's weights unless it was given others."""
         names = ("ckpt_path", *sorted(self._trainer_type.outside | self._trainer_type.reads))
-        files = {name: as_list(kwargs[name]) for name in names if kwargs.get(name)}
-        given = {name if not number else f"{name}-{number}": Path(file) for name, each in files.items() for number, file in enumerate(each)}
+        files = {name: [path for value in as_list(kwargs[name]) for path in named(value)] for name in names if kwargs.get(name)}
+        given = {name if not number else f"{name}-{number}": file for name, each in files.items() for number, file in enumerate(each)}
         own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline"}
         return given | ({} if "ckpt_path" in given else {name: path for name, path in own.items() if path.exists()})
 

@@ -72,7 +72,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(error.errno, f"no room left to write {path}: free some space there, then run the command again with --resume") from error
+            advice = "free some space there, then run the command again; training goes on with --resume"
+            raise OSError(error.errno, f"no room left to write {path}: {advice}") from error
         raise
     finally:
         remove(temporary)
@@ -122,7 +123,7 @@ def claim_folder(folder: Path | str, mark: str, source: Path | str | None = None
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file in one piece or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
 
 
 def write_json(path: Path | str, content: Any) -> None:
@@ -136,7 +137,7 @@ def digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     parts = [f"{file.relative_to(path).as_posix()}={digest(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def git_commit() -> str | None:

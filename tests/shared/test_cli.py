@@ -1,11 +1,14 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers.toy import write_toy
+
+from shared.arguments import named
 
 
 @pytest.fixture
@@ -215,3 +218,14 @@ def test_an_interrupted_verb_says_how_to_go_on(toy, capsys, tmp_path, run_folder
     assert f"go on with: lightning run projects/toy_paper/cli.py judge {tmp_path}/line.pt --code 130 --resume --run stopped" in text
     [stage] = json.loads((run_folder / "toy_paper" / "stopped" / "manifest.json").read_text())["stages"]
     assert stage["status"] == "interrupted"
+
+
+def test_files_are_named_or_matched_by_a_pattern(tmp_path, monkeypatch):
+    for name in ("b/1.jpg", "a/2.jpg", "a/1.jpg", "a/3.png", "[x].jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert named(f"{tmp_path}/*/*.jpg") == [tmp_path / name for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg")]
+    assert named("~/a") == [tmp_path / "a"]
+    assert named(tmp_path / "[x].jpg") == [tmp_path / "[x].jpg"]  # what is there is meant
+    assert named("nowhere/*.jpg") == [Path("nowhere/*.jpg")]

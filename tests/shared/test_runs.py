@@ -66,6 +66,16 @@ def test_a_full_disk_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_that_are_no_text_can_be_hashed_and_written_down(tmp_path):
+    try:
+        (tmp_path / "caf\udce9.png").write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes only text for names")
+    assert len(digest(tmp_path)) == 16
+    write_json(tmp_path / "names.json", ["caf\udce9.png"])
+    assert json.loads((tmp_path / "names.json").read_text()) == ["caf\udce9.png"]
+
+
 def test_digests_tell_files_and_folders_apart(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert digest(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()[:16]
