@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -15,18 +16,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from projects.tripinet.augmentation import Augmentation, augment
 from projects.tripinet.forging import FORGERIES, IN_PLACE, forge, kind_at
-from projects.tripinet.leaks import guard
+from projects.tripinet.leaks import guard, leaks
 from projects.tripinet.lists import read_lists
 from projects.tripinet.mixture import MixtureSampler
 from projects.tripinet.pairs import AUTHENTIC, KINDS, Picture, check_pairs, read_pair
 from projects.tripinet.sets import SETS, read_set
+from projects.tripinet.splits import check_manipulated, clips, divided
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
 from shared.data.offline import Split
 from shared.distributed import UnpaddedSampler
 from shared.forgery.confounds import confounds
-from shared.forgery.sets import REAL, Clip, Video
-from shared.forgery.splits import OnLeak, divide
+from shared.forgery.splits import OnLeak
 from shared.seeding import generator
 
 Sets = dict[str, list[Picture]]
@@ -58,6 +59,10 @@ class PictureFiles:
         """Return (3, H, W) uint8, the mask (1, H, W) uint8 and the kind."""
         return *read_pair(self.pictures[index], self.mask_fix), self.pictures[index].kind
 
+    def format_of(self, index: int) -> str:
+        """Return the ending of the picture's file, in lower case."""
+        return self.pictures[index].image.suffix.lower().lstrip(".")
+
 
 class ForgedPictures:
     """Pictures of `forge`, made once and held in memory.
@@ -84,9 +89,16 @@ class ForgedPictures:
         """Return (3, S, S) uint8, the mask (1, S, S) uint8 and the kind."""
         return self.images[index], self.masks[index], self.kinds[index]
 
+    def format_of(self, index: int) -> str:
+        """Return what pictures that lie in no file count as."""
+        return "memory"
+
 
 class WholePictures(Dataset):
-    """Pictures as they are; items are `image` (3, H, W) uint8, `mask` (1, H, W) uint8 of 0 and 1, `label`, `kind` (place in `KINDS`) and `index`."""
+    """Pictures as they are.
+
+    Items are `image` (3, H, W) uint8, `mask` (1, H, W) uint8 of 0 and 1, `label`, `kind` (place in `KINDS`), `index`, and the file's `format`.
+    """
 
     def __init__(self, pictures: PictureFiles | ForgedPictures) -> None:
         self.pictures = pictures
@@ -95,11 +107,11 @@ class WholePictures(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return _item(*self.pictures.read(index), index)
+        return _item(*self.pictures.read(index), index) | {"format": self.pictures.format_of(index)}
 
 
 class TrainingPictures(Dataset):
-    """Squares of augmented pictures, with the items of `WholePictures`; a square that holds no manipulated pixel is authentic.
+    """Squares of augmented pictures, with the items of `WholePictures` but `format`; a square that holds no manipulated pixel is authentic.
 
     An index i stands for picture i modulo N in epoch i // N (integer division), N being `len()`: see `MixtureSampler`.
 
@@ -166,24 +178,9 @@ def resized(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return image, (share > 0.5).byte()
 
 
-def divided(pictures: Sequence[Picture], fraction: float, seed: int) -> tuple[list[Picture], list[Picture]]:
-    """Divide pictures so that no source is in both parts; see `shared.forgery.splits.divide`.
-
-    Raises:
-        ValueError: if all of them share sources, so that they cannot be divided.
-    """
-    by_path = {str(picture.image): picture for picture in pictures}
-    try:
-        parts = divide(_clips(pictures), fraction, seed)
-    except ValueError as error:
-        raise ValueError(f"{len(pictures)} pictures of {pictures[0].dataset} share their sources and cannot be divided: add some") from error
-    first, second = ([by_path[clip.video.name] for clip in part] for part in parts)
-    return first, second
-
-
-def _clips(pictures: Sequence[Picture]) -> list[Clip]:
-    kind = {AUTHENTIC: REAL}
-    return [Clip(Video(one.dataset, kind.get(one.kind, one.kind), str(one.image), one.sources), (str(one.image),)) for one in pictures]
+def _plain(name: str) -> str:
+    """Return the name of a set, which may be a path, as the names of measures and files have it."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "set"
 
 
 class ManipulationData(DataModule):
@@ -264,8 +261,8 @@ class ManipulationData(DataModule):
         super().__init__(source, root, batch_size, num_workers, seed)
         self.save_hyperparameters(logger=False)
         self.options: Any = self.hparams
-        self.size = size or (96 if source == "procedural" else 512)
-        self.per_set = per_set or (_CAT_PICTURES if source == "cat" else None)
+        self.size = size if size is not None else 96 if source == "procedural" else 512
+        self.per_set = _CAT_PICTURES if per_set is None and source == "cat" else per_set
         self.kinds = list(IN_PLACE) if kinds is None else kinds
         self._check()
 
@@ -316,10 +313,17 @@ class ManipulationData(DataModule):
     def _files(self) -> tuple[PictureFiles, PictureFiles, dict[str, PictureFiles]]:
         options = self.options
         train, val, tests = self._split()
-        held_out = [picture for pictures in (*tests.values(), val) for picture in pictures]
-        train = {name: guard(pictures, held_out, options.on_leak, options.leak_distance) for name, pictures in train.items()}
+        tested = [picture for pictures in tests.values() for picture in pictures]
+        if options.val is None:
+            val = guard(val, tested, options.on_leak, options.leak_distance)
+        elif shared := leaks(val, tested, options.leak_distance):
+            advice = "the best epoch and the threshold are then chosen on what is tested: divide them otherwise"
+            _log.warning("%d of %d pictures of data.val share something with test pictures; %s", len(shared), len(val), advice)
+        train = {name: guard(pictures, [*tested, *val], options.on_leak, options.leak_distance) for name, pictures in train.items()}
+        check_manipulated("validation", val, "by them the best epoch and the threshold are chosen: set data.val, or another data.seed")
+        check_manipulated("training", [picture for pictures in train.values() for picture in pictures], "add some to data.train")
         for name, pictures in train.items():
-            if differences := confounds(_clips(pictures)):
+            if differences := confounds(clips(pictures)):
                 _log.warning("%s: %s. A network can learn this instead of traces: look at results by format", name, "; ".join(differences))
         self._sizes = [len(pictures) for pictures in train.values()]
         learnt = [picture for pictures in train.values() for picture in pictures]
@@ -345,15 +349,28 @@ class ManipulationData(DataModule):
     def _open(self, names: Sequence[str]) -> Sets:
         sets: Sets = {}
         for name in names:
-            sets |= {name: read_set(name, self.root)} if name in SETS else read_lists(self.root / Path(name).expanduser())
+            found = {name: read_set(name, self.root)} if name in SETS else read_lists(self.root / Path(name).expanduser())
+            for label, pictures in found.items():
+                if _plain(label) in sets:
+                    raise ValueError(f"two of the sets {', '.join(names)} are called {_plain(label)}: rename one, for results go by these names")
+                sets[_plain(label)] = pictures
         fix = self.options.mask_fix
         return {name: check_pairs(pictures, self.options.on_bad_file, fix) for name, pictures in sets.items()}
 
     # ---- the loaders
 
     def train_dataloader(self) -> DataLoader:
-        """Return the shuffled loader, whose sets are mixed anew in every epoch."""
-        return self.training_loader(self.train_set, sampler=MixtureSampler(self._sizes, self.per_set, self.seed))
+        """Return the shuffled loader, whose sets are mixed anew in every epoch.
+
+        Raises:
+            ValueError: if an epoch has fewer pictures than a batch, or see `DataModule.training_loader`.
+        """
+        sampler = MixtureSampler(self._sizes, self.per_set, self.seed)
+        if sum(sampler.counts) < self.batch_size:
+            raise ValueError(
+                f"data.batch_size {self.batch_size} is larger than an epoch of {sum(sampler.counts)} pictures: lower it, or add pictures"
+            )
+        return self.training_loader(self.train_set, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of every validation picture once, in order."""

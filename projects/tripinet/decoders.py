@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,12 @@ def resize(features: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def mean_of_resized(features: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the means of `resize(features, size)`, (B, C, h, w) -> (B, C); where sides grow by whole factors, they are those of the features."""
+    is_whole = all(new % old == 0 for new, old in zip(size, features.shape[2:], strict=True))
+    return (features if is_whole else resize(features, size)).mean((2, 3))
+
+
 class SqueezeExcitation(nn.Module):
     """Z w + Z with channel weights w = sigmoid(W2 relu(W1 mean(Z))), (B, C, H, W) -> (B, C, H, W); C / 16 features, at least 8, lie between."""
 
@@ -29,9 +35,12 @@ class SqueezeExcitation(nn.Module):
         hidden = max(8, channels // 16)
         self.weigh = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels), nn.Sigmoid())
 
+    def factors(self, means: Tensor) -> Tensor:
+        """Return 1 + w of the channels' means, (B, C) -> (B, C, 1, 1)."""
+        return 1 + self.weigh(means)[:, :, None, None]
+
     def forward(self, features: Tensor) -> Tensor:
-        weights = self.weigh(features.mean((2, 3)))  # (B, C)
-        return features * (1 + weights[:, :, None, None])
+        return features * self.factors(features.mean((2, 3)))
 
 
 class Decoder(nn.Module):
@@ -62,6 +71,8 @@ class Decoder(nn.Module):
 class Integration(Decoder):
     """Dec_i = CBR(3)(SE(cat(lateral_i, deeper outputs))), all sizes being stage i's.
 
+    Channels are weighed before they are enlarged, which gives the same at a fraction of the positions.
+
     Args:
         channels, width, norm: see `Decoder`.
         is_progressive: take all deeper outputs rather than the next one only.
@@ -72,12 +83,17 @@ class Integration(Decoder):
         super().__init__(channels, width, norm)
         self.reach = STAGES - 1 if is_progressive else 1
         inputs = [width * (1 + min(self.reach, STAGES - 1 - number)) for number in range(STAGES)]
-        self.excite = nn.ModuleList(SqueezeExcitation(size) if excites else nn.Identity() for size in inputs)
+        self.excite = nn.ModuleList(SqueezeExcitation(size) for size in inputs) if excites else None
         self.merge = nn.ModuleList(cbr(3, size, width, norm) for size in inputs)
 
     def step(self, number: int, lateral: Tensor, deeper: list[Tensor]) -> Tensor:
-        parts = [lateral, *(resize(output, lateral.shape[2:]) for output in deeper[: self.reach])]
-        return self.merge[number](self.excite[number](torch.cat(parts, dim=1)))
+        size = lateral.shape[2:]
+        parts = [lateral, *deeper[: self.reach]]
+        if self.excite is not None:
+            means = torch.cat([mean_of_resized(part, size) for part in parts], dim=1)
+            factors = cast(SqueezeExcitation, self.excite[number]).factors(means).chunk(len(parts), dim=1)
+            parts = [part * factor for part, factor in zip(parts, factors, strict=True)]
+        return self.merge[number](torch.cat([parts[0], *(resize(part, size) for part in parts[1:])], dim=1))
 
 
 class FPN(Decoder):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from projects.tripinet.blocks import Norm, cbr, check_norm, group_norms_
 from projects.tripinet.forensics import FrontEnd
 from shared.backbones.factory import build_backbone
+from shared.checkpoints import load_tensors
 
 Encoder = Literal["tiny", "small", "resnet18", "resnet50"]
 """Names of the encoders, see `build_encoder`."""
@@ -64,6 +65,8 @@ class ResNetEncoder(nn.Module):
         if norm == "frozen" and weights is None:
             raise ValueError("frozen norms keep the statistics of weights, but there are none: give weights, or choose the norm group")
         net = cast(Any, build_backbone(name, weights, features_only=True, out_indices=(1, 2, 3, 4), in_chans=maps if weights is None else 3))
+        if weights is not None:
+            _check_fit(net, name, weights)
         if weights is not None and not is_rgb:
             _widen_(net.conv1, maps)
         self.widths, self.strides = tuple(net.feature_info.channels()), tuple(net.feature_info.reduction())
@@ -71,6 +74,13 @@ class ResNetEncoder(nn.Module):
 
     def forward(self, maps: Tensor) -> list[Tensor]:
         return self.net(maps)
+
+
+def _check_fit(net: nn.Module, name: str, weights: str) -> None:
+    """Refuse weights of another network, of which timm takes what has the right name, and leaves the rest random."""
+    lacking = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")} - load_tensors(weights).keys()
+    if lacking:
+        raise ValueError(f"the weights in {weights} do not fit {name}: {len(lacking)} are missing, such as {min(lacking)}")
 
 
 def _widen_(convolution: nn.Conv2d, maps: int) -> None:

@@ -148,11 +148,13 @@ class DualAttention(nn.Module):
         query, key, value = self._tokens(features, guide)
         with torch.autocast(features.device.type, enabled=False):
             blank = value.shape[2] - query.shape[2]  # kernels that keep no N x M matrix want one width and one head; zeros add nothing to the logits
-            padded = (F.pad(query, [0, blank])[:, None], F.pad(key, [0, blank])[:, None], value.contiguous()[:, None])
+            weighted = (self.position_gamma * value).contiguous()  # gamma on the keys' side, where there are few positions
+            padded = (F.pad(query, [0, blank])[:, None], F.pad(key, [0, blank])[:, None], weighted[:, None])
             position = F.scaled_dot_product_attention(*padded, scale=1.0)[:, 0]  # (B, N, C)
-            channel = self._channel_weights(features, guide) @ at_least_float32(features.flatten(2))  # (B, C, N)
-        attended = self.position_gamma * position.mT + self.channel_gamma * channel
-        return attended.unflatten(2, features.shape[2:]).to(features.dtype) + 2 * features
+            tokens = at_least_float32(features.flatten(2).mT)  # (B, N, C)
+            weights = self.channel_gamma * self._channel_weights(features, guide)  # (B, C, C)
+            attended = torch.baddbmm(position, tokens, weights.mT).add_(tokens, alpha=2)
+        return attended.unflatten(1, features.shape[2:]).movedim(3, 1).to(features.dtype)  # channels last
 
     def attention(self, features: Tensor, guide: Tensor) -> Attention:
         """Return the weights of positions and channels, in float32."""

@@ -1,28 +1,17 @@
-"""What training and test pictures share: names, sources, and pictures that look alike (sections 4 and 11 of the sheet).
-
-The hash is our own: ten lines of a cosine transform, where a package for it would bring wavelets and a second reader of image files.
-"""
+"""What training and test pictures share: names, sources, and pictures that look alike (sections 4 and 11 of the sheet)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from projects.tripinet.pairs import Picture
-from shared.data.files import first_few, read_image
+from shared.data.files import first_few
+from shared.data.looks import alike, are_alike
 from shared.forgery.splits import OnLeak
 
-_SIDE, _KEPT = 32, 8
-_FLAT = 1 / 255  # standard deviation, below which a picture has nothing to hash
 _SAME_NAME = 12  # bits; a forgery and its original differ in more than two copies do, and any two pictures in about 32
-_ROWS = 1024
 _log = logging.getLogger(__name__)
 
 
@@ -57,11 +46,11 @@ def leaks(train: Sequence[Picture], test: Sequence[Picture], distance: int | Non
     for picture in test:
         stems.setdefault(picture.image.stem, []).append(picture)
     sources = {source: picture for picture in test for source in picture.sources}
-    looks = _alike(train, test, distance) if distance is not None and train and test else {}
+    looks = {} if distance is None else alike([picture.image for picture in train], [picture.image for picture in test], distance)
     found = []
     for number, picture in enumerate(train):
         shared = next((sources[source] for source in sorted(picture.sources) if source in sources), None)
-        namesake = next((one for one in stems.get(picture.image.stem, ()) if _are_alike(picture, one)), None)
+        namesake = next((one for one in stems.get(picture.image.stem, ()) if are_alike(picture.image, one.image, _SAME_NAME)), None)
         if namesake is not None:
             found.append(Leak(picture, namesake, "name"))
         elif shared is not None:
@@ -101,41 +90,3 @@ def guard(train: Sequence[Picture], test: Sequence[Picture], on_leak: OnLeak = "
     if not kept:
         raise ValueError(f"all {len(train)} training pictures share something with test pictures: learn from another set, or set data.on_leak: keep")
     return kept
-
-
-def look_hash(path: Path) -> int:
-    """Hash what a picture looks like: the signs, about their median, of its 63 lowest cosine coefficients but the mean, at 32 x 32 pixels of grey.
-
-    Returns:
-        63 bits; 0 for a picture without structure, which is like no other.
-    """
-    grey = read_image(path, "L")[None]
-    small = F.interpolate(grey, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False, antialias=True)[0, 0].double().numpy()
-    if small.std() < _FLAT:
-        return 0
-    frequencies, places = np.arange(_KEPT)[:, None], np.arange(_SIDE) + 0.5
-    cosines = np.cos(np.pi * frequencies * places / _SIDE)
-    lowest = (cosines @ small @ cosines.T).ravel()[1:]
-    return int("".join("1" if value > np.median(lowest) else "0" for value in lowest), 2)
-
-
-def _are_alike(one: Picture, other: Picture) -> bool:
-    hashes = look_hash(one.image), look_hash(other.image)
-    return 0 not in hashes and (hashes[0] ^ hashes[1]).bit_count() <= _SAME_NAME
-
-
-def _alike(train: Sequence[Picture], test: Sequence[Picture], distance: int) -> dict[int, int]:
-    """Map the numbers of training pictures to that of a test picture that looks like them."""
-    hashes, held_out = (_hashes(pictures) for pictures in (train, test))
-    alike: dict[int, int] = {}
-    for start in range(0, len(hashes), _ROWS):
-        rows = hashes[start : start + _ROWS]
-        differ = np.bitwise_count(rows[:, None] ^ held_out)
-        near = (differ <= distance) & (rows[:, None] != 0) & (held_out != 0)
-        alike |= {start + int(row): int(near[row].argmax()) for row in near.any(1).nonzero()[0]}
-    return alike
-
-
-def _hashes(pictures: Sequence[Picture]) -> NDArray[np.uint64]:
-    with ThreadPoolExecutor() as pool:
-        return np.array(list(pool.map(lambda picture: look_hash(picture.image), pictures)), dtype=np.uint64)

@@ -190,12 +190,16 @@ class LocalisationMetrics:
         }
         return measures | dict(zip(("trufor_f1", "trufor_f1_best"), trufor_f1(p, y), strict=True)) if self.trufor else measures
 
+    def gathered_rows(self) -> list[Row]:
+        """Return the rows of the pictures of all processes."""
+        return gather_objects(self.rows)
+
     def compute(self) -> dict[str, float]:
         """Return all measures of all pictures of all processes by their names; NaN for those that need what was not there.
 
         `undefined_auc` counts manipulated pictures without a curve, all of whose pixels are manipulated; they are left out of `pixel_auc`.
         """
-        rows = gather_objects(self.rows)
+        rows = self.gathered_rows()
         sums, pooled, counts = (sum(gather_objects([one])) for one in (self.f1_sums, self.pooled, self.pooled_counts))
         measures = summarise(rows)
         forged = sum(row.label for row in rows)
@@ -208,7 +212,7 @@ class LocalisationMetrics:
 
     def compute_by(self, what: str) -> dict[str, dict[str, float]]:
         """Return the measures of each `kind`, `size` of the region or `format`, authentic pictures being among all but the formats of others."""
-        rows = gather_objects(self.rows)
+        rows = self.gathered_rows()
         names = sorted({getattr(row, what) for row in rows if row.label or what == "format"})
         is_among = lambda row, name: getattr(row, what) == name or (what != "format" and not row.label)  # noqa: E731
         return {name: summarise([row for row in rows if is_among(row, name)]) for name in names}
@@ -232,7 +236,7 @@ def image_measures(rows: Sequence[Row], pixel_f1: float) -> dict[str, float]:
     """
     if not rows:
         return {}
-    scores, labels = torch.tensor([row.score for row in rows]), torch.tensor([row.label for row in rows])
+    scores, labels = torch.tensor([row.score for row in rows], dtype=torch.float64), torch.tensor([row.label for row in rows])
     counts = count(scores, labels)
     mvss = harmonic_mean(counts.sensitivity, counts.specificity)
     return {

@@ -54,18 +54,20 @@ def alike(paths: Sequence[Path], others: Sequence[Path], distance: int) -> dict[
     Returns:
         The place in `others` of the first that looks alike, by the place in `paths`.
     """
-    if not paths or not others:
-        return {}
-    hashes, compared = _hashes(paths), _hashes(others)
+    return near(look_hashes(paths), look_hashes(others), distance) if paths and others else {}
+
+
+def look_hashes(paths: Sequence[Path]) -> NDArray[np.uint64]:
+    """Return the `look_hash` of each picture, (N,)."""
+    with ThreadPoolExecutor() as pool:  # decoders run outside Python's lock
+        return np.array(list(pool.map(look_hash, paths)), dtype=np.uint64)
+
+
+def near(hashes: NDArray[np.uint64], others: NDArray[np.uint64], distance: int) -> dict[int, int]:
+    """Find hashes, (N,), that differ from one of `others`, (M,), in at most `distance` bits; see `alike`."""
     found: dict[int, int] = {}
     for start in range(0, len(hashes), _ROWS):
-        rows = hashes[start : start + _ROWS]
-        differ = np.bitwise_count(rows[:, None] ^ compared)
-        near = (differ <= distance) & (rows[:, None] != 0) & (compared != 0)
-        found |= {start + int(row): int(near[row].argmax()) for row in near.any(1).nonzero()[0]}
+        rows = hashes[start : start + _ROWS, None]
+        is_near = (np.bitwise_count(rows ^ others) <= distance) & (rows != 0) & (others != 0)
+        found |= {start + int(row): int(is_near[row].argmax()) for row in is_near.any(1).nonzero()[0]}
     return found
-
-
-def _hashes(paths: Sequence[Path]) -> NDArray[np.uint64]:
-    with ThreadPoolExecutor() as pool:
-        return np.array(list(pool.map(look_hash, paths)), dtype=np.uint64)

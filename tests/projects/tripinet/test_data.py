@@ -189,7 +189,7 @@ def test_formats_that_tell_the_classes_apart_are_said(tmp_path, caplog):
         path.unlink()
     write_coverage(tmp_path / "coverage", 2)
     set_up(source="mvss", root=str(tmp_path), test_sets=["coverage"], size=32)
-    assert "casia_v2: copymove: .png where real frames are .jpg" in caplog.text
+    assert "casia_v2: copymove: .png where real ones are .jpg" in caplog.text
 
 
 def test_squares_are_cut_and_small_pictures_mirrored():

@@ -95,3 +95,9 @@ def test_wrong_options_are_named(tmp_path):
         ResNetEncoder("resnet18", norm="frozen")
     with pytest.raises(FileNotFoundError, match="no backbone weights"):
         build_encoder("small", weights=str(tmp_path / "none.pth"))
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth do not fit resnet18: \d+ are missing, such as "):
+        build_encoder("resnet18", weights=str(tmp_path / "other.pth"))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 import sklearn.metrics as peer
 import torch
 
@@ -156,6 +157,75 @@ def test_groups():
         large.update(torch.rand(1, 100, 100), mask, "splice")
     assert [row.size for row in large.rows] == ["small", "medium", "large"]
     assert set(large.compute_by("size")) == {"small", "medium", "large"}
+
+
+def scored(number, forged=9, authentic=6):
+    """Rows of pictures with scores drawn at random, and the F1 of each manipulated one by scikit-learn."""
+    random, metrics, f1 = np.random.default_rng(number), LocalisationMetrics(), []
+    for place in range(forged + authentic):
+        p, mask = drawn(100 * number + place, sharp=3)
+        is_forged = place < forged
+        metrics.update(p, mask & is_forged, "splice" if is_forged else "authentic", score=float(random.random()))
+        f1 += [peer.f1_score(*flat(mask, p > 0.5))] if is_forged else []
+    return metrics, float(np.mean(f1))
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_combined_f1_is_the_harmonic_mean_of_pixels_and_pictures(number):
+    metrics, pixel_f1 = scored(number)
+    labels, called = np.array([row.label for row in metrics.rows]), np.array([row.score > 0.5 for row in metrics.rows])
+    sensitivity, specificity = (peer.recall_score(labels, called, pos_label=label) for label in (1, 0))
+    mvss = scipy.stats.hmean([sensitivity, specificity])
+    found = metrics.compute()
+    assert found["pixel_f1"] == pytest.approx(pixel_f1, **CLOSE)
+    assert found["image_f1_mvss"] == pytest.approx(mvss, **CLOSE)
+    assert found["combined_f1"] == pytest.approx(scipy.stats.hmean([pixel_f1, peer.f1_score(labels, called)]), **CLOSE)
+    assert found["combined_f1_mvss"] == pytest.approx(scipy.stats.hmean([pixel_f1, mvss]), **CLOSE)
+
+
+def test_scores_next_to_1_are_ranked():
+    """In float64 they differ down to 1e-16; in float32, 0.99999999 would be 1."""
+    metrics, scores = LocalisationMetrics(), [1 - 1e-9, 1 - 1e-10, 1 - 1e-12, 1 - 1e-15]
+    for place, score in enumerate(scores):
+        metrics.update(torch.full((1, 4, 4), 0.5), torch.full((1, 4, 4), place % 2), "splice" if place % 2 else "authentic", score=score)
+    assert metrics.compute()["image_auc"] == 3 / 4 == peer.roc_auc_score([0, 1, 0, 1], scores)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_trufors_variant_is_that_of_a_loop_over_thresholds(number):
+    p, mask = drawn(number, (40, 52), steps=50, sharp=(-1) ** number)
+    mask[:, 12 : 30 + number, 9:33] = True
+    inner = scipy.ndimage.binary_erosion(mask[0].numpy(), np.ones((15, 15)), border_value=1)
+    outer = scipy.ndimage.binary_dilation(mask[0].numpy(), np.ones((11, 11)))
+    assert 0 < inner.sum() < outer.sum() < mask.numel()
+    scores, marked = p[0].numpy()[inner | ~outer], mask[0].numpy()[inner | ~outer]
+    f1 = lambda called: 2 * (called & marked).sum() / (called.sum() + marked.sum())  # noqa: E731
+    levels = [place / 100 for place in range(-1, 101, 2)]  # between the steps of the map
+    best = max(f1(one > level) for one in (scores, 1 - scores) for level in levels)
+    assert trufor_f1(p, mask) == pytest.approx((max(f1(scores > 0.5), f1(1 - scores > 0.5)), best), **CLOSE)
+
+
+@pytest.mark.parametrize("what", ["kind", "size", "format"])
+def test_a_group_is_measured_as_if_it_were_alone(what):
+    random, metrics = np.random.default_rng(0), LocalisationMetrics()
+    for number in range(24):
+        p, mask = drawn(number, (20 + number % 3 * 10, 31))
+        kind = random.choice(["splice", "copymove", "authentic"])
+        if number % 4 == 0:
+            mask[:, 15:] = True
+        metrics.update(p, mask & (kind != "authentic"), str(kind), str(random.choice(["jpg", "tif"])), float(random.random()))
+    name = lambda row: getattr(row, what)  # noqa: E731
+    groups = metrics.compute_by(what)
+    assert set(groups) == {name(row) for row in metrics.rows if row.label or what == "format"}
+    assert len(groups) > 1
+    for group, found in groups.items():
+        chosen = [row for row in metrics.rows if name(row) == group or (what != "format" and row.label == 0)]
+        forged = [row for row in chosen if row.label]
+        scores, labels = [row.score for row in chosen], [row.label for row in chosen]
+        assert found["images"] == len(chosen)
+        assert found["pixel_auc"] == pytest.approx(np.mean([row.pixels["pixel_auc"] for row in forged]))
+        assert found["image_auc"] == pytest.approx(peer.roc_auc_score(labels, scores))
+        assert found["image_f1"] == pytest.approx(peer.f1_score(labels, np.array(scores) > 0.5))
 
 
 def test_what_is_kept_does_not_grow_with_the_pixels():

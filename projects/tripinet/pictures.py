@@ -1,0 +1,85 @@
+"""What people look at: heat maps over pictures, and sheets of pictures, masks and maps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE = 128
+"""Least height of a picture in a sheet, in pixels."""
+
+
+def heat(probability: Tensor) -> Tensor:
+    """Colour probabilities in [0, 1], (..., H, W) -> (..., 3, H, W) in [0, 1], from black over red to pale yellow."""
+    from matplotlib import colormaps
+
+    colours = torch.from_numpy(colormaps["inferno"](np.arange(256))[:, :3]).float()
+    return colours[(probability.clamp(0, 1) * 255).round().long()].movedim(-1, -3)
+
+
+def outline(mask: Tensor, width: int = 1) -> Tensor:
+    """Return the pixels next to the inner border of a mask, (1, H, W) bool -> (1, H, W) bool; the picture's own border is none."""
+    inside = -F.max_pool2d(-mask[None].float(), 2 * width + 1, 1, width)
+    return mask & (inside[0] == 0)
+
+
+def overlay(image: Tensor, probability: Tensor, threshold: float) -> Tensor:
+    """Lay a map over a picture: the picture in grey where nothing is found, red where something is, and the region above the threshold outlined.
+
+    Args:
+        image: (3, H, W) uint8.
+        probability: (1, H, W) in [0, 1].
+        threshold: probability above which a pixel is called manipulated.
+
+    Returns:
+        (3, H, W) in [0, 1].
+    """
+    grey = image.float().mean(0, keepdim=True) / 255
+    strength = 0.5 * probability.clamp(0, 1)
+    shown = (1 - strength) * grey + strength * torch.tensor([1.0, 0.1, 0.05])[:, None, None]
+    width = max(1, round(min(image.shape[1:]) / 400))
+    return torch.where(outline(probability > threshold, width), torch.tensor([1.0, 0.9, 0.2])[:, None, None], shown)
+
+
+def sheet(images: Tensor, masks: Tensor, probabilities: Tensor, threshold: float) -> Tensor:
+    """Return a sheet, (3, height, width) in [0, 1], of columns of picture, mask, map, and the map's overlay.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        masks: (B, 1, H, W) of 0 and 1.
+        probabilities: (B, 1, H, W) in [0, 1].
+        threshold: probability above which a pixel is called manipulated.
+    """
+    laid = torch.stack([overlay(image, one, threshold) for image, one in zip(images, probabilities, strict=True)])
+    rows = [images.float() / 255, masks.float().expand(-1, 3, -1, -1), heat(probabilities[:, 0]), laid]
+    enlarged = F.interpolate(torch.cat(rows), scale_factor=max(1, -(-SIDE // images.shape[2])), mode="nearest")
+    return make_grid(enlarged, nrow=len(images), padding=3, pad_value=1)
+
+
+def curves(measured: dict[str, list[tuple[float, float]]], clean: float, label: str) -> Figure:
+    """Draw a measure over the strength of each degradation, one panel each; the dashed line is that of untouched pictures.
+
+    Args:
+        measured: pairs of strength and measure, by degradation and its unit.
+        clean: the measure of untouched pictures.
+        label: of the measure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(measured), 3), layout="constrained")
+    axes = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
+    for axis, (name, pairs) in zip(axes, measured.items(), strict=True):
+        axis.axhline(clean, color="grey", linestyle="--", linewidth=1, label="untouched")
+        axis.plot([f"{strength:g}" for strength, _ in pairs], [value for _, value in pairs], marker="o")
+        axis.set(xlabel=name, ylim=(0, 1))
+    axes[0].set_ylabel(label)
+    axes[0].legend(frameon=False)
+    return figure

@@ -1,0 +1,41 @@
+"""How stages are integrated: PI-SE beside others (claim 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from projects.tripinet.reproduction import worlds
+from shared.tables import Job, Rows, Table
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "pise": {"streams": worlds.ALL.split(" + ")},
+    **{name: {"decoder": name} for name in ("concat", "se_only", "fpn", "cascaded")},
+}
+
+
+def rows(kept: Path, name: str, options: dict[str, Any], length: int, epochs: int, seed: int) -> Rows:
+    """Train a network with a decoder and judge it."""
+    module = worlds.train(kept, options, seed, length, epochs)
+    return [{"decoder": name, "seed": seed, "k parameters": worlds.thousands(module), **worlds.judge(module, seed)}]
+
+
+def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
+    """Return a job for each decoder and seed."""
+    if quick:
+        return [Job("fpn", seeds[0], rows, (kept, "fpn", DECODERS["fpn"], 48, 1))]
+    each = DECODERS.items()
+    return [Job(name, seed, rows, (kept, name, options, worlds.LENGTH, worlds.EPOCHS)) for seed in seeds for name, options in each]
+
+
+def expectations(summary: Rows) -> dict[str, bool]:
+    """Say whether the sheet's order comes out."""
+    means = {row["decoder"]: row["F1"]["mean"] for row in summary}
+    return {
+        "pise is at least as good as fpn in F1": means["pise"] >= means["fpn"],
+        "pise is at least as good as concat, without its excitation, in F1": means["pise"] >= means["concat"],
+        "no network finds the masks of untouched pictures: AUC .4 to .6": all(abs(row["AUC control"]["mean"] - 0.5) <= 0.1 for row in summary),
+    }
+
+
+TABLE = Table("decoder", "Progressive integration with squeeze and excitation decodes better.", ("decoder",), jobs, expectations)

@@ -1,0 +1,96 @@
+"""Networks that are trained alike on traces inside of masks, and what they find in test pictures of other photographs (section 9 of the sheet)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projects.tripinet.data import ForgedPictures, ManipulationData
+from projects.tripinet.forging import FORGERIES, IN_PLACE
+from projects.tripinet.metrics import LocalisationMetrics
+from projects.tripinet.module import ManipulationLocalisation
+from shared.jobs import kept_arrays
+from shared.quiet import quiet_trainer, silence
+from shared.seeding import derive_seed
+
+COMMON: dict[str, Any] = {"channels": 16, "width": 16, "lr": 3e-3, "schedule": "onecycle"}
+"""Options of all networks."""
+LENGTH, EPOCHS, BATCH, TESTED = 400, 10, 16, 120
+CLIP = 1.0
+"""Norm that gradients are cut down to."""
+TESTS = (*FORGERIES, "control")
+ALL = "rgb + srm + dct_corner"
+
+
+def train(kept: Path, options: dict[str, Any], seed: int, length: int = LENGTH, epochs: int = EPOCHS) -> ManipulationLocalisation:
+    """Train a network on pictures of which a fifth is authentic, and the others have traces of one of three kinds; evaluation mode.
+
+    Args:
+        kept: folder of trained weights: no network is trained twice.
+        options: of the module, besides `COMMON`.
+        seed: of pictures and weights.
+        length: number of training pictures.
+        epochs: passes over them.
+    """
+    module = ManipulationLocalisation(seed=seed, **(COMMON | options))
+    key = hashlib.sha256(json.dumps([options, seed, length, epochs], sort_keys=True).encode()).hexdigest()[:16]
+
+    def trained() -> dict[str, Any]:
+        data = ManipulationData(length=length, test_length=2, test_sets=["control"], batch_size=BATCH, seed=seed)
+        data.setup()
+        with silence(), torch.random.fork_rng():
+            torch.manual_seed(derive_seed(seed, "training"))
+            quiet_trainer(epochs, CLIP, limit_val_batches=0).fit(module, data.train_dataloader(), data.val_dataloader())
+        return {name: value.numpy() for name, value in module.cpu().state_dict().items()}
+
+    weights = kept_arrays(kept / f"{key}.npz", trained)
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return module.eval()
+
+
+@lru_cache(maxsize=len(TESTS))
+def tested(kind: str, seed: int) -> ForgedPictures:
+    """Return the test pictures of a kind, a fifth of them authentic; kept for the next network."""
+    return ForgedPictures("test", TESTED, [kind], 0.2, 96, seed)
+
+
+def probabilities(module: ManipulationLocalisation, images: Tensor) -> Tensor:
+    """Return maps, (N, 1, H, W), of (N, 3, H, W) uint8 pictures."""
+    return torch.cat([module.judge(part).logits.sigmoid() for part in images.split(BATCH)])
+
+
+def measure(maps: Tensor, pictures: ForgedPictures) -> dict[str, float]:
+    """Measure maps of pictures; see `LocalisationMetrics`."""
+    metrics = LocalisationMetrics()
+    for one, mask, kind in zip(maps, pictures.masks, pictures.kinds, strict=True):
+        metrics.update(one, mask, kind)
+    return metrics.compute()
+
+
+def judge(module: ManipulationLocalisation, seed: int) -> dict[str, float]:
+    """Return the F1 at a half and the AUC of pixels, by kind of traces, and the means over learnt and over unlearnt kinds."""
+    found = {kind: measure(probabilities(module, tested(kind, seed).images), tested(kind, seed)) for kind in TESTS}
+    return columns({kind: values["pixel_f1"] for kind, values in found.items()}, {kind: values["pixel_auc"] for kind, values in found.items()})
+
+
+def columns(f1: dict[str, float], auc: dict[str, float]) -> dict[str, Any]:
+    """Arrange measures by kind as a table's columns; without F1 its columns are empty."""
+    unlearnt = [kind for kind in FORGERIES if kind not in IN_PLACE]
+    row: dict[str, Any] = {}
+    for name, values in (("F1", f1), ("AUC", auc)):
+        row[name] = fmean(values[kind] for kind in IN_PLACE) if values else None
+        row |= {f"{name} {kind}": values.get(kind) for kind in IN_PLACE}
+        row[f"{name} unlearnt"] = fmean(values[kind] for kind in unlearnt) if values else None
+    return row | {"AUC control": auc["control"]}
+
+
+def thousands(module: ManipulationLocalisation) -> float:
+    """Return the number of parameters in thousands."""
+    return sum(parameter.numel() for parameter in module.net.parameters()) / 1e3
