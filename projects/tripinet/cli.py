@@ -106,7 +106,7 @@ class Trainer(ProjectTrainer):
             model: supplied.
             datamodule: supplied.
             degradations: any of jpeg, blur, noise_variance, noise_deviation and resize; null is all.
-            pictures: manipulated pictures of each test set that are degraded, evenly spread over it.
+            pictures: manipulated pictures of each test set that are degraded, evenly spread over it, and as many authentic ones.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
         from projects.tripinet.robustness_task import robustness
@@ -120,6 +120,8 @@ class Trainer(ProjectTrainer):
         self, model: ManipulationLocalisation, datamodule: ManipulationData, height: int = 512, width: int = 512, ckpt_path: str | None = None
     ) -> Exported:
         """Write the network as localiser.onnx for other runtimes, check it against this software, and time it on the CPU; needs the extra onnx.
+
+        The stream block_dct cannot be exported: it rounds coefficients that other runtimes compute a little differently.
 
         Args:
             model: supplied.

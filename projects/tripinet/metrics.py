@@ -162,6 +162,8 @@ class LocalisationMetrics:
             raise ValueError(f"map and mask must be (1, H, W) of one size, got {tuple(probability.shape)} and {tuple(mask.shape)}")
         p, y = probability.detach().float().cpu(), mask.cpu().bool()
         if not bool(((p >= 0) & (p <= 1)).all()):
+            if not bool(p.isfinite().all()):
+                raise ValueError("a map is not finite: use --trainer.precision 32, or another checkpoint")
             raise ValueError(f"a map must hold probabilities in [0, 1], got {float(p.min()):g} to {float(p.max()):g} (sigmoid of the logits)")
         label = int(y.any())
         counts = count(p, y)

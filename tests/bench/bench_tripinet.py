@@ -36,7 +36,7 @@ from projects.tripinet.model import Outputs, TriPINet
 from projects.tripinet.module import ManipulationLocalisation
 from projects.tripinet.pairs import read_pixels
 
-NETS = {"configs/tiny.yaml": 24, "default": 64}
+NETS = {"configs/tiny.yaml": 16, "default": 64}
 """Channels of the fused features and of the decoder."""
 UNPOOLED = 10**6
 
@@ -363,7 +363,7 @@ def step(options, channels, batch, size, autocast=False, stages=("training step"
 def training(options):
     """The settings of configs/tiny.yaml and of the default on a CPU; on a GPU, pictures of 512 x 512."""
     if options.device == "cpu" and not options.gpu_check:
-        step(options, 24, 16, 96)
+        step(options, 16, 16, 96)
         step(options, 64, 4, 256)
         return
     size, batch = (512, 8) if options.device == "cuda" else (64, 2)
@@ -382,7 +382,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 192, 256], help="of the pictures of predict")
     parser.add_argument("--sides", nargs="+", type=int, default=[16, 32, 64, 128], help="of the maps of attention")
-    parser.add_argument("--channels", type=int, default=24, help="of the network of large")
+    parser.add_argument("--channels", type=int, default=16, help="of the network of large")
     parser.add_argument("--memory", type=float, default=8, help="GiB that the straightforward version's attention may take in training")
     parser.add_argument("--gpu-check", action="store_true", help="run the part training on the CPU as on a GPU, on small pictures")
     options = parser.parse_args()
