@@ -254,7 +254,7 @@ def test_counts_without_one_label():
         (torch.zeros(1, 4, 4), torch.zeros(1, 4, 5), "one size"),
         (torch.zeros(4, 4), torch.zeros(4, 4), "one size"),
         (torch.full((1, 4, 4), 3.0), torch.zeros(1, 4, 4), "sigmoid of the logits"),
-        (torch.full((1, 4, 4), math.nan), torch.zeros(1, 4, 4), "probabilities"),
+        (torch.full((1, 4, 4), math.nan), torch.zeros(1, 4, 4), "not finite"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(p, mask, message):

@@ -99,7 +99,7 @@ def test_what_is_logged_is_on_the_dashboard(trained):
     header = next(csv.reader((trained / "fit" / "metrics.csv").open()))
     artefacts = {path.stem for path in (trained / "artefacts" / "fit").iterdir()}
     summary = set(json.loads((trained / "manifest.json").read_text())["stages"][-1]["summary"])
-    of_others = {"robustness", "by_size"}  # tested with their verb; where there are regions of several sizes
+    of_others = {"robustness", "overview", "predictions", "by_size"}  # tested with their verbs; where there are regions of several sizes
     assert validate(PROJECT / "dashboard.yaml").metrics <= {*header} | artefacts | summary | of_others | {"examples"}
 
 

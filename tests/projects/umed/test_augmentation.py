@@ -27,7 +27,7 @@ def test_jpeg_is_close_to_pillows(channels, quality):
     expected = np.asarray(Image.open(file)).reshape(61, 75, channels).astype(float)
     # what is left is rounding: libjpeg computes in integers, and converts colours from rounded planes
     assert np.abs(found - expected).mean() < (0.35 if channels == 1 else 0.8), "levels"
-    assert np.abs(expected - levels[0].permute(1, 2, 0).numpy()).mean() > 3 * np.abs(found - expected).mean()
+    assert np.abs(expected - levels[0].permute(1, 2, 0).numpy()).mean() > 2.5 * np.abs(found - expected).mean()
 
 
 def test_each_image_has_its_own_quality_and_gradients_pass():
