@@ -76,6 +76,7 @@ def agrees(module, path, height, width):
     return expected
 
 
+@pytest.mark.slow
 def test_the_verb_leaves_a_file_that_judges_as_the_run_does(run, capsys):
     cli = main(["export", "--height=40", "--width=53"])
     folder = run / "artefacts" / "export"
