@@ -21,17 +21,17 @@ QUALITIES = DEGRADATIONS["jpeg"].strengths
 UNTOUCHED = "untouched"
 
 
-def rows(kept: Path, streams: str, length: int, epochs: int, seed: int) -> Rows:
+def rows(kept: Path, streams: str, length: int, epochs: int, pictures: int, seed: int) -> Rows:
     """Train a network and measure the F1, mean over learnt kinds of traces, at each quality."""
     module = worlds.train(kept, {"streams": streams.split(" + ")}, seed, length, epochs)
-    row: dict[str, object] = {"streams": streams, "seed": seed, UNTOUCHED: _f1(module, seed, None)}
-    return [row | {f"quality {quality:g}": _f1(module, seed, quality) for quality in QUALITIES}]
+    row: dict[str, object] = {"streams": streams, "seed": seed, UNTOUCHED: _f1(module, seed, pictures, None)}
+    return [row | {f"quality {quality:g}": _f1(module, seed, pictures, quality) for quality in QUALITIES}]
 
 
-def _f1(module: worlds.ManipulationLocalisation, seed: int, quality: float | None) -> float:
+def _f1(module: worlds.ManipulationLocalisation, seed: int, count: int, quality: float | None) -> float:
     found = []
     for kind in IN_PLACE:
-        pictures = worlds.tested(kind, seed)
+        pictures = worlds.tested(kind, seed, count)
         images = pictures.images
         if quality is not None:
             images = torch.stack([degrade(image, "jpeg", quality, number, seed) for number, image in enumerate(images)])
@@ -42,8 +42,8 @@ def _f1(module: worlds.ManipulationLocalisation, seed: int, quality: float | Non
 def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
     """Return a job for each set of streams and seed."""
     if quick:
-        return [Job("srm", seeds[0], rows, (kept, "srm", 48, 1))]
-    return [Job(name, seed, rows, (kept, name, worlds.LENGTH, worlds.EPOCHS)) for seed in seeds for name in STREAMS]
+        return [Job("srm", seeds[0], rows, (kept, "srm", *worlds.QUICK))]
+    return [Job(name, seed, rows, (kept, name, *worlds.FULL)) for seed in seeds for name in STREAMS]
 
 
 def expectations(summary: Rows) -> dict[str, bool]:

@@ -26,17 +26,17 @@ UNLEARNT: dict[str, Callable[[Tensor], Tensor]] = {
 """What needs no learning."""
 
 
-def rows(kept: Path, name: str, options: dict[str, Any], length: int, epochs: int, seed: int) -> Rows:
+def rows(kept: Path, name: str, options: dict[str, Any], length: int, epochs: int, pictures: int, seed: int) -> Rows:
     """Train a network of some streams and judge it."""
     module = worlds.train(kept, options, seed, length, epochs)
-    return [{"streams": name, "seed": seed, "k parameters": worlds.thousands(module), **worlds.judge(module, seed)}]
+    return [{"streams": name, "seed": seed, "k parameters": worlds.thousands(module), **worlds.judge(module, seed, pictures)}]
 
 
 def baseline(seed: int) -> Rows:
     """Judge what needs no learning."""
     made = []
     for name, score in UNLEARNT.items():
-        tests = {kind: worlds.tested(kind, seed) for kind in worlds.TESTS}
+        tests = {kind: worlds.tested(kind, seed, worlds.TESTED) for kind in worlds.TESTS}
         auc = {kind: worlds.measure(score(pictures.images), pictures)["pixel_auc"] for kind, pictures in tests.items()}
         made.append({"streams": name, "seed": seed, "k parameters": 0.0, **worlds.columns({}, auc)})
     return made
@@ -45,9 +45,9 @@ def baseline(seed: int) -> Rows:
 def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
     """Return a job for each set of streams and seed."""
     if quick:
-        return [Job(name, seeds[0], rows, (kept, name, STREAMS[name], 48, 1)) for name in ("rgb", ALL)]
+        return [Job(name, seeds[0], rows, (kept, name, STREAMS[name], *worlds.QUICK)) for name in ("rgb", ALL)]
     each = STREAMS.items()
-    learnt = [Job(name, seed, rows, (kept, name, options, worlds.LENGTH, worlds.EPOCHS)) for seed in seeds for name, options in each]
+    learnt = [Job(name, seed, rows, (kept, name, options, *worlds.FULL)) for seed in seeds for name, options in each]
     return learnt + [Job("none", seed, baseline) for seed in seeds]
 
 

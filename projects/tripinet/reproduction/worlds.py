@@ -23,6 +23,8 @@ from shared.seeding import derive_seed
 COMMON: dict[str, Any] = {"channels": 16, "width": 16, "lr": 3e-3, "schedule": "onecycle"}
 """Options of all networks."""
 LENGTH, EPOCHS, BATCH, TESTED = 400, 10, 16, 120
+FULL, QUICK = (LENGTH, EPOCHS, TESTED), (48, 1, 10)
+"""Training pictures, epochs, and test pictures of each kind; and those of a quick run."""
 CLIP = 1.0
 """Norm that gradients are cut down to."""
 TESTS = (*FORGERIES, "control")
@@ -56,9 +58,9 @@ def train(kept: Path, options: dict[str, Any], seed: int, length: int = LENGTH, 
 
 
 @lru_cache(maxsize=len(TESTS))
-def tested(kind: str, seed: int) -> ForgedPictures:
+def tested(kind: str, seed: int, pictures: int) -> ForgedPictures:
     """Return the test pictures of a kind, a fifth of them authentic; kept for the next network."""
-    return ForgedPictures("test", TESTED, [kind], 0.2, 96, seed)
+    return ForgedPictures("test", pictures, [kind], 0.2, 96, seed)
 
 
 def probabilities(module: ManipulationLocalisation, images: Tensor) -> Tensor:
@@ -74,9 +76,10 @@ def measure(maps: Tensor, pictures: ForgedPictures) -> dict[str, float]:
     return metrics.compute()
 
 
-def judge(module: ManipulationLocalisation, seed: int) -> dict[str, float]:
+def judge(module: ManipulationLocalisation, seed: int, pictures: int = TESTED) -> dict[str, float]:
     """Return the F1 at a half and the AUC of pixels, by kind of traces, and the means over learnt and over unlearnt kinds."""
-    found = {kind: measure(probabilities(module, tested(kind, seed).images), tested(kind, seed)) for kind in TESTS}
+    tests = {kind: tested(kind, seed, pictures) for kind in TESTS}
+    found = {kind: measure(probabilities(module, one.images), one) for kind, one in tests.items()}
     return columns({kind: values["pixel_f1"] for kind, values in found.items()}, {kind: values["pixel_auc"] for kind, values in found.items()})
 
 
