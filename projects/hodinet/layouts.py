@@ -1,0 +1,306 @@
+"""RGB-D sets as they are downloaded: four layouts that folder names tell apart, and folders of the user's own (section 4 of the sheet).
+
+samples = read_layout(Path("datasets"))     # all that lies there, whatever its layout
+
+Files are paired by stem: several peers pair them in sorted order, and one missing file then shifts all that follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from shared.data.files import EXTENSIONS, BadFileError, first_few, list_images
+from shared.data.folders import OnBadFile
+
+Layout = Literal["group", "spnet", "caver", "vst", "folder"]
+"""Names of the layouts, see `LAYOUTS`."""
+
+Modality = Literal["depth", "thermal"]
+"""What goes with pictures: folders `depth` or, of RGB-T sets, `T` or `thermal`."""
+
+MissingDepth = Literal["refuse", "zeros"]
+"""What befalls pictures without a depth map: they are refused, or their depth is 0 everywhere."""
+
+LAYOUTS: dict[str, str] = {
+    "group": "train_{images,depth,masks}/ and <set>/test_{images,depth,masks}/",
+    "spnet": "TrainDataset/{RGB,depth,GT}/ and TestDataset/<set>/{RGB,depth,GT}/",
+    "caver": "<set>/{Image,Depth,Mask}/ with lists of names for NJUD_FULL and NLPR_FULL, and <set>/{Train,Test}/{RGB,depth,GT}/",
+    "vst": "<set>/{trainset,testset}/{RGB,depth,GT}/ or <set>/{RGB,depth,GT}/",
+    "folder": "{train,test}/{RGB,depth,GT}/, or {RGB,depth,GT}/ to test on",
+}
+"""What lies in the root."""
+
+PICTURES: dict[str, dict[str, tuple[int, ...]]] = {
+    "NJU2K": {"train": (1485,), "test": (500, 498, 485)},
+    "NLPR": {"train": (700,), "test": (300,)},
+    "DUT-RGBD": {"train": (800,), "test": (400,)},
+    "STERE": {"test": (1000,)},
+    "STERE-797": {"test": (797,)},
+    "SIP": {"test": (929,)},
+    "DES": {"test": (135,)},
+    "LFSD": {"test": (100,)},
+    "SSD": {"test": (80,)},
+}
+"""Numbers of pictures that the sets were published with; NJU2K and STERE in several releases."""
+
+_NAMES = {
+    "NJU2K": ("njud", "njudfull", "nju2kfull", "nju2000"),
+    "NLPR": ("nlprfull",),
+    "DUT-RGBD": ("dut", "dutlfdepth"),
+    "STERE": ("stereo", "stere1000", "stereo1000"),
+    "STERE-797": ("stereo797",),
+    "DES": ("rgbd135", "desrgbd135"),
+    "SSD": ("ssd80", "ssd100"),
+}
+_STEMS = {"NJU2K": r"\d{6}_left", "NLPR": r"\d{1,2}_\d\d-\d\d-\d\d", "DUT-RGBD": r"\d+"}
+_IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs"), ("gt", "mask", "masks")
+_MODALITIES: dict[Modality, tuple[str, ...]] = {"depth": ("depth", "depths"), "thermal": ("t", "thermal")}
+_SPLITS = {"traindataset": "train", "trainset": "train", "train": "train", "testdataset": "test", "testset": "test", "test": "test"}
+_DEEPEST = 3  # folders between the root and those of pictures
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with its depth and mask, in files.
+
+    Attributes:
+        image: the picture.
+        depth: its depth map; None counts as 0 everywhere.
+        mask: its mask; None where nobody marked what is salient.
+        dataset: name of its set, as tables have it.
+        split: `train` or `test`.
+        stem: name of the picture, without its ending.
+        layout: the layout it was found in.
+    """
+
+    image: Path
+    depth: Path | None
+    mask: Path | None
+    dataset: str
+    split: str
+    stem: str
+    layout: Layout = "folder"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Folders of pictures, of depth and of masks, with what their names tell; a set "" is told by stems."""
+
+    layout: Layout
+    dataset: str
+    split: str
+    images: Path
+    depths: Path | None
+    masks: Path | None
+
+
+def set_name(folder: str) -> str:
+    """Return the name that tables give to a set, for any of those that folders give to it: NJU2K for NJUD_FULL, STERE for STEREO-1000."""
+    letters = re.sub(r"[^a-z0-9]", "", folder.lower())
+    for name in (*PICTURES, *_NAMES):
+        if letters == re.sub(r"[^a-z0-9]", "", name.lower()) or letters in _NAMES.get(name, ()):
+            return name
+    return re.sub(r"[^\w.-]+", "_", folder).strip("._") or "set"
+
+
+def read_layout(
+    root: Path,
+    layout: Layout | Literal["auto"] = "auto",
+    modality: Modality = "depth",
+    missing_depth: MissingDepth = "refuse",
+    on_bad_file: OnBadFile = "refuse",
+    with_masks: bool = True,
+) -> list[Sample]:
+    """Read all that lies in a folder in some layout, or in any.
+
+    Args:
+        root: the folder.
+        layout: one of `LAYOUTS`; "auto" takes every one that is there.
+        modality: what goes with the pictures.
+        missing_depth: what befalls pictures without a depth map.
+        on_bad_file: "refuse" raises one error that lists the pictures whose depth or mask is missing; "skip" leaves them out with a warning.
+        with_masks: False reads masks where there are some, and does without them elsewhere.
+
+    Returns:
+        Samples, by set, split and stem.
+
+    Raises:
+        BadFileError: if files are missing and `on_bad_file` is "refuse", or if all of a folder are.
+        FileNotFoundError: if the root, or a folder in it, is missing, or holds no image; the message says what is expected.
+        ValueError: if an option is not known, two files have the same stem, or two folders hold the same set.
+    """
+    for name, value, known in (
+        ("modality", modality, Modality),
+        ("missing_depth", missing_depth, MissingDepth),
+        ("on_bad_file", on_bad_file, OnBadFile),
+    ):
+        if value not in get_args(known):
+            raise ValueError(f"data.{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    places = _places(root, layout, modality, missing_depth, with_masks)
+    samples: dict[tuple[str, str, str], Sample] = {}
+    for place in places:
+        for sample in _samples(place, root, missing_depth, on_bad_file):
+            key = (sample.dataset, sample.split, sample.stem)
+            if key in samples:
+                raise ValueError(
+                    f"{samples[key].image} and {sample.image} are both {sample.stem} of {sample.dataset} ({sample.split}): remove one of them"
+                )
+            samples[key] = sample
+    return [samples[key] for key in sorted(samples)]
+
+
+def by_set(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Return the samples of each set, known sets first in their order."""
+    sets: dict[str, list[Sample]] = {}
+    for sample in samples:
+        sets.setdefault(sample.dataset, []).append(sample)
+    order = list(PICTURES)
+    return {name: sets[name] for name in sorted(sets, key=lambda name: (order.index(name) if name in order else len(order), name))}
+
+
+# ---- folders
+
+
+def _places(root: Path, layout: Layout | Literal["auto"], modality: Modality, missing_depth: MissingDepth, with_masks: bool) -> list[_Place]:
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ValueError(f"no layout {layout!r}: choose one of auto, {', '.join(LAYOUTS)}")
+    trees = "\n  ".join(f"{name}: {root}/{tree}" for name, tree in LAYOUTS.items() if layout in ("auto", name))
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: correct data.root, or put the sets there as\n  {trees}")
+    found = list(_walk(root, root, modality, 0))
+    chosen = [place for place in found if layout in ("auto", place.layout)]
+    if not chosen:
+        others = ", ".join(sorted({place.layout for place in found}))
+        there = f"it holds {others}" if found else f"there: {', '.join(first_few(sorted(path.name for path in root.iterdir()))) or 'nothing'}"
+        raise FileNotFoundError(f"no pictures with {modality} and masks in {root} ({there}); expected\n  {trees}")
+    for place in chosen:
+        _check_place(place, modality, missing_depth, with_masks)
+    return chosen
+
+
+def _walk(folder: Path, root: Path, modality: Modality, depth: int) -> Iterator[_Place]:
+    """Find the folders of pictures in a folder and those in it."""
+    folders = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    used: set[Path] = set()
+    for prefix in ("", "train_", "test_"):
+        images, depths, masks = (
+            next((folders[prefix + name] for name in names if prefix + name in folders), None)
+            for names in (_IMAGES, (*_MODALITIES[modality],), _MASKS)
+        )
+        if images is not None and (depths is not None or masks is not None):
+            used |= {path for path in (images, depths, masks) if path is not None}
+            yield _named(folder.relative_to(root).parts, prefix, root, images, depths, masks)
+    for path in folders.values():
+        if path not in used and depth < _DEEPEST:
+            yield from _walk(path, root, modality, depth + 1)
+
+
+def _named(parts: Sequence[str], prefix: str, root: Path, images: Path, depths: Path | None, masks: Path | None) -> _Place:
+    """Say what the names of folders tell: layout, set and split; that of the root does too if it is a split."""
+    own = root.resolve().name
+    parts = [own, *parts] if own.lower() in _SPLITS else parts
+    words = {part.lower() for part in parts}
+    names = [part for part in parts if part.lower() not in _SPLITS]
+    split = prefix.rstrip("_") or next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "test")
+    layout: Layout = "vst" if names or words & {"trainset", "testset"} else "folder"
+    if prefix:
+        layout = "group"
+    elif words & {"traindataset", "testdataset"}:
+        layout = "spnet"
+    elif names and (words & {"train", "test"} or images.name == "Image"):
+        layout = "caver"
+    is_merged = split == "train" and not names and layout in ("group", "spnet")
+    return _Place(layout, "" if is_merged else set_name(names[-1] if names else own), split, images, depths, masks)
+
+
+def _check_place(place: _Place, modality: Modality, missing_depth: MissingDepth, with_masks: bool) -> None:
+    where = place.images.parent
+    if place.masks is None and with_masks:
+        raise FileNotFoundError(f"no masks beside {place.images}: expected a folder GT, Mask or {place.split}_masks in {where}")
+    if place.depths is None and missing_depth == "refuse":
+        other = "thermal" if modality == "depth" else "depth"
+        mend = f"put the maps there, set data.modality: {other} for a set of that kind, or do without them with data.missing_depth: zeros"
+        raise FileNotFoundError(f"no {modality} beside {place.images}: expected a folder {' or '.join(_MODALITIES[modality])} in {where}; {mend}")
+
+
+# ---- files
+
+
+def _samples(place: _Place, root: Path, missing_depth: MissingDepth, on_bad_file: OnBadFile) -> list[Sample]:
+    """Pair the files of a place, and give each its set and split."""
+    images, depths, masks = (_by_stem(folder) for folder in (place.images, place.depths, place.masks))
+    splits = _listed(place, root, images)
+    needed = {"depth map": depths} if missing_depth == "refuse" else {}
+    needed |= {"mask": masks} if place.masks else {}
+    lacking = {stem: what for what, files in needed.items() for stem in splits if stem not in files}
+    if lacking:
+        _complain(place, lacking, images, len(splits), on_bad_file)
+    if spare := sorted((set(depths) | set(masks)) - set(images)):
+        _log.warning("%d depth maps or masks beside %s belong to no picture there: %s", len(spare), place.images, ", ".join(first_few(spare, 3)))
+    good = [stem for stem in splits if stem not in lacking]
+    return [
+        Sample(images[stem], depths.get(stem), masks.get(stem), place.dataset or _set_of(stem), splits[stem], stem, place.layout) for stem in good
+    ]
+
+
+def _complain(place: _Place, lacking: dict[str, str], images: dict[str, Path], count: int, on_bad_file: OnBadFile) -> None:
+    lines = [f"{images[stem]} has no {what} of its stem" for stem, what in lacking.items()]
+    said = f"{len(lines)} of {count} pictures of {place.images} are not complete"
+    if on_bad_file == "refuse" or len(lines) == count:
+        mend = "add the files, or leave the pictures out with data.on_bad_file: skip"
+        raise BadFileError("\n  ".join([f"{said}:", *first_few(lines), mend]))
+    _log.warning("%s and are left out, the first because %s", said, lines[0])
+
+
+def _by_stem(folder: Path | None) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in list_images(folder, f"{folder}/<name>.png or .jpg") if folder is not None else ():
+        if path.stem in files:
+            raise ValueError(f"{files[path.stem]} and {path} have the same name but for the ending: remove one of them")
+        files[path.stem] = path
+    return files
+
+
+def _set_of(stem: str) -> str:
+    """Tell from its name which set a picture of a merged training folder is of."""
+    return next((name for name, pattern in _STEMS.items() if re.search(rf"(?<!\d){pattern}$", stem)), "other")
+
+
+def _listed(place: _Place, root: Path, images: dict[str, Path]) -> dict[str, str]:
+    """Return the split of each picture: by lists of names such as `njud_train_jw_name_list.lst` in the root, where there are some.
+
+    Raises:
+        FileNotFoundError: if a set that holds both splits comes without lists.
+        BadFileError: if a list names pictures that are not there, or both lists the same one.
+    """
+    folder = place.images.parent
+    word = folder.name.lower().removesuffix("_full")
+    pattern = re.compile(rf"{re.escape(word)}_(train|test).*\.(lst|txt)")
+    lists = {match[1]: path for path in sorted(root.iterdir()) if (match := pattern.fullmatch(path.name.lower()))}
+    if not lists:
+        if folder.name.lower().endswith("_full"):
+            names = f"{word}_train_jw_name_list.lst and {word}_test_jw_name_list.lst"
+            raise FileNotFoundError(f"{folder} holds pictures of both splits: put {names}, with a name a line, into {root}")
+        return dict.fromkeys(images, place.split)
+    splits: dict[str, str] = {}
+    for split, path in lists.items():
+        named = [_bare(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if missing := [name for name in named if name not in images]:
+            raise BadFileError(
+                f"{len(missing)} of {len(named)} pictures that {path} names are not in {place.images}: {', '.join(first_few(missing, 3))}"
+            )
+        if twice := sorted(splits.keys() & set(named)):
+            raise BadFileError(f"{len(twice)} pictures are in both lists {' and '.join(map(str, lists.values()))}: {', '.join(first_few(twice, 3))}")
+        splits |= dict.fromkeys(named, split)
+    return splits
+
+
+def _bare(line: str) -> str:
+    name = line.strip()
+    return name[: name.rindex(".")] if name.lower().endswith(EXTENSIONS) else name

@@ -1,0 +1,179 @@
+"""Pictures with their depth and masks, read from files or drawn (section 4 of the sheet)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projects.hodinet.augmentation import Layers
+from projects.hodinet.depth import check_proportions, fitted, nearness, polarity, polarity_table, read_depth
+from projects.hodinet.layouts import Sample, by_set
+from projects.hodinet.scenes import Variant, draw_scene
+from shared.data.files import BadFileError, first_few, image_size, read_image, read_levels
+from shared.data.folders import OnBadFile
+from shared.data.offline import Split
+
+_MARKED = 128.5 / 255
+_POLARITY = 50  # pictures of a set
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How depth is read.
+
+    Attributes:
+        inverted: names of the sets that have far = 1; None are those that the group published, as they say (layout `group`).
+        normalise: see `projects.hodinet.depth.nearness`.
+        thermal: what goes with the pictures is thermal.
+    """
+
+    inverted: Collection[str] | None = None
+    normalise: bool = True
+    thermal: bool = False
+
+    def depth(self, sample: Sample, size: tuple[int, int]) -> Tensor:
+        """Read the depth of a picture of some height and width, (1, H, W) in [0, 1] with near = 1; 0 if it has none.
+
+        Raises:
+            BadFileError: if the map is damaged, shows depth in colours, or has other proportions than the picture.
+            FileNotFoundError: if it is missing.
+        """
+        if sample.depth is None:
+            return torch.zeros(1, *size)
+        invert = sample.layout == "group" and not self.thermal if self.inverted is None else sample.dataset in self.inverted
+        depth = read_depth(sample.depth, invert, self.normalise, self.thermal)
+        check_proportions((depth.shape[1], depth.shape[2]), size, sample.depth)
+        return fitted(depth, size)
+
+
+class SampleFiles:
+    """Pictures in files, read when their turn comes."""
+
+    def __init__(self, samples: Sequence[Sample], reading: Reading) -> None:
+        self.samples, self.reading = list(samples), reading
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> Layers:
+        """Return picture, depth and mask."""
+        sample = self.samples[index]
+        image = read_levels(sample.image)
+        size = (image.shape[1], image.shape[2])
+        return Layers(image, self.reading.depth(sample, size), read_mask(sample, size))
+
+
+class DrawnScenes:
+    """Scenes, drawn once and held in memory.
+
+    Args:
+        split: train, val and test hold different scenes.
+        length: number of scenes.
+        seed: seed of everything.
+        size: side in pixels.
+        variant: see `projects.hodinet.scenes.Variant`.
+        invert: takes far and near for each other.
+        normalise: see `projects.hodinet.depth.nearness`.
+    """
+
+    def __init__(self, split: Split, length: int, seed: int, size: int, variant: Variant, invert: bool = False, normalise: bool = True) -> None:
+        drawn = [draw_scene(split, index, seed, size, variant) for index in range(length)]
+        self.images = torch.stack([scene.image for scene in drawn])
+        self.depths = torch.stack([nearness(scene.depth, invert, normalise) for scene in drawn])
+        self.masks = torch.stack([scene.mask for scene in drawn]).byte()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Layers:
+        """Return picture, depth and mask."""
+        return Layers(self.images[index], self.depths[index], self.masks[index])
+
+
+def read_mask(sample: Sample, size: tuple[int, int]) -> Tensor:
+    """Read the mask of a picture; one that nobody made is empty.
+
+    Args:
+        sample: the picture.
+        size: its height and width.
+
+    Returns:
+        (1, H, W) uint8: 1 above 128 of 255, as measures have it, or above 0 in a file that holds 0 and 1 only. It may mark nothing.
+
+    Raises:
+        BadFileError: if the mask is damaged, or of another size than the picture.
+        FileNotFoundError: if it is missing.
+    """
+    if sample.mask is None:
+        return torch.zeros(1, *size, dtype=torch.uint8)
+    levels = read_image(sample.mask, "L")
+    found = (levels.shape[1], levels.shape[2])
+    if found != size:
+        shapes = f"{found[0]} x {found[1]} pixels (height x width), its picture {sample.image} {size[0]} x {size[1]}"
+        raise BadFileError(f"the mask {sample.mask} has {shapes}: take the files of one release, or set data.on_bad_file: skip")
+    return (levels > (_MARKED if levels.max() > 1.5 / 255 else 0)).byte()
+
+
+def check_samples(samples: Sequence[Sample], on_bad_file: OnBadFile = "refuse") -> list[Sample]:
+    """Decode every mask once, and compare its size with that of its picture, from the header; depth maps are opened only.
+
+    Args:
+        samples: the pictures.
+        on_bad_file: "refuse" raises one error that lists the bad ones; "skip" leaves them out with one warning.
+
+    Returns:
+        The good ones, in their order.
+
+    Raises:
+        BadFileError: if there are bad ones and `on_bad_file` is "refuse", or if all of them are bad.
+    """
+    with ThreadPoolExecutor() as pool:  # decoders run outside Python's lock
+        complaints = list(pool.map(_complaint, samples))
+    bad = [complaint for complaint in complaints if complaint]
+    if bad and (on_bad_file == "refuse" or len(bad) == len(samples)):
+        raise BadFileError("\n  ".join([f"{len(bad)} of {len(samples)} pictures cannot be used:", *first_few(bad)]))
+    if bad:
+        _log.warning("%d of %d pictures cannot be used and are left out, the first because: %s", len(bad), len(samples), bad[0])
+    return [sample for sample, complaint in zip(samples, complaints, strict=True) if not complaint]
+
+
+def _complaint(sample: Sample) -> str:
+    """Say why a picture cannot be used; empty if it can."""
+    try:
+        size = image_size(sample.image)
+        read_mask(sample, size)
+        if sample.depth is not None:
+            check_proportions(image_size(sample.depth), size, sample.depth)
+    except (BadFileError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
+def polarity_report(samples: Sequence[Sample], reading: Reading, limit: int = _POLARITY) -> list[dict[str, Any]]:
+    """Tell for each set whether what is salient is nearer, and warn where it is farther in most pictures.
+
+    Args:
+        samples: pictures with masks; test pictures would tell what is tested.
+        reading: how depth is read.
+        limit: pictures of a set that are looked at, at even distances.
+
+    Returns:
+        See `projects.hodinet.depth.polarity_table`.
+    """
+    sets = by_set(sample for sample in samples if sample.depth is not None and sample.mask is not None)
+    few = {name: [own[place * len(own) // limit] for place in range(limit)] if len(own) > limit else own for name, own in sets.items()}
+    with ThreadPoolExecutor() as pool:
+        return polarity_table({name: list(pool.map(partial(_polarity, reading), own)) for name, own in few.items()})
+
+
+def _polarity(reading: Reading, sample: Sample) -> float:
+    size = image_size(sample.image)
+    return polarity(reading.depth(sample, size), read_mask(sample, size))

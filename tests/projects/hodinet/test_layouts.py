@@ -1,0 +1,242 @@
+"""Every layout is read as it is downloaded, files are paired by stem, and what is missing is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from projects.hodinet.layouts import LAYOUTS, by_set, read_layout, set_name
+from shared.data.files import BadFileError
+
+NJU2K = ("000001_left", "000002_left")
+NLPR = ("9_03-44-46", "1_02-03-44")
+DUT = ("0001", "0012")
+
+
+def write(folder, names=("RGB", "depth", "GT"), stems=("1", "2"), endings=(".jpg", ".png", ".png")):
+    """Write small pictures of each stem into the folders of pictures, depth and masks."""
+    for name, ending in zip(names, endings, strict=True):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for stem in stems:
+            Image.fromarray(np.zeros((4, 5), np.uint8)).save(folder / name / f"{stem}{ending}")
+
+
+def write_group(root):
+    write(root, ("train_images", "train_depth", "train_masks"), (*NJU2K, *NLPR, *DUT))
+    write(root, ("train_edges",), NJU2K, (".png",))
+    for name in ("DES-RGBD135", "NJUD", "STERE-797", "STERE-1000"):
+        write(root / name, ("test_images", "test_depth", "test_masks"), ("7", "8"))
+
+
+def write_spnet(root, depth="depth"):
+    write(root / "TrainDataset", ("RGB", depth, "GT"), (*NJU2K, *NLPR), (".png", ".bmp", ".png"))
+    for name in ("NJU2K", "STERE", "SIP"):
+        write(root / "TestDataset" / name, ("RGB", depth, "GT"), ("7", "8"))
+
+
+def write_caver(root):
+    write(root / "NJUD_FULL", ("Image", "Depth", "Mask"), (*NJU2K, "000003_left"))
+    write(root / "NLPR_FULL", ("Image", "Depth", "Mask"), (*NLPR, "10_03-02-58"))
+    for name, train, test in (("njud", NJU2K, ("000003_left",)), ("nlpr", NLPR, ("10_03-02-58.jpg",))):
+        (root / f"{name}_train_jw_name_list.lst").write_text("\n".join(train) + "\n")
+        (root / f"{name}_test_jw_name_list.lst").write_text("\n".join(test))
+    write(root / "DUTLF-Depth" / "Train", stems=DUT)
+    write(root / "DUTLF-Depth" / "Test", stems=("0500",))
+    write(root / "STEREO1000", ("Image", "Depth", "Mask"))
+
+
+def write_vst(root):
+    write(root / "NJUD" / "trainset", stems=NJU2K)
+    write(root / "NJUD" / "trainset", ("contour",), NJU2K, (".png",))
+    write(root / "NJUD" / "testset", stems=("000005_left",))
+    write(root / "LFSD")
+
+
+WRITERS = {"group": write_group, "spnet": write_spnet, "caver": write_caver, "vst": write_vst}
+EXPECTED = {
+    "group": {
+        "train": {"NJU2K": NJU2K, "NLPR": NLPR, "DUT-RGBD": DUT},
+        "test": dict.fromkeys(("NJU2K", "STERE", "STERE-797", "DES"), ("7", "8")),
+    },
+    "spnet": {"train": {"NJU2K": NJU2K, "NLPR": NLPR}, "test": dict.fromkeys(("NJU2K", "STERE", "SIP"), ("7", "8"))},
+    "caver": {
+        "train": {"NJU2K": NJU2K, "NLPR": NLPR, "DUT-RGBD": DUT},
+        "test": {"NJU2K": ("000003_left",), "NLPR": ("10_03-02-58",), "DUT-RGBD": ("0500",), "STERE": ("1", "2")},
+    },
+    "vst": {"train": {"NJU2K": NJU2K}, "test": {"NJU2K": ("000005_left",), "LFSD": ("1", "2")}},
+}
+
+
+def contents(samples):
+    """Return the stems by split and set."""
+    return {
+        split: {name: tuple(sorted(sample.stem for sample in own)) for name, own in by_set(one for one in samples if one.split == split).items()}
+        for split in ("train", "test")
+    }
+
+
+def in_order(expected):
+    return {split: {name: tuple(sorted(stems)) for name, stems in sets.items()} for split, sets in expected.items()}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("layout", list(WRITERS))
+def test_a_layout_is_told_by_the_names_of_its_folders(tmp_path, layout, named):
+    WRITERS[layout](tmp_path)
+    samples = read_layout(tmp_path, layout if named else "auto")
+    assert contents(samples) == in_order(EXPECTED[layout])
+    assert {sample.layout for sample in samples} == {layout}
+    for sample in samples:
+        assert sample.image.stem == sample.depth.stem == sample.mask.stem == sample.stem
+        assert "mask" in sample.mask.parent.name.lower() or sample.mask.parent.name == "GT"
+        assert "depth" in sample.depth.parent.name.lower()
+
+
+def test_dformer_writes_depth_with_a_capital(tmp_path):
+    write_spnet(tmp_path, "Depth")
+    assert contents(read_layout(tmp_path)) == in_order(EXPECTED["spnet"])
+
+
+def test_a_root_may_hold_sets_in_several_layouts(tmp_path):
+    write_spnet(tmp_path)
+    write(tmp_path / "ReDWeb-S" / "testset")
+    write(tmp_path / "SSD", ("Image", "Depth", "Mask"))
+    sets = contents(read_layout(tmp_path))["test"]
+    assert list(sets) == ["NJU2K", "STERE", "SIP", "SSD", "ReDWeb-S"], "known sets first"
+    assert set(contents(read_layout(tmp_path, "vst"))["test"]) == {"ReDWeb-S"}
+
+
+def test_the_root_may_be_the_folder_of_a_split(tmp_path):
+    write_spnet(tmp_path)
+    assert contents(read_layout(tmp_path / "TrainDataset")) == in_order({"train": EXPECTED["spnet"]["train"], "test": {}})
+    assert contents(read_layout(tmp_path / "TestDataset")) == in_order({"train": {}, "test": EXPECTED["spnet"]["test"]})
+
+
+def test_folders_of_ones_own(tmp_path):
+    write(tmp_path / "mine" / "train", stems=("a.1", "b"))
+    write(tmp_path / "mine" / "test", ("images", "depths", "masks"), stems=("c",))
+    assert contents(read_layout(tmp_path / "mine", "folder")) == {"train": {"mine": ("a.1", "b")}, "test": {"mine": ("c",)}}
+    write(tmp_path / "my pictures")
+    assert contents(read_layout(tmp_path / "my pictures")) == {"train": {}, "test": {"my_pictures": ("1", "2")}}
+
+
+def test_rgb_t_sets_are_read_by_the_same_reader(tmp_path):
+    for split in ("Train", "Test"):
+        write(tmp_path / "VT5000" / split, ("RGB", "T", "GT"), endings=(".jpg", ".jpg", ".png"))
+    write(tmp_path / "VT821", ("RGB", "thermal", "GT"), endings=(".jpg", ".bmp", ".jpg"))
+    samples = read_layout(tmp_path, modality="thermal")
+    assert contents(samples) == {"train": {"VT5000": ("1", "2")}, "test": {"VT5000": ("1", "2"), "VT821": ("1", "2")}}
+    assert {sample.depth.parent.name for sample in samples} == {"T", "thermal"}
+    with pytest.raises(FileNotFoundError, match=r"no depth beside .*RGB: expected a folder depth or depths .*data\.modality: thermal"):
+        read_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("NJUD_FULL", "NJU2K"),
+        ("nju2k", "NJU2K"),
+        ("STEREO-1000", "STERE"),
+        ("STERE", "STERE"),
+        ("STEREO-797", "STERE-797"),
+        ("DES-RGBD135", "DES"),
+        ("RGBD135", "DES"),
+        ("DUTLF-Depth", "DUT-RGBD"),
+        ("DUT-RGBD", "DUT-RGBD"),
+        ("ReDWeb-S", "ReDWeb-S"),
+        ("my set", "my_set"),
+        ("..", "set"),
+    ],
+)
+def test_sets_have_one_name_each(folder, name):
+    assert set_name(folder) == name
+
+
+def test_full_sets_need_their_lists(tmp_path):
+    write_caver(tmp_path)
+    for path in tmp_path.glob("njud_*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"NJUD_FULL holds pictures of both splits: put njud_train_jw_name_list\.lst and njud_test"):
+        read_layout(tmp_path)
+
+
+def test_lists_that_do_not_fit_are_refused(tmp_path):
+    write_caver(tmp_path)
+    names = tmp_path / "njud_test_jw_name_list.lst"
+    names.write_text("000009_left\n")
+    with pytest.raises(BadFileError, match=r"1 of 1 pictures that .*njud_test_jw_name_list\.lst names are not in .*: 000009_left"):
+        read_layout(tmp_path)
+    names.write_text("000001_left\n")
+    with pytest.raises(BadFileError, match=r"1 pictures are in both lists .*: 000001_left"):
+        read_layout(tmp_path)
+
+
+def test_pictures_without_depth_are_refused_skipped_or_taken_with_zeros(tmp_path, caplog):
+    write(tmp_path / "SIP", stems=("1", "2", "3"))
+    (tmp_path / "SIP" / "depth" / "2.png").unlink()
+    with pytest.raises(BadFileError, match=r"1 of 3 pictures of .*RGB are not complete:\n.*2\.jpg has no depth map of its stem\n.*on_bad_file: skip"):
+        read_layout(tmp_path)
+    assert [sample.stem for sample in read_layout(tmp_path, on_bad_file="skip")] == ["1", "3"]
+    assert "1 of 3 pictures" in caplog.text
+    assert [sample.depth is None for sample in read_layout(tmp_path, missing_depth="zeros")] == [False, True, False]
+    for path in (tmp_path / "SIP" / "depth").iterdir():
+        path.unlink()
+    (tmp_path / "SIP" / "depth").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"no depth beside .*data\.missing_depth: zeros"):
+        read_layout(tmp_path)
+    assert all(sample.depth is None for sample in read_layout(tmp_path, missing_depth="zeros"))
+
+
+def test_unequal_counts_pair_by_stem_not_by_order(tmp_path, caplog):
+    write(tmp_path / "SIP", stems=("1", "2", "10"))
+    (tmp_path / "SIP" / "RGB" / "1.jpg").unlink()
+    samples = read_layout(tmp_path)
+    assert [(sample.image.name, sample.depth.name, sample.mask.name) for sample in samples] == [
+        (f"{n}.jpg", f"{n}.png", f"{n}.png") for n in ("10", "2")
+    ]
+    assert "1 depth maps or masks beside" in caplog.text
+
+
+def test_masks_are_needed_unless_nothing_is_measured(tmp_path):
+    write(tmp_path / "mine", ("RGB", "depth"), endings=(".jpg", ".png"))
+    with pytest.raises(FileNotFoundError, match=r"no masks beside .*RGB: expected a folder GT, Mask"):
+        read_layout(tmp_path / "mine")
+    samples = read_layout(tmp_path / "mine", with_masks=False)
+    assert [(sample.stem, sample.mask) for sample in samples] == [("1", None), ("2", None)]
+
+
+def test_two_files_of_one_stem_are_refused(tmp_path):
+    write(tmp_path / "SIP")
+    write(tmp_path / "SIP", ("RGB",), ("1",), (".png",))
+    with pytest.raises(ValueError, match=r"1\.jpg and .*1\.png have the same name but for the ending"):
+        read_layout(tmp_path)
+
+
+def test_a_set_that_lies_there_twice_is_refused(tmp_path):
+    write(tmp_path / "SIP")
+    write(tmp_path / "TestDataset" / "SIP")
+    with pytest.raises(ValueError, match=r"are both 1 of SIP \(test\): remove one of them"):
+        read_layout(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
+def test_a_folder_without_sets_is_told_what_is_expected(tmp_path, layout):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no pictures with depth and masks in .*\(there: pictures\); expected\n") as error:
+        read_layout(tmp_path, layout)
+    assert all(f"{name}: {tmp_path}" in str(error.value) for name in (LAYOUTS if layout == "auto" else [layout]))
+    with pytest.raises(FileNotFoundError, match=r"no folder .*none: correct data\.root"):
+        read_layout(tmp_path / "none", layout)
+
+
+def test_a_layout_that_is_not_there_names_the_one_that_is(tmp_path):
+    write_spnet(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"\(it holds spnet\); expected\n  vst"):
+        read_layout(tmp_path, "vst")
+
+
+@pytest.mark.parametrize("option", [{"modality": "lidar"}, {"missing_depth": "guess"}, {"on_bad_file": "keep"}, {"layout": "coco"}])
+def test_unknown_options_are_refused(tmp_path, option):
+    with pytest.raises(ValueError, match=next(iter(option.values()))):
+        read_layout(Path(tmp_path), **option)
