@@ -16,7 +16,7 @@ ROOT_EPSILON = 1e-12
 """Added to the relation under its root."""
 NORM_EPSILON = 1e-12
 """Least norm that the relation is divided by."""
-CHUNK_ENTRIES = {"cpu": 2**20}
+CHUNK_ENTRIES = {"cpu": 2**19}
 OTHER_ENTRIES = 2**22
 """Entries of the relation that are held at once, on a CPU what its caches hold and on other devices what keeps them busy."""
 
