@@ -105,6 +105,14 @@ class EpochSampler(DistributedSampler):
         return iter(own[skip:])
 
 
+class EpochKeys(EpochSampler):
+    """Deals index + epoch N, so that readers in other processes know the epoch."""
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
+        return (first + index for index in super().__iter__())
+
+
 class UnpaddedSampler(DistributedSampler):
     """Deals the samples in order, each to exactly one process, repeating none to make the shares equal: evaluation counts every sample once."""
 

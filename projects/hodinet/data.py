@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -16,7 +16,7 @@ from projects.hodinet.samples import DrawnScenes, Reading, SampleFiles, check_sa
 from projects.hodinet.scenes import Variant
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
-from shared.distributed import EpochSampler, UnpaddedSampler
+from shared.distributed import EpochKeys, UnpaddedSampler
 from shared.forgery.splits import OnLeak
 from shared.seeding import generator
 
@@ -63,14 +63,6 @@ class TrainingPictures(Dataset):
 
 def _item(layers: Layers, index: int) -> dict[str, Any]:
     return layers._asdict() | {"index": index}
-
-
-class _EpochKeys(EpochSampler):
-    """Deals index + epoch N, so that readers in other processes know the epoch."""
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        return (first + index for index in super().__iter__())
 
 
 class SaliencyData(DataModule):
@@ -249,7 +241,7 @@ class SaliencyData(DataModule):
         """
         if not len(self.train_set):
             raise ValueError(f"{self.root} holds test pictures only: put training pictures there, as {LAYOUTS.get(self.source, LAYOUTS['spnet'])}")
-        return self.training_loader(self.train_set, sampler=_EpochKeys(self.train_set, self.seed))
+        return self.training_loader(self.train_set, sampler=EpochKeys(self.train_set, self.seed))
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of every validation picture once, in order."""

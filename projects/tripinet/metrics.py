@@ -224,7 +224,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     """Measure pictures from their rows: means over manipulated ones of what was measured of pixels, and how well scores tell the two apart."""
     forged = [row for row in rows if row.label]
     names = list(forged[0].pixels) if forged else []
-    measures = {name: _mean([row.pixels[name] for row in forged]) for name in names}
+    measures = {name: mean_of_known([row.pixels[name] for row in forged]) for name in names}
     measures["undefined_auc"] = float(sum(math.isnan(row.pixels["pixel_auc"]) for row in forged))
     measures["images"] = float(len(rows))
     return measures | image_measures(rows, measures.get("pixel_f1", math.nan))
@@ -274,7 +274,8 @@ def _pooled_auc(pooled: np.ndarray) -> float:
     return float((fake * (real.cumsum() - real / 2)).sum() / (real.sum() * fake.sum()))
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of_known(values: Sequence[float]) -> float:
+    """Return the mean of those that are no NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 

@@ -138,6 +138,10 @@ class ManipulationLocalisation(L.LightningModule):
         """Map (B, 3, H, W) images, uint8 or floats from 0 to 255, to (B, 1, H, W) calibrated probabilities of being manipulated, float32."""
         return self.decision.probabilities(self.judge(images).logits)
 
+    def is_tiled(self, height: int, width: int, tiles: Tiles) -> bool:
+        """Whether a picture of some size is judged tile by tile."""
+        return tiles == "always" or (tiles == "auto" and height * width > self.hparams.whole)
+
     @torch.no_grad()
     def judge(self, images: Tensor, tiles: Tiles = "auto", flips: bool = False) -> Judged:
         """Judge pictures, in evaluation mode whatever mode the network is in.
@@ -153,7 +157,7 @@ class ManipulationLocalisation(L.LightningModule):
         """
         given, net = self.hparams, self.net
         height, width = images.shape[2:]
-        is_tiled = tiles == "always" or (tiles == "auto" and height * width > given.whole)
+        is_tiled = self.is_tiled(height, width, tiles)
         images = _enlarged(images, LEAST)
         total = torch.zeros(len(images), 1, *images.shape[2:], device=self.device)
         mirrors: list[list[int]] = [[], [3], [2], [2, 3]] if flips else [[]]

@@ -250,9 +250,9 @@ def find_regions(mask: np.ndarray, probability: np.ndarray) -> tuple[int, list[d
 
 def method(module: ManipulationLocalisation, size: Sequence[int], tiles: Tiles, flips: bool) -> dict[str, Any]:
     """Say how `ManipulationLocalisation.judge` judges a picture of some (height, width): whole or in tiles of which size, and in how many mirrors."""
-    given = module.hparams
-    is_tiled = tiles == "always" or (tiles == "auto" and math.prod(size) > given.whole)
-    return ({"tile": given.tile, "overlap": given.overlap} if is_tiled else {"tile": None}) | {"mirrors": 4 if flips else 1}
+    (height, width), given = size, module.hparams
+    tiling = {"tile": given.tile, "overlap": given.overlap} if module.is_tiled(height, width, tiles) else {"tile": None}
+    return tiling | {"mirrors": 4 if flips else 1}
 
 
 def sentence(row: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from projects.tripinet.data import ForgedPictures, ManipulationData, WholePictures
 from projects.tripinet.decoders import resize
-from projects.tripinet.metrics import LocalisationMetrics
+from projects.tripinet.metrics import LocalisationMetrics, mean_of_known
 from projects.tripinet.model import LEAST
 from projects.tripinet.module import ManipulationLocalisation, measure
 from projects.tripinet.pairs import AUTHENTIC
@@ -171,7 +171,7 @@ def tabulate(values: Values, settings: Sequence[Setting]) -> list[dict[str, Any]
     counted = [name for name in values if name != "control"] or list(values)
     for setting in settings:
         found = {name: {key: values[name][setting].get(key, math.nan) for key in MEASURES} for name in values}
-        found["mean"] = {key: _mean([found[name][key] for name in counted]) for key in MEASURES}
+        found["mean"] = {key: mean_of_known([found[name][key] for name in counted]) for key in MEASURES}
         unit = "" if setting is UNTOUCHED else DEGRADATIONS[setting.degradation].unit
         about: dict[str, Any] = {"degradation": setting.degradation, "unit": unit, "strength": setting.strength}
         rows += [{"set": name} | about | measures for name, measures in found.items()]
@@ -187,15 +187,9 @@ def _report(trainer: ProjectTrainer, rows: Sequence[dict[str, Any]]) -> dict[str
     for name in dict.fromkeys(row["degradation"] for row in degraded):
         pairs = [(row["strength"], row["pixel_f1"]) for row in degraded if row["degradation"] == name]
         lines[f"{name.replace('_', ' ')}\n{DEGRADATIONS[name].unit}"] = pairs
-        drops.append(clean["pixel_f1"] - _mean([value for _, value in pairs]))
+        drops.append(clean["pixel_f1"] - mean_of_known([value for _, value in pairs]))
         listed = ", ".join(f"{value:.3f} at {strength:g}" for strength, value in pairs)
         print(f"{name} ({DEGRADATIONS[name].unit}): pixel F1 {listed}; {drops[-1]:.3f} lost on average")
     if lines:
         log_figure(trainer, "robustness", curves(lines, clean["pixel_f1"], "pixel F1 at 0.5"))
-    return {"robustness/pixel_f1": round(clean["pixel_f1"], 4), "robustness/mean_drop": round(_mean(drops), 4)}
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Return the mean of those that are no NaN; NaN without any."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    return {"robustness/pixel_f1": round(clean["pixel_f1"], 4), "robustness/mean_drop": round(mean_of_known(drops), 4)}

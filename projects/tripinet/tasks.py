@@ -10,7 +10,7 @@ import torch
 
 from projects.tripinet.calibration import calibration_error
 from projects.tripinet.data import ManipulationData, WholePictures
-from projects.tripinet.metrics import Row
+from projects.tripinet.metrics import Row, mean_of_known
 from projects.tripinet.module import ManipulationLocalisation
 from projects.tripinet.pictures import sheet
 from shared.loggers import log_image, log_table
@@ -79,7 +79,9 @@ def report_test(trainer: ProjectTrainer, module: ManipulationLocalisation, data:
         for what, found in parts.items():
             found += [{"set": name, what: part, **values} for part, values in measured.compute_by(what).items()]
     judged = [row for row in rows if (data.source, row["set"]) != ("procedural", "control")] or rows
-    summary = {f"test/{name}": round(_mean(judged, name), 4) for name in ("pixel_f1", "pixel_auc", "image_auc")}
+    summary = {
+        f"test/{name}": round(mean_of_known([row[name] for row in judged if name in row]), 4) for name in ("pixel_f1", "pixel_auc", "image_auc")
+    }
     if trainer.is_global_zero:
         log_table(trainer, "sets", rows := even(rows))
         for what, found in parts.items():
@@ -106,8 +108,3 @@ def alarms(module: ManipulationLocalisation, rows: list[Row]) -> dict[str, float
         raw = temperature * float(torch.tensor(row.score, dtype=torch.float64).logit(eps=1e-12))
         called[row.label].append(decision.score(raw) > 0.5)
     return {name: sum(found) / len(found) if found else float("nan") for name, found in (("detected", called[1]), ("false_alarms", called[0]))}
-
-
-def _mean(rows: list[dict[str, Any]], name: str) -> float:
-    known = [row[name] for row in rows if row.get(name) == row.get(name) and name in row]
-    return sum(known) / len(known) if known else float("nan")

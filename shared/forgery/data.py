@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import ClassVar, get_args
 
 from torch.utils.data import DataLoader
 
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
-from shared.distributed import EpochSampler
+from shared.distributed import EpochKeys
 from shared.forgery import layouts
 from shared.forgery.augmentation import Augmentation, TrainingFrames
 from shared.forgery.benchmark_json import benchmark, find_places, stored
@@ -242,7 +241,7 @@ class ForgeryData(DataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled loader, whose frames are augmented anew in every epoch."""
-        return self.training_loader(self.train_set, identity, _EpochKeys(self.train_set, self.seed))
+        return self.training_loader(self.train_set, identity, EpochKeys(self.train_set, self.seed))
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of every validation frame once, in order."""
@@ -251,14 +250,6 @@ class ForgeryData(DataModule):
     def test_dataloader(self) -> list[DataLoader]:
         """Return one loader for each of `test_names`, of every frame once, in order."""
         return [self.evaluation_loader(frames, collate=identity) for frames in self.test_sets]
-
-
-class _EpochKeys(EpochSampler):
-    """Deals index + epoch N, so that readers in other processes know the epoch."""
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        return (first + index for index in super().__iter__())
 
 
 def of_kinds(clips: list[Clip], kinds: list[str]) -> list[Clip]:

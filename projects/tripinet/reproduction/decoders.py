@@ -14,18 +14,12 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(kept: Path, name: str, options: dict[str, Any], length: int, epochs: int, pictures: int, seed: int) -> Rows:
-    """Train a network with a decoder and judge it."""
-    module = worlds.train(kept, options, seed, length, epochs)
-    return [{"decoder": name, "seed": seed, "k parameters": worlds.thousands(module), **worlds.judge(module, seed, pictures)}]
-
-
 def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
     """Return a job for each decoder and seed."""
     if quick:
-        return [Job("fpn", seeds[0], rows, (kept, "fpn", DECODERS["fpn"], *worlds.QUICK))]
+        return [Job("fpn", seeds[0], worlds.compare, (kept, "decoder", "fpn", DECODERS["fpn"], *worlds.QUICK))]
     each = DECODERS.items()
-    return [Job(name, seed, rows, (kept, name, options, *worlds.FULL)) for seed in seeds for name, options in each]
+    return [Job(name, seed, worlds.compare, (kept, "decoder", name, options, *worlds.FULL)) for seed in seeds for name, options in each]
 
 
 def expectations(summary: Rows) -> dict[str, bool]:

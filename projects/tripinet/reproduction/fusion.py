@@ -15,18 +15,12 @@ FUSIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(kept: Path, name: str, options: dict[str, Any], length: int, epochs: int, pictures: int, seed: int) -> Rows:
-    """Train a network with a fusion and judge it."""
-    module = worlds.train(kept, options, seed, length, epochs)
-    return [{"fusion": name, "seed": seed, "k parameters": worlds.thousands(module), **worlds.judge(module, seed, pictures)}]
-
-
 def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
     """Return a job for each fusion and seed."""
     if quick:
-        return [Job("concat", seeds[0], rows, (kept, "concat", FUSIONS["concat"], *worlds.QUICK))]
+        return [Job("concat", seeds[0], worlds.compare, (kept, "fusion", "concat", FUSIONS["concat"], *worlds.QUICK))]
     each = FUSIONS.items()
-    return [Job(name, seed, rows, (kept, name, options, *worlds.FULL)) for seed in seeds for name, options in each]
+    return [Job(name, seed, worlds.compare, (kept, "fusion", name, options, *worlds.FULL)) for seed in seeds for name, options in each]
 
 
 def expectations(summary: Rows) -> dict[str, bool]:

@@ -26,12 +26,6 @@ UNLEARNT: dict[str, Callable[[Tensor], Tensor]] = {
 """What needs no learning."""
 
 
-def rows(kept: Path, name: str, options: dict[str, Any], length: int, epochs: int, pictures: int, seed: int) -> Rows:
-    """Train a network of some streams and judge it."""
-    module = worlds.train(kept, options, seed, length, epochs)
-    return [{"streams": name, "seed": seed, "k parameters": worlds.thousands(module), **worlds.judge(module, seed, pictures)}]
-
-
 def baseline(seed: int) -> Rows:
     """Judge what needs no learning."""
     made = []
@@ -45,9 +39,9 @@ def baseline(seed: int) -> Rows:
 def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
     """Return a job for each set of streams and seed."""
     if quick:
-        return [Job(name, seeds[0], rows, (kept, name, STREAMS[name], *worlds.QUICK)) for name in ("rgb", ALL)]
+        return [Job(name, seeds[0], worlds.compare, (kept, "streams", name, STREAMS[name], *worlds.QUICK)) for name in ("rgb", ALL)]
     each = STREAMS.items()
-    learnt = [Job(name, seed, rows, (kept, name, options, *worlds.FULL)) for seed in seeds for name, options in each]
+    learnt = [Job(name, seed, worlds.compare, (kept, "streams", name, options, *worlds.FULL)) for seed in seeds for name, options in each]
     return learnt + [Job("none", seed, baseline) for seed in seeds]
 
 

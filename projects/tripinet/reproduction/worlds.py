@@ -19,6 +19,7 @@ from projects.tripinet.module import ManipulationLocalisation
 from shared.jobs import kept_arrays
 from shared.quiet import quiet_trainer, silence
 from shared.seeding import derive_seed
+from shared.tables import Rows
 
 COMMON: dict[str, Any] = {"channels": 16, "width": 16, "lr": 3e-3, "schedule": "onecycle"}
 """Options of all networks."""
@@ -81,6 +82,12 @@ def judge(module: ManipulationLocalisation, seed: int, pictures: int = TESTED) -
     tests = {kind: tested(kind, seed, pictures) for kind in TESTS}
     found = {kind: measure(probabilities(module, one.images), one) for kind, one in tests.items()}
     return columns({kind: values["pixel_f1"] for kind, values in found.items()}, {kind: values["pixel_auc"] for kind, values in found.items()})
+
+
+def compare(kept: Path, column: str, name: str, options: dict[str, Any], length: int, epochs: int, pictures: int, seed: int) -> Rows:
+    """Return the row of a setting, named in a column: a network is trained and judged, see `train` and `judge`."""
+    module = train(kept, options, seed, length, epochs)
+    return [{column: name, "seed": seed, "k parameters": thousands(module), **judge(module, seed, pictures)}]
 
 
 def columns(f1: dict[str, float], auc: dict[str, float]) -> dict[str, Any]:
