@@ -1,14 +1,13 @@
 import warnings
 
 import numpy as np
+import py_sod_metrics
 import pytest
 import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
 from projects.hodinet.metrics import SaliencyMetrics, e_measure, f_measure, precision_recall, weighted_f
-
-py_sod_metrics = pytest.importorskip("py_sod_metrics")
 
 KINDS = ("noise", "soft", "few_levels", "binary", "inverted", "constant", "black", "white", "quarter")
 MASKS = ("blob", "noise", "pixel", "empty", "full", "border")
