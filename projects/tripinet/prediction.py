@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from projects.tripinet.module import ManipulationLocalisation, Tiles
 from projects.tripinet.pairs import read_pixels
-from projects.tripinet.pictures import overlay
 from shared.checkpoints import weights_digest
 from shared.data.files import EXTENSIONS, check_images, list_images
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
+from shared.pictures import overlay
 from shared.runs import atomic, write_json
 
 if TYPE_CHECKING:

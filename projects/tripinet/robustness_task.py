@@ -17,9 +17,9 @@ from projects.tripinet.metrics import LocalisationMetrics, mean_of_known
 from projects.tripinet.model import LEAST
 from projects.tripinet.module import ManipulationLocalisation, measure
 from projects.tripinet.pairs import AUTHENTIC
-from projects.tripinet.pictures import curves
 from projects.tripinet.robustness import DEGRADATIONS, degrade
 from shared.loggers import log_figure, log_table
+from shared.pictures import curves
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer

@@ -12,8 +12,8 @@ from projects.tripinet.calibration import calibration_error
 from projects.tripinet.data import ManipulationData, WholePictures
 from projects.tripinet.metrics import Row, mean_of_known
 from projects.tripinet.module import ManipulationLocalisation
-from projects.tripinet.pictures import sheet
 from shared.loggers import log_image, log_table
+from shared.pictures import heat, overlay, sheet
 from shared.results import markdown
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Examples(L.Callback):
 
 
 def examples(module: ManipulationLocalisation, pictures: WholePictures) -> torch.Tensor:
-    """Return a sheet of pictures evenly spread over a set, each cut to its middle and to the size of the smallest one; see `pictures.sheet`."""
+    """Return a sheet of pictures evenly spread over a set, their masks, maps, and overlays, each cut to its middle and the size of the smallest."""
     chosen = [pictures[len(pictures) * number // SHOWN] for number in range(min(SHOWN, len(pictures)))]
     side = [min(512, *(one["image"].shape[axis] for one in chosen)) for axis in (1, 2)]
     rows: list[list[torch.Tensor]] = [[], [], []]
@@ -53,7 +53,8 @@ def examples(module: ManipulationLocalisation, pictures: WholePictures) -> torch
         for layers, layer in zip(rows, (one["image"], one["mask"], probability), strict=True):
             layers.append(layer[:, top : top + side[0], left : left + side[1]])
     images, masks, maps = (torch.stack(layers) for layers in rows)
-    return sheet(images, masks, maps, module.decision.pixel_threshold)
+    laid = torch.stack([overlay(image, one, module.decision.pixel_threshold) for image, one in zip(images, maps, strict=True)])
+    return sheet([images, masks.float(), heat(maps[:, 0]), laid])
 
 
 def remarks(module: ManipulationLocalisation, data: ManipulationData) -> list[str]:

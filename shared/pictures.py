@@ -1,7 +1,8 @@
-"""What people look at: heat maps over pictures, and sheets of pictures, masks and maps."""
+"""What people look at: heat maps over pictures, sheets of pictures, masks and maps, and curves over strengths."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,7 @@ def overlay(image: Tensor, probability: Tensor, threshold: float) -> Tensor:
     Args:
         image: (3, H, W) uint8.
         probability: (1, H, W) in [0, 1].
-        threshold: probability above which a pixel is called manipulated.
+        threshold: probability above which a pixel counts as found.
 
     Returns:
         (3, H, W) in [0, 1].
@@ -49,19 +50,16 @@ def overlay(image: Tensor, probability: Tensor, threshold: float) -> Tensor:
     return torch.where(outline(probability > threshold, width), torch.tensor([1.0, 0.9, 0.2])[:, None, None], shown)
 
 
-def sheet(images: Tensor, masks: Tensor, probabilities: Tensor, threshold: float) -> Tensor:
-    """Return a sheet, (3, height, width) in [0, 1], of columns of picture, mask, map, and the map's overlay.
+def sheet(rows: Sequence[Tensor]) -> Tensor:
+    """Return a sheet, (3, height, width) in [0, 1], of rows of as many pictures of one size; small ones are enlarged.
 
     Args:
-        images: (B, 3, H, W) uint8.
-        masks: (B, 1, H, W) of 0 and 1.
-        probabilities: (B, 1, H, W) in [0, 1].
-        threshold: probability above which a pixel is called manipulated.
+        rows: (B, 1 or 3, H, W) each, floats in [0, 1] or uint8.
     """
-    laid = torch.stack([overlay(image, one, threshold) for image, one in zip(images, probabilities, strict=True)])
-    rows = [images.float() / 255, masks.float().expand(-1, 3, -1, -1), heat(probabilities[:, 0]), laid]
-    enlarged = F.interpolate(torch.cat(rows), scale_factor=max(1, -(-SIDE // images.shape[2])), mode="nearest")
-    return make_grid(enlarged, nrow=len(images), padding=3, pad_value=1)
+    scaled = [row.float() / 255 if row.dtype == torch.uint8 else row.float() for row in rows]
+    pictures = torch.cat([row.expand(-1, 3, -1, -1) for row in scaled])
+    enlarged = F.interpolate(pictures, scale_factor=max(1, -(-SIDE // pictures.shape[2])), mode="nearest")
+    return make_grid(enlarged, nrow=len(rows[0]), padding=3, pad_value=1)
 
 
 def curves(measured: dict[str, list[tuple[float, float]]], clean: float, label: str) -> Figure:

@@ -7,8 +7,9 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from projects.tripinet.forging import forge
-from projects.tripinet.pictures import SIDE, curves, heat, outline, overlay, sheet
+from shared.data.files import read_levels
+from shared.data.offline import photograph_file
+from shared.pictures import SIDE, curves, heat, outline, overlay, sheet
 
 YELLOW = torch.tensor([1.0, 0.9, 0.2])
 
@@ -16,6 +17,10 @@ YELLOW = torch.tensor([1.0, 0.9, 0.2])
 def blob(height, width, number=0):
     smooth = scipy.ndimage.gaussian_filter(np.random.default_rng(number).normal(size=(height, width)), 4)
     return torch.from_numpy(smooth > 0.02)[None]
+
+
+def example():
+    return read_levels(photograph_file("chelsea.png"))[:, 100:196, 120:216]
 
 
 def test_heat_is_inferno_on_the_scale_from_0_to_1():
@@ -45,13 +50,13 @@ def test_an_outline_of_a_square_is_one_pixel_wide():
 
 
 def test_an_overlay_shows_the_picture_in_grey_where_nothing_is_found():
-    image = forge("test", 1, kind="splice").image
+    image = example()
     shown = overlay(image, torch.zeros(1, 96, 96), 0.5)
     torch.testing.assert_close(shown, image.float().mean(0, keepdim=True).expand(3, -1, -1) / 255)
 
 
 def test_an_overlay_reddens_with_the_probability_and_outlines_what_is_above_the_threshold():
-    image, mask, _ = forge("test", 1, kind="splice")
+    image, mask = example(), blob(96, 96)
     weak, strong = (overlay(image, level * mask.float(), 0.99) for level in (0.3, 0.9))
     red = lambda shown: (shown[0] - shown[1])[mask[0]].mean()  # noqa: E731
     assert red(weak) < red(strong)
@@ -72,23 +77,21 @@ def test_outlines_of_large_pictures_are_wide_enough_to_be_seen():
 
 
 @pytest.mark.parametrize(("size", "times"), [(96, 2), (64, 2), (128, 1), (200, 1)])
-def test_a_sheet_has_a_column_a_picture_of_four_rows(size, times):
+def test_a_sheet_has_a_column_a_picture_and_a_row_a_layer(size, times):
     count, pad = 3, 3
     images = torch.randint(256, (count, 3, size, size + 8), dtype=torch.uint8)
-    masks = torch.stack([blob(size, size + 8, number) for number in range(count)]).byte()
-    probabilities = torch.rand(count, 1, size, size + 8)
-    made = sheet(images, masks, probabilities, 0.5)
+    masks = torch.stack([blob(size, size + 8, number) for number in range(count)])
+    heats = heat(torch.rand(count, size, size + 8))
+    made = sheet([images, masks.float(), heats])
     height, width = size * times, (size + 8) * times
     assert height >= SIDE
-    assert made.shape == (3, 4 * (height + pad) + pad, count * (width + pad) + pad)
+    assert made.shape == (3, 3 * (height + pad) + pad, count * (width + pad) + pad)
     assert 0 <= float(made.min()) <= float(made.max()) <= 1
     for column in range(count):
         left = pad + column * (width + pad)
-        tops = [pad + row * (height + pad) for row in range(4)]
+        tops = [pad + row * (height + pad) for row in range(3)]
         cells = [made[:, top : top + height : times, left : left + width : times] for top in tops]
-        expected = [images[column] / 255, masks[column].float().expand(3, -1, -1), heat(probabilities[column, 0])]
-        expected.append(overlay(images[column], probabilities[column], 0.5))
-        for cell, one in zip(cells, expected, strict=True):
+        for cell, one in zip(cells, [images[column] / 255, masks[column].float().expand(3, -1, -1), heats[column]], strict=True):
             torch.testing.assert_close(cell, one)
 
 
