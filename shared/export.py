@@ -102,6 +102,35 @@ def latency(
     return rows
 
 
+def beside_torch(module: nn.Module, path: str | Path, pictures: Mapping[str, Tensor], runs: int = 7) -> list[dict[str, Any]]:
+    """Time one picture on the CPU in the runtime of its file and in torch, with as many threads.
+
+    Args:
+        module: what the file computes.
+        path: the .onnx file.
+        pictures: (B, C, H, W) by the name of the input, all of one size; the first of each is taken.
+        runs: calls of which the median is taken.
+
+    Returns:
+        A row for ONNX Runtime and one for torch, with `height`, `width`, `batch`, `threads`, `milliseconds` and `megapixels_per_second`.
+
+    Raises:
+        ValueError: see `latency`.
+    """
+    first, seconds = _first(pictures, 1), []
+    measured = latency(path, first, (1,), runs)[0]
+    with torch.inference_mode():
+        for _ in range(1 + runs):
+            start = time.perf_counter()
+            module(*first.values())
+            seconds.append(time.perf_counter() - start)
+    times = {"ONNX Runtime": measured["milliseconds"], "torch": 1000 * statistics.median(seconds[1:])}
+    height, width = next(iter(first.values())).shape[2:]
+    about = {"height": height, "width": width, "batch": 1, "threads": measured["threads"]}
+    speed = height * width / 1000  # pixels a millisecond are a thousandth of megapixels a second
+    return [{"runtime": name} | about | {"milliseconds": took, "megapixels_per_second": speed / took} for name, took in times.items()]
+
+
 def _check_installed() -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(name) is None:

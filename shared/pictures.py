@@ -1,9 +1,9 @@
-"""What people look at: heat maps over pictures, sheets of pictures, masks and maps, and curves over strengths."""
+"""What people look at: heat maps over pictures, sheets of pictures, masks and maps, overviews with titles, and curves over strengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SIDE = 128
 """Least height of a picture in a sheet, in pixels."""
+THUMBNAIL = 256
+"""Longest side of a picture in an overview, in pixels."""
 
 
 def heat(probability: Tensor) -> Tensor:
@@ -48,6 +50,57 @@ def overlay(image: Tensor, probability: Tensor, threshold: float) -> Tensor:
     shown = (1 - strength) * grey + strength * torch.tensor([1.0, 0.1, 0.05])[:, None, None]
     width = max(1, round(min(image.shape[1:]) / 400))
     return torch.where(outline(probability > threshold, width), torch.tensor([1.0, 0.9, 0.2])[:, None, None], shown)
+
+
+def shrunk(layers: Tensor, longest: int) -> Tensor:
+    """Scale (C, H, W) down, by averaging, until its longest side is so many pixels; smaller ones stay as they are."""
+    scale = longest / max(layers.shape[1:])
+    size = [max(1, round(side * scale)) for side in layers.shape[1:]]
+    return F.interpolate(layers[None], size=size, mode="bilinear", antialias=True)[0] if scale < 1 else layers
+
+
+def levels(probability: np.ndarray, bits: Literal[8, 16] = 16) -> np.ndarray:
+    """Return probabilities as the nearest of 256 or 65536 levels, the highest of them for 1, in uint8 or uint16."""
+    scaled = probability * np.float32(2**bits - 1)
+    return np.rint(scaled, out=scaled).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def beside(layers: Sequence[Tensor]) -> np.ndarray:
+    """Set layers of a picture, (1 or 3, H, W) uint8 each, side by side with white gaps, scaled down to thumbnails; (h, w, 3) uint8."""
+    small = [shrunk(layer, THUMBNAIL).expand(3, -1, -1) for layer in layers]
+    gap = torch.full((3, small[0].shape[1], max(2, small[0].shape[2] // 64)), 255, dtype=torch.uint8)
+    parted = [part for layer in small for part in (gap, layer)][1:]
+    return torch.cat(parted, dim=2).permute(1, 2, 0).numpy()
+
+
+def overview(thumbnails: Sequence[tuple[str, np.ndarray]], columns: int = 3, heading: str = "") -> Figure:
+    """Draw thumbnails under their titles.
+
+    Args:
+        thumbnails: title and pixels, (H, W, 3) uint8, of each; at least one.
+        columns: thumbnails beside each other at most.
+        heading: of the whole.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(thumbnails))
+    rows = [thumbnails[start : start + columns] for start in range(0, len(thumbnails), columns)]
+    heights = [0.5 + 4.2 * min(1.0, max(pixels.shape[0] / pixels.shape[1] for _, pixels in row)) for row in rows]
+    figure = Figure(figsize=(4.4 * columns, sum(heights) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), columns, height_ratios=heights, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (title, pixels) in zip(axes.flat, thumbnails, strict=False):
+        axis.imshow(pixels)
+        axis.set_title(title, fontsize=9, parse_math=False)
+    if heading:
+        figure.suptitle(heading, fontsize=10)
+    return figure
+
+
+def shortened(name: str, length: int = 40) -> str:
+    """Return the end of a name that is too long for a title."""
+    return name if len(name) <= length else "..." + name[3 - length :]
 
 
 def sheet(rows: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from shared.layers import at_least_float32
 
 Stream = Literal["rgb", "depth"]
 """Names of the modalities."""
+STREAMS: tuple[Stream, ...] = get_args(Stream)
 STRIDE = 32
 """Pixels of the picture between two positions of the deepest stage; also the least side of a picture."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -59,7 +60,7 @@ class HODINet(nn.Module):
         decoder: DecoderName = "cascaded",
         aspp: bool = False,
         widths: Sequence[int] = WIDTHS,
-        streams: Sequence[Stream] = ("rgb", "depth"),
+        streams: Sequence[Stream] = STREAMS,
         rgb_weights: str | None = None,
         depth_weights: str | None = None,
         frozen_norms: bool = False,
@@ -71,11 +72,11 @@ class HODINet(nn.Module):
         literal: bool = False,
     ) -> None:
         super().__init__()
-        if not streams or set(streams) - set(get_args(Stream)) or len(set(streams)) < len(streams):
+        if not streams or set(streams) - set(STREAMS) or len(set(streams)) < len(streams):
             raise ValueError(f"the streams are rgb, depth or both, not {', '.join(streams) or 'none'}")
         self.decoder = build_decoder(decoder, widths, aspp)
         chosen = {"rgb": (rgb, rgb_weights), "depth": (depth, depth_weights)}
-        encoders = {name: build_encoder(*chosen[name], frozen_norms, checkpointing) for name in get_args(Stream) if name in streams}
+        encoders: dict[str, Any] = {name: build_encoder(*chosen[name], frozen_norms, checkpointing) for name in STREAMS if name in streams}
         self.encoders = nn.ModuleDict(encoders)
         channels = [encoder.channels for encoder in encoders.values()]
         if len(channels) == 2:

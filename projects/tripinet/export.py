@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,7 +16,7 @@ from projects.tripinet.forensics import FFTHighPass, Stream
 from projects.tripinet.forging import FORGERIES, LARGEST, forge
 from projects.tripinet.model import LEAST
 from projects.tripinet.module import ManipulationLocalisation
-from shared.export import export_onnx, latency
+from shared.export import beside_torch, export_onnx
 from shared.loggers import artefact_folder, log_table
 from shared.messages import shown_path
 from shared.results import markdown
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 BATCHES = (1, 3)
 TOLERANCE = 1e-3
 """Difference in probability that is let pass."""
-RUNS = 7
-"""Calls of which the median time is taken."""
 REFUSED = "block_dct"
 """The stream that rounds coefficients: in 10 000 pixels about one lies at a half, which the last digit moves to another plane."""
 
@@ -101,7 +97,7 @@ def export(trainer: ProjectTrainer, module: ManipulationLocalisation, height: in
     print(f"writing {path.name} for pictures of {height} x {width}, and comparing what it gives with torch ...", flush=True)
     description = describe(module, height, width)
     difference = export_onnx(localiser, path, {"images": images}, ["probability", "score"], description, BATCHES, TOLERANCE)
-    rows = measure_latency(localiser, path, images[:1])
+    rows = beside_torch(localiser, path, {"images": images})
     log_table(trainer, "latency", rows)
     megabytes = path.stat().st_size / 2**20
     print(f"{shown_path(path)}: {megabytes:.1f} MB; its probabilities differ from torch's by at most {difference:.1e}\n\n{markdown(rows)}\n")
@@ -130,22 +126,6 @@ def describe(module: ManipulationLocalisation, height: int, width: int) -> dict[
         "false_alarms": module.decision.false_alarms(),
         "configuration": {name: value for name, value in module.hparams.items() if not name.startswith("_")},
     }
-
-
-def measure_latency(localiser: Localiser, path: Path, image: Tensor) -> list[dict[str, Any]]:
-    """Time one picture, (1, 3, H, W), on the CPU: a row for the file in ONNX Runtime, and one for torch with as many threads."""
-    measured = latency(path, {"images": image}, (1,), RUNS)[0]
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(RUNS + 1):
-            start = time.perf_counter()
-            localiser(image)
-            seconds.append(time.perf_counter() - start)
-    times = {"ONNX Runtime": measured["milliseconds"], "torch": 1000 * statistics.median(seconds[1:])}
-    height, width = image.shape[2:]
-    about = {"height": height, "width": width, "batch": 1, "threads": measured["threads"]}
-    speed = height * width / 1000  # pixels a millisecond are a thousandth of megapixels a second
-    return [{"runtime": name} | about | {"milliseconds": took, "megapixels_per_second": speed / took} for name, took in times.items()]
 
 
 def _explain(module: ManipulationLocalisation, path: Path, height: int, width: int) -> None:

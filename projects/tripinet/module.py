@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from projects.tripinet.blocks import Norm
 from projects.tripinet.calibration import Decision, LogitHistogram
@@ -25,6 +24,7 @@ from projects.tripinet.pairs import KINDS
 from projects.tripinet.tiles import ALIGNMENT, predict_tiles
 from shared.distributed import gather_objects
 from shared.seeding import derive_seed
+from shared.training import Schedule, check_finite, evaluating, scheduled
 
 if TYPE_CHECKING:
     from projects.tripinet.data import ManipulationData
@@ -109,7 +109,7 @@ class ManipulationLocalisation(L.LightningModule):
         image_weight: float = 1.0,
         lr: float = 1e-4,
         weight_decay: float = 1e-4,
-        schedule: Literal["step", "onecycle"] = "step",
+        schedule: Schedule = "step",
         gamma: float = 0.95,
         whole: int = 2_000_000,
         tile: int = 512,
@@ -161,7 +161,7 @@ class ManipulationLocalisation(L.LightningModule):
         images = _enlarged(images, LEAST)
         total = torch.zeros(len(images), 1, *images.shape[2:], device=self.device)
         mirrors: list[list[int]] = [[], [3], [2], [2, 3]] if flips else [[]]
-        with _evaluating(net):
+        with evaluating(net):
             for axes in mirrors:
                 mirrored = images.flip(axes)
                 if is_tiled:
@@ -185,30 +185,15 @@ class ManipulationLocalisation(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         given = self.hparams
         optimizer = torch.optim.Adam(self.parameters(), given.lr, weight_decay=given.weight_decay)
-        if given.schedule == "onecycle":
-            steps = self.trainer.estimated_stepping_batches
-            if math.isinf(steps):
-                raise ValueError("model.schedule onecycle falls to its end: set trainer.max_epochs or trainer.max_steps, or choose the schedule step")
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given.lr, int(steps))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, given.gamma)}
+        return scheduled(self, optimizer, given.schedule, given.gamma)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._check_finite()
-
-    def _check_finite(self) -> None:
-        """Refuse to judge by, or to keep, weights that are no numbers.
-
-        Raises:
-            ValueError: if the training has diverged.
-        """
-        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
-            raise ValueError(f"the training diverged before step {self.global_step}: lower model.lr, or set trainer.gradient_clip_val")
+        check_finite(self)
 
     # ---- validation, which decides how maps are read
 
     def on_validation_epoch_start(self) -> None:
-        self._check_finite()
+        check_finite(self)
         self._start_validation()
 
     def _start_validation(self) -> None:
@@ -261,19 +246,6 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ValueError(f"model.side_weights holds {STAGES} numbers that are 0 or more, the finest map's first, not {list(sides)}")
     if tile % ALIGNMENT or overlap % ALIGNMENT or not 0 < overlap <= tile // 2:
         raise ValueError(f"model.tile and model.overlap are multiples of {ALIGNMENT}, overlap being at most half of tile, not {tile} and {overlap}")
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation for a while: in training mode norms take the batch's statistics, and keep them."""
-    was_training = net.training
-    if was_training:
-        net.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            net.train()
 
 
 def _enlarged(images: Tensor, least: int) -> Tensor:

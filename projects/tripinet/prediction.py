@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import time
 from collections.abc import Sequence
@@ -12,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
 
 from projects.tripinet.module import ManipulationLocalisation, Tiles
 from projects.tripinet.pairs import read_pixels
 from shared.checkpoints import weights_digest
-from shared.data.files import EXTENSIONS, check_images, list_images
+from shared.data.inputs import Input, find_pictures
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
-from shared.pictures import overlay
+from shared.pictures import beside, levels, overlay, overview, shortened, shrunk
+from shared.regions import LEAST_AREA, find_regions
 from shared.runs import atomic, write_json
 
 if TYPE_CHECKING:
@@ -34,26 +32,11 @@ Maps = Literal["png", "npy"]
 """Format of probability maps: PNG of 16 bits, 65535 being 1, or NPY of float32."""
 
 PREPROCESSING = "RGB levels 0..255, not resized, EXIF orientation applied, transparent pixels over white"
-REGIONS, LEAST_AREA = 20, 0.0002
-"""Regions that are described at most, the largest first, and the least part of the picture that one covers."""
-OVERLAY, THUMBNAIL = 1600, 256
-"""Longest sides of overlays and of pictures in the overview, in pixels; larger ones are scaled down."""
+OVERLAY = 1600
+"""Longest side of overlays, in pixels; larger ones are scaled down."""
 SHOWN, PRINTED = 12, 20
 """Pictures in the overview, and pictures that are printed."""
 _SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Input:
-    """A picture to judge.
-
-    Attributes:
-        file: where it lies.
-        name: its path below what the user gave, under which results are written; bytes that are no UTF-8 are spelt out.
-    """
-
-    file: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -70,50 +53,6 @@ class Thumbnail:
 
     row: dict[str, Any]
     pixels: np.ndarray
-
-
-def find_pictures(path: str | Path) -> list[Input]:
-    """Find the pictures to judge and decode each of them once, before any work.
-
-    Args:
-        path: a file, whatever its ending; a folder, of which all pictures are taken, those of sub-folders too; or a pattern with `*`, `?`, `[]` and
-            `**`, of which files with the endings of pictures are taken. What lies there under that very name is no pattern. `~` is the home folder.
-
-    Raises:
-        FileNotFoundError: if there is nothing.
-        BadFileError: naming all files that cannot be read as pictures of at most 64 million pixels.
-        ValueError: if a pattern has `..` after a wildcard, which gives no names to write results under.
-    """
-    root = Path(path).expanduser()
-    if root.is_file():
-        base, files = root.parent, [root]
-    elif root.exists() or not glob.has_magic(str(root)):
-        base, files = root, list_images(root, "a picture, a folder of pictures, or a pattern such as 'inbox/*.jpg'")
-    else:
-        base, files = _matches(root)
-    return [Input(file, _spelt(file.relative_to(base))) for file in check_images(files)]
-
-
-def _spelt(path: Path) -> str:
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
-
-
-def _matches(pattern: Path) -> tuple[Path, list[Path]]:
-    """Return the folder in which a pattern's wildcards begin, and the pictures that it matches, sorted."""
-    first = next(number for number, part in enumerate(pattern.parts) if glob.has_magic(part))
-    if ".." in pattern.parts[first:]:
-        raise ValueError(f"the pattern {pattern} has '..' after a wildcard: write it without")
-    base = Path(*pattern.parts[:first])
-    found = sorted(file for file in set(base.glob(str(Path(*pattern.parts[first:])))) if not _is_hidden(file.relative_to(base)))
-    pictures = [file for file in found if file.suffix.lower() in EXTENSIONS and file.is_file()]
-    if not pictures:
-        seen = f"only {shown_path(found[0])} and the like, which have other endings or are folders" if found else "nothing"
-        raise FileNotFoundError(f"no picture matches {pattern}, but {seen}: expected files ending in {', '.join(EXTENSIONS)}; capital letters count")
-    return base, pictures
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def predict(trainer: ProjectTrainer, module: ManipulationLocalisation, path: str, tiles: Tiles, flips: bool, maps: Maps) -> Predicted:
@@ -147,14 +86,14 @@ def predict(trainer: ProjectTrainer, module: ManipulationLocalisation, path: str
         map_file, laid = _write(folder / "maps", given, image, probability, found | how, maps)
         kept = ("verdict", "score", "alarms_above", "area", "regions", "max", "height", "width")
         rows.append({"input": given.name} | {name: found[name] for name in kept} | {"map": map_file.relative_to(folder).as_posix()})
-        best = sorted([*best, Thumbnail(rows[-1], _pair(image, laid))], key=lambda one: -one.row["score"])[:SHOWN]
+        best = sorted([*best, Thumbnail(rows[-1], beside([image, laid]))], key=lambda one: -one.row["score"])[:SHOWN]
         if number <= PRINTED:
             print(f"  {sentence(rows[-1])}", flush=True)
         elif time.monotonic() - printed >= _SECONDS:
             printed = time.monotonic()
             print(f"  picture {number} of {len(inputs)}", flush=True)
     log_table(trainer, "predictions", rows)
-    log_figure(trainer, "overview", overview(best, len(rows)))
+    log_figure(trainer, "overview", draw_overview(best, len(rows)))
     print(f"{len(rows)} pictures, the table: {shown_path(folder / 'predictions.csv')}; maps, masks and overlays: {shown_path(folder / 'maps')}")
     print(module.decision.false_alarms())
     print("a map is evidence to look at, not proof: pictures unlike those of validation, or saved again since, can deceive it either way")
@@ -225,29 +164,6 @@ def describe(module: ManipulationLocalisation, probability: Tensor, raw: float) 
     }
 
 
-def find_regions(mask: np.ndarray, probability: np.ndarray) -> tuple[int, list[dict[str, Any]]]:
-    """Find connected regions that cover at least 0.02 % of a picture; pixels that touch at a corner are connected.
-
-    Args:
-        mask: (H, W) bool.
-        probability: (H, W).
-
-    Returns:
-        Their number, and the largest 20 of them: box from `left` and `top` to `right` and `bottom`, which lie outside, `pixels`, `mean` probability.
-    """
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    areas = np.bincount(labels[mask], minlength=1)
-    large = np.flatnonzero(areas >= max(1.0, LEAST_AREA * mask.size))
-    boxes = ndimage.find_objects(labels)
-    described = []
-    for label in large[np.argsort(-areas[large], kind="stable")][:REGIONS]:
-        rows, columns = boxes[label - 1]
-        mean = probability[rows, columns][labels[rows, columns] == label].mean(dtype=np.float64)
-        box = {"left": columns.start, "top": rows.start, "right": columns.stop, "bottom": rows.stop}
-        described.append(box | {"pixels": int(areas[label]), "mean": float(mean)})
-    return len(large), described
-
-
 def method(module: ManipulationLocalisation, size: Sequence[int], tiles: Tiles, flips: bool) -> dict[str, Any]:
     """Say how `ManipulationLocalisation.judge` judges a picture of some (height, width): whole or in tiles of which size, and in how many mirrors."""
     (height, width), given = size, module.hparams
@@ -289,52 +205,19 @@ def _write(folder: Path, given: Input, image: Tensor, probability: Tensor, found
     return map_file, laid
 
 
-def levels(probability: np.ndarray) -> np.ndarray:
-    """Return probabilities as uint16 with 65535 for 1."""
-    scaled = probability * np.float32(65535)
-    return np.rint(scaled, out=scaled).astype(np.uint16)
-
-
 def _overlay(image: Tensor, probability: Tensor, threshold: float) -> Tensor:
     """Lay the map over the picture, both scaled down where a side exceeds `OVERLAY`; (3, h, w) uint8."""
-    laid = overlay(_shrunk(image, OVERLAY), _shrunk(probability, OVERLAY), threshold)
+    laid = overlay(shrunk(image, OVERLAY), shrunk(probability, OVERLAY), threshold)
     return (laid * 255).round().byte()
 
 
-def _shrunk(layers: Tensor, longest: int) -> Tensor:
-    """Scale (C, H, W) down, by averaging, until its longest side is so many pixels; smaller ones stay as they are."""
-    scale = longest / max(layers.shape[1:])
-    size = [max(1, round(side * scale)) for side in layers.shape[1:]]
-    return F.interpolate(layers[None], size=size, mode="bilinear", antialias=True)[0] if scale < 1 else layers
-
-
-def _pair(image: Tensor, laid: Tensor) -> np.ndarray:
-    """Set a picture beside its overlay, with a white gap, both scaled down to the size of thumbnails."""
-    small = [_shrunk(layers, THUMBNAIL) for layers in (image, laid)]
-    gap = torch.full((3, small[0].shape[1], max(2, small[0].shape[2] // 64)), 255, dtype=torch.uint8)
-    return torch.cat([small[0], gap, small[1]], dim=2).permute(1, 2, 0).numpy()
-
-
-def overview(thumbnails: Sequence[Thumbnail], total: int) -> Figure:
+def draw_overview(thumbnails: Sequence[Thumbnail], total: int) -> Figure:
     """Draw pictures beside their overlays, with names and scores.
 
     Args:
         thumbnails: at least one.
         total: number of pictures that were judged.
     """
-    import matplotlib.pyplot as plt
-
-    columns = min(3, len(thumbnails))
-    rows = [thumbnails[start : start + columns] for start in range(0, len(thumbnails), columns)]
-    heights = [0.5 + 4.2 * min(1.0, max(one.pixels.shape[0] / one.pixels.shape[1] for one in row)) for row in rows]
-    size = (4.4 * columns, sum(heights) + 0.3)
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, one in zip(axes.flat, thumbnails, strict=False):
-        axis.imshow(one.pixels)
-        name = one.row["input"] if len(one.row["input"]) <= 40 else "..." + one.row["input"][-37:]
-        axis.set_title(f"{name}\n{one.row['verdict']}, score {one.row['score']:.2f}", fontsize=9, parse_math=False)
-    if total > len(thumbnails):
-        figure.suptitle(f"the {len(thumbnails)} highest scores of {total} pictures", fontsize=10)
-    return figure
+    titled = [(f"{shortened(one.row['input'])}\n{one.row['verdict']}, score {one.row['score']:.2f}", one.pixels) for one in thumbnails]
+    heading = f"the {len(thumbnails)} highest scores of {total} pictures" if total > len(thumbnails) else ""
+    return overview(titled, heading=heading)

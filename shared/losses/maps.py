@@ -57,11 +57,26 @@ def ssim_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
 
 
 def _blur(maps: Tensor) -> Tensor:
+    """Blur (B, C, H, W) by the window: on a CPU by products with banded matrices, which for sides up to 256 take less time than convolutions."""
     offsets = torch.arange(WINDOW, device=maps.device, dtype=maps.dtype) - WINDOW // 2
     window = (-(offsets**2) / (2 * SIGMA**2)).exp()
-    window = (window / window.sum()).expand(maps.shape[1], 1, 1, -1)
+    window = window / window.sum()
+    if maps.device.type == "cpu":
+        return _banded(window, maps.shape[2]) @ maps @ _banded(window, maps.shape[3])
+    return _convolved(maps, window)
+
+
+def _convolved(maps: Tensor, window: Tensor) -> Tensor:
+    window = window.expand(maps.shape[1], 1, 1, -1)
     across = F.conv2d(maps, window, padding=(0, WINDOW // 2), groups=maps.shape[1])
     return F.conv2d(across, window.mT, padding=(WINDOW // 2, 0), groups=maps.shape[1])
+
+
+def _banded(window: Tensor, side: int) -> Tensor:
+    """Return (side, side), symmetric, whose product with a line of pixels is its convolution with the window, zeros beyond the borders."""
+    places = torch.arange(side)
+    offsets = places - places[:, None] + WINDOW // 2
+    return torch.where((offsets >= 0) & (offsets < WINDOW), window[offsets.clamp(0, WINDOW - 1)], 0)
 
 
 def _flat(values: Tensor) -> Tensor:

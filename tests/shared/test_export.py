@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.export import OPSET, export_onnx, latency
+from shared.export import OPSET, beside_torch, export_onnx, latency
 
 
 class Pair(nn.Module):
@@ -102,6 +102,24 @@ def test_latency_has_a_row_a_batch(exported, tmp_path):
         assert row["inputs_per_second"] == pytest.approx(1000 * row["batch"] / row["milliseconds"])
     with pytest.raises(ValueError, match="a batch of 8 needs as many examples, not 6"):
         latency(exported[1], examples(6))
+
+
+def test_a_picture_is_timed_in_both_runtimes(tmp_path):
+    class Mean(nn.Module):
+        batches = []
+
+        def forward(self, images, depth):
+            self.batches.append(len(images))
+            return images.mean(1) + depth[:, 0]
+
+    pictures = {"images": torch.rand(2, 3, 20, 30), "depth": torch.rand(2, 1, 20, 30)}
+    export_onnx(Mean(), tmp_path / "mean.onnx", pictures, ["mean"], batches=(1, 2))
+    Mean.batches.clear()
+    rows = beside_torch(Mean(), tmp_path / "mean.onnx", pictures, runs=3)
+    assert Mean.batches == [1] * 4, "one call to warm up"
+    assert [(row["runtime"], row["height"], row["width"], row["batch"]) for row in rows] == [("ONNX Runtime", 20, 30, 1), ("torch", 20, 30, 1)]
+    for row in rows:
+        assert row["megapixels_per_second"] * row["milliseconds"] == pytest.approx(20 * 30 / 1000)
 
 
 def test_equals_are_sorted_as_torch_does_without_a_word(tmp_path, capfd):

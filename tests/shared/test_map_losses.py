@@ -5,6 +5,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from shared.losses import dice_loss, iou_loss, ssim_loss
+from shared.losses.maps import SIGMA, WINDOW, _blur, _convolved
 
 
 def maps(height=24, width=31):
@@ -50,6 +51,18 @@ def test_ssim_is_that_of_scikit_image_where_the_borders_are_zero():
         options = {"data_range": 1, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
         _, image = structural_similarity(p[0], y[0], full=True, **options)
         assert found.item() == pytest.approx(1 - image.mean(), rel=1e-7)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 10), (11, 12), (33, 47), (64, 5)])
+def test_the_blur_of_a_cpu_is_that_of_other_devices(height, width):
+    """Products with banded matrices beside convolutions; sides may be smaller than the window."""
+    values = torch.randn(2, 5, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    window = (-(offsets**2) / (2 * SIGMA**2)).exp()
+    found, expected = _blur(values), _convolved(values, window / window.sum())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    above = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(*(torch.autograd.grad(blurred, values, above)[0] for blurred in (found, expected)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", [dice_loss, iou_loss, ssim_loss])
