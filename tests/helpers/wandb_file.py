@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def pieces(content: bytes) -> Iterator[bytes]:
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", content[position : position + 7])
-        if kind == 0:
+        if kind == 0 or position + 7 + length > len(content):  # not written yet
             return
         record += content[position + 7 : position + 7 + length]
         position += 7 + length
@@ -28,15 +29,24 @@ def pieces(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def read_run(file: Path) -> tuple[list[tuple[str, str]], Any]:
-    """Return the logged (name, JSON value) pairs, and the run's description."""
+def records(file: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
-    history: list[tuple[str, str]] = []
-    description = None
     for piece in pieces(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(piece)
+        yield record
+
+
+def read_run(file: Path) -> tuple[list[tuple[str, str]], Any]:
+    """Return the logged (name, JSON value) pairs, and the run's description; W&B's service may write them a moment after the run's end."""
+    deadline = time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
+        assert time.monotonic() < deadline, f"{file} has no end"
+        time.sleep(0.1)
+    history: list[tuple[str, str]] = []
+    description = None
+    for record in records(file):
         match record.WhichOneof("record_type"):
             case "history":
                 history += [("/".join(item.nested_key) or item.key, item.value_json) for item in record.history.item]

@@ -133,7 +133,7 @@ def test_what_is_logged_is_on_the_dashboard(run):
 
 
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
-    common = ["fit", *SMALL, "--save_every=1"]
+    common = ["fit", *SMALL, "--data.test_length=8", "--save_every=1"]
     process = start(
         fit_until_killed, [*common, "--run", "broken"], "moe_ffd", 3, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
     )

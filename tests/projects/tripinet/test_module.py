@@ -60,7 +60,7 @@ class Watch(L.Callback):
 
 def test_training_learns_a_handful_of_pictures_by_heart():
     module, watch, pictures = small(streams=["rgb", "srm"]), Watch(), data(batch_size=8, kinds=["noise"], authentic=0.0)
-    fit(module, 40, pictures, limit_val_batches=0, callbacks=[watch])
+    fit(module, 25, pictures, limit_val_batches=0, callbacks=[watch])
     assert watch.losses[-1] < 0.75 * watch.losses[0]
     images, masks = pictures.train_set.pictures.images, pictures.train_set.pictures.masks
     found = [count(one, mask).f1 for one, mask in zip(module(images), masks, strict=True)]

@@ -2,22 +2,21 @@ import csv
 import errno
 import json
 import math
-import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.measure import label, regionprops
 
 from projects.tripinet import prediction
 from projects.tripinet.cli import main
 from projects.tripinet.module import ManipulationLocalisation
 from projects.tripinet.pairs import read_pixels
-from projects.tripinet.prediction import describe, find_pictures, find_regions, judge, levels, method
+from projects.tripinet.prediction import describe, judge, method
 from shared.checkpoints import load_checkpoint, weights_digest
 from shared.data.files import BadFileError
+from shared.data.inputs import find_pictures
 
 LOCAL = ["--model.streams=[rgb,srm]", "--model.fusion=concat", "--model.decoder=fpn", "--model.channels=8", "--model.width=8"]
 SMALL = ["--data.length=16", "--data.test_length=8", "--data.test_sets=[noise]", "--data.kinds=[noise]", "--data.size=48", *LOCAL]
@@ -184,8 +183,8 @@ def test_flips_are_the_mean_of_four_maps_in_float32(run, tmp_path):
 def test_of_many_pictures_twenty_are_printed_and_the_highest_scores_are_shown(run, tmp_path, capsys, monkeypatch):
     for number in range(22):
         save(tmp_path / "many" / f"{number:02d}.png", pixels(32, 32 + number, number))
-    shown, draw = [], prediction.overview
-    monkeypatch.setattr(prediction, "overview", lambda thumbnails, total: shown.extend(thumbnails) or draw(thumbnails, total))
+    shown, draw = [], prediction.draw_overview
+    monkeypatch.setattr(prediction, "draw_overview", lambda thumbnails, total: shown.extend(thumbnails) or draw(thumbnails, total))
     cli = main(["predict", str(tmp_path / "many")])
     lines = capsys.readouterr().out.splitlines()
     assert sum(".png: " in line and ", score " in line for line in lines) == 20
@@ -214,52 +213,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_written(run, tmp_path, capsys,
     assert names == ["a.png-map.npy", "a.png-mask.png", "a.png-overlay.png", "a.png.json"]
 
 
-# ---- what is found
-
-
-def test_a_file_a_folder_and_patterns_name_what_they_hold(tmp_path, monkeypatch):
-    for name in ("1.png", "a/2.JPG", "a/b/3.tif", "[x]/4.png", ".hidden/5.png", "a/.6.png"):
-        save(tmp_path / name, pixels(8, 8))
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
-    (tmp_path / "bare").write_bytes((tmp_path / "1.png").read_bytes())
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-
-    def names(path):
-        found = find_pictures(path)
-        assert all(given.file.is_file() for given in found)
-        return [given.name for given in found]
-
-    assert names("1.png") == ["1.png"]
-    assert names("bare") == ["bare"]
-    assert names(tmp_path) == names("~") == ["1.png", "[x]/4.png", "a/2.JPG", "a/b/3.tif"]
-    assert names("a/*") == names("~/a/*") == ["2.JPG"]
-    assert names("*/*.[JjPp]*") == ["[x]/4.png", "a/2.JPG"]
-    assert names("**/*.png") == ["1.png", "[x]/4.png"]
-    assert names("a/**/?.tif") == ["b/3.tif"]
-    assert names("[x]") == names("[x]/4.png") == ["4.png"]  # what lies there under that name is no pattern
-
-
-def test_names_that_are_no_text_are_spelt_out(tmp_path):
-    file = save(tmp_path / os.fsdecode(b"caf\xe9.png"), pixels(8, 8))
-    assert find_pictures(file) == find_pictures(tmp_path) == [prediction.Input(file, r"caf\udce9.png")]
-
-
-def test_what_is_not_there_is_named(tmp_path):
-    save(tmp_path / "a/1.png", pixels(8, 8))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("no picture")
-    expected = {
-        "none": "none does not exist: expected a picture, a folder of pictures, or a pattern",
-        "empty": "no images in .*empty",
-        "*.jpg": r"no picture matches .*\*\.jpg, but nothing: expected files ending in \.bmp",
-        "n*": r"no picture matches .*n\*, but only .*notes\.txt and the like, which have other endings",
-    }
-    for path, message in expected.items():
-        with pytest.raises(FileNotFoundError, match=message):
-            find_pictures(tmp_path / path)
-    with pytest.raises(ValueError, match=r"'\.\.' after a wildcard"):
-        find_pictures(tmp_path / "*/../a/*.png")
+# ---- what cannot be read
 
 
 def test_damaged_files_are_named_before_any_work(run, tmp_path, capsys):
@@ -305,38 +259,6 @@ def test_pictures_below_the_least_side_are_mirrored(height, width):
     expected = module.judge(image[:, rows][:, :, columns][None]).logits[0, :, :height, :width]
     torch.testing.assert_close(probability, expected.sigmoid())
     assert raw == pytest.approx(float(expected.max()))
-
-
-def test_regions_are_those_of_scikit_image():
-    chance = np.random.default_rng(1)
-    probability = chance.random((90, 120)).astype(np.float32)
-    mask = probability > 0.7
-    mask[40:70, 30:90] = True
-    expected = [region for region in regionprops(label(mask, connectivity=2), probability) if region.area >= 0.0002 * mask.size]
-    count, found = find_regions(mask, probability)
-    assert count == len(expected) > 20
-    assert len(found) == 20
-    assert [one["pixels"] for one in found] == sorted((int(region.area) for region in expected), reverse=True)[:20]
-    by_box = {tuple(region.bbox): region for region in expected}
-    for one in found:
-        region = by_box[one["top"], one["left"], one["bottom"], one["right"]]
-        assert (one["pixels"], one["mean"]) == pytest.approx((region.area, region.intensity_mean), rel=1e-5)
-    assert find_regions(np.zeros((40, 40), dtype=bool), np.zeros((40, 40))) == (0, [])
-
-
-def test_specks_are_no_regions():
-    mask = np.zeros((200, 200), dtype=bool)
-    mask[10, 10:17] = True  # 7 of 40 000 pixels: below 0.02 %
-    mask[20, 10:18] = True
-    count, found = find_regions(mask, mask.astype(np.float32))
-    assert (count, found) == (1, [{"left": 10, "top": 20, "right": 18, "bottom": 21, "pixels": 8, "mean": 1.0}])
-
-
-def test_levels_are_the_nearest_of_sixteen_bits():
-    probability = np.random.default_rng(0).random(1000).astype(np.float32)
-    probability[:2] = 0, 1
-    assert levels(probability)[:2].tolist() == [0, 65535]
-    assert np.abs(levels(probability) / 65535.0 - probability).max() <= 0.51 / 65535
 
 
 def test_without_authentic_pictures_no_rank_is_said():
