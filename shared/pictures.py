@@ -66,10 +66,11 @@ def levels(probability: np.ndarray, bits: Literal[8, 16] = 16) -> np.ndarray:
 
 
 def beside(layers: Sequence[Tensor]) -> np.ndarray:
-    """Set layers of a picture, (1 or 3, H, W) uint8 each, side by side with white gaps, scaled down to thumbnails; (h, w, 3) uint8."""
-    small = [shrunk(layer, THUMBNAIL).expand(3, -1, -1) for layer in layers]
-    gap = torch.full((3, small[0].shape[1], max(2, small[0].shape[2] // 64)), 255, dtype=torch.uint8)
-    parted = [part for layer in small for part in (gap, layer)][1:]
+    """Set layers of a picture, (1 or 3, H, W) uint8 each, side by side with white gaps, all of the size of the first one's thumbnail; (h, w, 3)."""
+    first = shrunk(layers[0], THUMBNAIL)
+    small = [first, *(F.interpolate(layer[None], size=first.shape[1:], mode="bilinear", antialias=True)[0] for layer in layers[1:])]
+    gap = torch.full((3, first.shape[1], max(2, first.shape[2] // 64)), 255, dtype=torch.uint8)
+    parted = [part for layer in small for part in (gap, layer.expand(3, -1, -1))][1:]
     return torch.cat(parted, dim=2).permute(1, 2, 0).numpy()
 
 

@@ -99,7 +99,7 @@ def check_proportions(found: tuple[int, int], size: tuple[int, int], path: Path)
     """
     if not 1 / _RATIO <= found[0] * size[1] / (found[1] * size[0]) <= _RATIO:
         shapes = f"{found[0]} x {found[1]} pixels (height x width), its picture {size[0]} x {size[1]}"
-        raise BadFileError(f"the depth map {path} has {shapes}: align it with the picture, or set data.on_bad_file: skip")
+        raise BadFileError(f"the depth map {path} has {shapes}: align it with the picture")
 
 
 def fitted(depth: Tensor, size: tuple[int, int]) -> Tensor:

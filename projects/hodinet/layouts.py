@@ -145,7 +145,7 @@ def read_layout(
     places = _places(root, layout, modality, missing_depth, with_masks)
     samples: dict[tuple[str, str, str], Sample] = {}
     for place in places:
-        for sample in _samples(place, root, missing_depth, on_bad_file):
+        for sample in _samples(place, root, missing_depth, on_bad_file, with_masks):
             key = (sample.dataset, sample.split, sample.stem)
             if key in samples:
                 raise ValueError(
@@ -232,12 +232,12 @@ def _check_place(place: _Place, modality: Modality, missing_depth: MissingDepth,
 # ---- files
 
 
-def _samples(place: _Place, root: Path, missing_depth: MissingDepth, on_bad_file: OnBadFile) -> list[Sample]:
+def _samples(place: _Place, root: Path, missing_depth: MissingDepth, on_bad_file: OnBadFile, with_masks: bool) -> list[Sample]:
     """Pair the files of a place, and give each its set and split."""
     images, depths, masks = (_by_stem(folder) for folder in (place.images, place.depths, place.masks))
     splits = _listed(place, root, images)
     needed = {"depth map": depths} if missing_depth == "refuse" else {}
-    needed |= {"mask": masks} if place.masks else {}
+    needed |= {"mask": masks} if place.masks and with_masks else {}
     lacking = {stem: what for what, files in needed.items() for stem in splits if stem not in files}
     if lacking:
         _complain(place, lacking, images, len(splits), on_bad_file)

@@ -187,8 +187,8 @@ def weighted_f(errors: Array, mask: Array, scale: int, epsilon: float) -> float:
     nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)
     moved = errors.take(nearest[0][inner] * mask.shape[1] + nearest[1][inner])  # the background has the errors of the nearest salient pixel
     smooth = correlate1d(correlate1d(moved, _GAUSSIAN, 0, np.float64, "constant"), _GAUSSIAN, 1, np.float64, "constant")
-    missed = float(np.minimum(smooth, errors[inner])[mask[inner]].sum()) / scale
-    false = float((errors * _background_weights(nearest))[~mask].sum()) / scale
+    missed = float(np.vdot(np.minimum(smooth, errors[inner]), mask[inner].astype(np.float64))) / scale
+    false = float(np.vdot((errors * ~mask).astype(np.float64), _background_weights(nearest))) / scale
     positives = np.count_nonzero(mask)
     recall, precision = 1 - missed / positives, (positives - missed) / (positives - missed + false + epsilon)
     return 2 * recall * precision / (recall + precision + epsilon)
@@ -225,8 +225,7 @@ def measure(levels: Array, mask: Array, protocol: Protocol) -> Measures:
     low, high = (low, high) if low < high else (0, LEVELS - 1)  # a map of one level keeps it
     values = _stretched(low, high, protocol)
     saliency, quarters = values.take(levels), _quarters(mask)
-    cells = mask * np.uint16(LEVELS) + levels
-    counts = np.stack([np.bincount(cells[quarter].ravel(), minlength=2 * LEVELS).reshape(2, LEVELS) for quarter in quarters])
+    counts = _counts(levels, mask, quarters)
     by_mask = counts.sum(0)
     positives, size = int(by_mask[1].sum()), mask.size
 
@@ -234,7 +233,8 @@ def measure(levels: Array, mask: Array, protocol: Protocol) -> Measures:
     called = [np.append(_at_thresholds(part, values)[-protocol.thresholds :], part[is_above].sum()) for part in by_mask]  # adaptive last
     precision, recall = precision_recall(called[1], called[0], positives, protocol.f_epsilon)
     f, e = f_measure(precision, recall, protocol.f_epsilon), e_measure(called[1], called[0], positives, size, protocol.epsilon)
-    errors = np.where(mask, np.uint8(high) - levels, levels - np.uint8(low))
+    errors = levels - np.uint8(low)
+    np.subtract(np.uint8(high), levels, out=errors, where=mask)
     numbers = {
         "mae": float(by_mask[0] @ values + by_mask[1] @ (1 - values)) / size,
         "s_measure": s_measure(saliency, counts, values, quarters, protocol),
@@ -251,9 +251,19 @@ def _stretched(low: int, high: int, protocol: Protocol) -> Array:
     return ((levels - levels[low]) / (levels[high] - levels[low])).clip(0, 1)
 
 
+def _counts(levels: Array, mask: Array, quarters: Sequence[tuple[slice, slice]]) -> Array:
+    """Return the (4, 2, LEVELS) pixels in each quarter, outside and inside the mask, of each level."""
+    rows, columns = quarters[-1]
+    cells = np.multiply(mask, LEVELS, dtype=np.uint16)
+    cells += levels
+    cells[rows] += np.uint16(4 * LEVELS)
+    cells[:, columns] += np.uint16(2 * LEVELS)
+    return np.bincount(cells.ravel(), minlength=8 * LEVELS).reshape(4, 2, LEVELS)
+
+
 def _quarters(mask: Array) -> list[tuple[slice, slice]]:
     """Return the rows and columns of the four parts of a mask that meet one past its rounded centroid."""
-    sums = [np.count_nonzero(mask, axis=axis) for axis in (1, 0)]
+    sums = [mask.view(np.uint8).sum(axis, dtype=np.uint32) for axis in (1, 0)]
     row, column = (round(float(line @ np.arange(len(line))) / max(int(line.sum()), 1)) + 1 for line in sums)
     return [(rows, columns) for rows in (slice(row), slice(row, None)) for columns in (slice(column), slice(column, None))]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import lightning as L
 import torch
@@ -175,9 +175,14 @@ class SaliencyDetection(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         given = self.hparams
         kind = torch.optim.AdamW if given.optimiser == "adamw" else torch.optim.Adam
-        fused = self.device.type == "cpu" or None  # a quarter of the time there; on GPUs torch chooses
+        fused = True if self._may_fuse() else None  # a quarter of the time there; elsewhere torch chooses
         optimizer = kind(self.parameters(), given.lr, weight_decay=given.weight_decay, fused=fused)
         return scheduled(self, optimizer, given.schedule, given.gamma)
+
+    def _may_fuse(self) -> bool:
+        """Whether a fused optimiser suits: on a CPU, unless gradients are cut down under autocast, for Lightning refuses that."""
+        trainer = self._trainer
+        return self.device.type == "cpu" and not (trainer and trainer.gradient_clip_val and "mixed" in trainer.precision)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_finite(self)
@@ -221,6 +226,11 @@ def _check(given: Mapping[str, Any]) -> None:
     """
     if given["lr"] <= 0 or given["weight_decay"] < 0 or not 0 < given["gamma"] <= 1:
         raise ValueError("model: lr is positive, gamma in (0, 1], and weight_decay 0 or more")
+    for name, values in {"loss": Kind, "optimiser": Optimiser, "schedule": Schedule}.items():
+        if given[name] not in get_args(values):
+            raise ValueError(f"no {name} {given[name]!r}: choose among {', '.join(get_args(values))}")
+    if given["chunk"] is not None and given["chunk"] < 0:
+        raise ValueError(f"model.chunk has 1 place at least, and 0 stores all, but not {given['chunk']}")
     weights, size = given["head_weights"], given["size"]
     if weights is not None and (len(weights) != STAGES or min(weights) < 0 or not any(weights)):
         raise ValueError(f"model.head_weights holds {STAGES} numbers that are 0 or more, not all 0, the finest head's first, not {list(weights)}")

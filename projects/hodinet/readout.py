@@ -77,14 +77,14 @@ class _Readout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, r: Tensor, d: Tensor, values: Tensor, chunk: int) -> Tensor:
         scaled = r.mT / r.shape[1]  # (B, N, C)
-        parts, square = [], values.new_zeros(len(values))
-        for columns in d.split(chunk, dim=2):
+        square, gathered = values.new_zeros(len(values)), values.new_empty(*values.shape[:2], d.shape[2])
+        for columns, part in zip(d.split(chunk, dim=2), gathered.split(chunk, dim=2), strict=True):
             root, sign = _signed_root(torch.bmm(scaled, columns))
             root.mul_(sign)
             square += torch.linalg.vector_norm(root, dim=(1, 2)).square()
-            parts.append(torch.bmm(values, root))
+            part.copy_(torch.bmm(values, root))  # into what stands already: small blocks between large ones would keep freed memory from being used
         norm = square.sqrt().clamp_min(NORM_EPSILON)[:, None, None]
-        gathered = torch.cat(parts, dim=2).div_(norm)
+        gathered.div_(norm)
         ctx.save_for_backward(r, d, values, gathered, norm)
         ctx.chunk = chunk
         return gathered
@@ -97,14 +97,14 @@ class _Readout(torch.autograd.Function):
         with _without_autocast(r.device.type):
             scaled, upper = r.mT / r.shape[1], gradient / norm
             along_norm = (upper * gathered).sum((1, 2), keepdim=True) / (2 * norm)
-            d_parts, d_r, d_values = [], torch.zeros_like(r), torch.zeros_like(values)
-            for columns, above in zip(d.split(ctx.chunk, dim=2), upper.split(ctx.chunk, dim=2), strict=True):
+            d_r, d_d, d_values = torch.zeros_like(r), torch.empty_like(d), torch.zeros_like(values)
+            for columns, above, part in zip(*(maps.split(ctx.chunk, dim=2) for maps in (d, upper, d_d)), strict=True):
                 root, sign = _signed_root(torch.bmm(scaled, columns))
                 d_relation = torch.bmm(values.mT, above).div_(root).mul_(sign).div_(2).sub_(along_norm).mul_(sign)
                 d_values.baddbmm_(above, root.mul_(sign).mT)
                 d_r.baddbmm_(columns, d_relation.mT, alpha=1 / r.shape[1])
-                d_parts.append(torch.bmm(scaled.mT, d_relation))
-        return d_r, torch.cat(d_parts, dim=2), d_values, None
+                part.copy_(torch.bmm(scaled.mT, d_relation))
+        return d_r, d_d, d_values, None
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

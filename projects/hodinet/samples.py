@@ -118,7 +118,7 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> Tensor:
     found = (levels.shape[1], levels.shape[2])
     if found != size:
         shapes = f"{found[0]} x {found[1]} pixels (height x width), its picture {sample.image} {size[0]} x {size[1]}"
-        raise BadFileError(f"the mask {sample.mask} has {shapes}: take the files of one release, or set data.on_bad_file: skip")
+        raise BadFileError(f"the mask {sample.mask} has {shapes}: take the files of one release")
     return (levels > (_MARKED if levels.max() > 1.5 / 255 else 0)).byte()
 
 
@@ -139,7 +139,15 @@ def check_samples(samples: Sequence[Sample], on_bad_file: OnBadFile = "refuse") 
         complaints = list(pool.map(_complaint, samples))
     bad = [complaint for complaint in complaints if complaint]
     if bad and (on_bad_file == "refuse" or len(bad) == len(samples)):
-        raise BadFileError("\n  ".join([f"{len(bad)} of {len(samples)} pictures cannot be used:", *first_few(bad)]))
+        raise BadFileError(
+            "\n  ".join(
+                [
+                    f"{len(bad)} of {len(samples)} pictures cannot be used:",
+                    *first_few(bad),
+                    "mend the files, or leave the pictures out with data.on_bad_file: skip",
+                ]
+            )
+        )
     if bad:
         _log.warning("%d of %d pictures cannot be used and are left out, the first because: %s", len(bad), len(samples), bad[0])
     return [sample for sample, complaint in zip(samples, complaints, strict=True) if not complaint]

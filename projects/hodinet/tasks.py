@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from projects.hodinet.data import SaliencyData, WholePictures
-from projects.hodinet.metrics import PROTOCOLS, SaliencyMetrics
+from projects.hodinet.layouts import LAYOUTS
+from projects.hodinet.metrics import PROTOCOLS
 from projects.hodinet.module import SaliencyDetection
 from projects.hodinet.samples import SampleFiles
 from projects.hodinet.tables import HEADINGS, to_latex, to_markdown
@@ -21,6 +22,7 @@ from shared.pictures import heat, sheet
 from shared.runs import atomic
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
     from shared.cli import ProjectTrainer
@@ -49,16 +51,17 @@ class Examples(L.Callback):
 
 def spread(count: int) -> list[int]:
     """Return places evenly spread over a set of so many pictures."""
-    return [count * number // SHOWN for number in range(min(SHOWN, count))]
+    shown = min(SHOWN, count)
+    return [count * number // shown for number in range(shown)]
 
 
 def examples(module: SaliencyDetection, pictures: WholePictures, places: Sequence[int]) -> Tensor:
-    """Return a sheet of some pictures of a set: colour, depth (near is bright), mask, and map, each scaled to a square."""
+    """Return a sheet of some pictures of a set: colour, depth (near is bright), mask, and map, all scaled to one square."""
     rows: list[list[Tensor]] = [[], [], [], []]
-    for place in places:
-        one = pictures[place]
+    shown = [pictures[place] for place in places]
+    side = min(SIDE, max(min(one["image"].shape[1:]) for one in shown))
+    for one in shown:
         found = module(one["image"][None], one["depth"][None]).cpu()
-        side = min(SIDE, *one["image"].shape[1:])
         layers = (one["image"] / 255, one["depth"], one["mask"].float(), found[0])
         for row, layer in zip(rows, layers, strict=True):
             row.append(torch.nn.functional.interpolate(layer[None], (side, side), mode="area")[0])
@@ -79,30 +82,51 @@ def remarks(module: SaliencyDetection, data: SaliencyData) -> list[str]:
 
 
 def report_test(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyData) -> Tested:
-    """Write and print what was measured on the test sets; to be called by all processes."""
-    rows: list[dict[str, Any]] = []
-    pictures: list[dict[str, Any]] = []
-    for (name, by_protocol), own in zip(module.tested.items(), data.test_pictures, strict=True):
-        measured = sorted(gather_objects(module.measured[name]))
-        rows += [{"set": name, "protocol": protocol, "pictures": len(measured), **metrics.compute()} for protocol, metrics in by_protocol.items()]
-        pictures += [{"set": name, "picture": picture_name(own, one.place), **one.numbers} for one in measured]
-        curves = by_protocol["pysod"].curves()
+    """Write and print what was measured on the test sets; to be called by all processes.
+
+    Raises:
+        ValueError: if there are none, and the verb is not `fit`, which may do without.
+    """
+    learnt = trained_on(trainer, data)
+    if not data.test_names:
+        message = f"there are no test pictures in {data.root}: put some there, as {LAYOUTS.get(data.source, LAYOUTS['spnet'])}"
+        if trainer.verb != "fit":
+            raise ValueError(message)
         if trainer.is_global_zero:
-            worst = sorted(measured, key=lambda one: one.numbers["s_measure"])[:SHOWN]
-            log_image(trainer, f"examples_{name}", examples(module, own, spread(len(own))))
-            log_image(trainer, f"failures_{name}", examples(module, own, [one.place for one in worst]))
-            log_table(trainer, f"curves_{name}", [dict(zip(curves, line, strict=True)) for line in zip(*map(list, curves.values()), strict=True)])
-    figure = draw_curves({name: by_protocol["pysod"] for name, by_protocol in module.tested.items()})
+            print(message)
+        return Tested([], {"trained_on": learnt})
+    measured = {name: sorted(gather_objects(own)) for name, own in module.measured.items()}
+    rows: list[dict[str, Any]] = [
+        {"set": name, "protocol": protocol, "pictures": len(measured[name]), **metrics.compute()}
+        for name, by_protocol in module.tested.items()
+        for protocol, metrics in by_protocol.items()
+    ]
     standard = [row for row in rows if row["protocol"] == "pysod"]
-    summary = {f"test/{name}": round(sum(row[name] for row in standard) / len(standard), 4) for name in ("s_measure", "f_max", "e_max", "mae")}
+    means = {f"test/{name}": round(sum(row[name] for row in standard) / len(standard), 4) for name in ("s_measure", "f_max", "e_max", "mae")}
+    curves = {name: by_protocol["pysod"].curves() for name, by_protocol in module.tested.items()}
     if trainer.is_global_zero:
+        sets = dict(zip(data.test_names, data.test_pictures, strict=True))
+        pictures = [{"set": name, "picture": picture_name(sets[name], one.place), **one.numbers} for name in sets for one in measured[name]]
         log_table(trainer, "sets", rows)
         log_table(trainer, "pictures", pictures)
-        log_figure(trainer, "curves", figure)
-        write_latex(trainer, rows, data)
+        write_latex(trainer, rows, learnt)
         print(to_markdown([{name: row[name] for name in ("set", "pictures", *HEADINGS)} for row in standard]))
+        log_figure(trainer, "curves", draw_curves(curves))
+        for name, own in sets.items():
+            worst = sorted(measured[name], key=lambda one: one.numbers["s_measure"])[:SHOWN]
+            log_table(trainer, f"curves_{name}", [dict(zip(curves[name], line, strict=True)) for line in zip(*curves[name].values(), strict=True)])
+            log_image(trainer, f"examples_{name}", examples(module, own, spread(len(own))))
+            log_image(trainer, f"failures_{name}", examples(module, own, [one.place for one in worst]))
         print("the worst pictures of each set stand in failures_*.png, tables for papers in tables.tex, those of the protocol group256 too")
-    return Tested(rows, summary)
+    return Tested(rows, {"trained_on": learnt} | means)
+
+
+def trained_on(trainer: ProjectTrainer, data: SaliencyData) -> str:
+    """Name the sets that the run's weights have learnt from, which are not those of other data that they are tested on; empty if none are known."""
+    if trainer.verb == "fit":
+        return ", ".join(data.train_names)
+    trainings = [stage for stage in trainer.run.manifest()["stages"] if stage["verb"] == "fit"]
+    return trainings[-1]["summary"].get("trained_on", "") if trainings else ""
 
 
 def picture_name(pictures: WholePictures, place: int) -> str:
@@ -111,27 +135,26 @@ def picture_name(pictures: WholePictures, place: int) -> str:
     return read.samples[place].image.stem if isinstance(read, SampleFiles) else str(place)
 
 
-def write_latex(trainer: ProjectTrainer, rows: Sequence[dict[str, Any]], data: SaliencyData) -> None:
-    """Write `tables.tex`: a table for each protocol, which says what was learnt."""
+def write_latex(trainer: ProjectTrainer, rows: Sequence[dict[str, Any]], learnt: str) -> None:
+    """Write `tables.tex`: a table for each protocol, which says what was learnt, if that is known."""
     tables = []
     for protocol in PROTOCOLS:
         own = [{name: row[name] for name in ("set", "pictures", *HEADINGS)} for row in rows if row["protocol"] == protocol]
-        caption = f"Protocol {protocol}; trained on {', '.join(data.train_names) or 'nothing of these files'}."
+        caption = f"Protocol {protocol}" + (f"; trained on {learnt}." if learnt else ".")
         tables.append(to_latex(own, caption, f"tab:{protocol}"))
     with atomic(artefact_folder(trainer) / "tables.tex") as temporary:
         temporary.write_text("\n".join(tables), encoding="utf-8")
 
 
-def draw_curves(measured: dict[str, SaliencyMetrics]) -> Figure:
-    """Draw precision over recall, and F over thresholds, a line a test set; all processes must call it."""
+def draw_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Draw precision over recall, and F over thresholds, a line a test set; see `SaliencyMetrics.curves`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, metrics in measured.items():
-        curves = metrics.curves()
-        left.plot(curves["recall"], curves["precision"], label=name)
-        right.plot(curves["threshold"], curves["f"], label=name)
+    for name, own in curves.items():
+        left.plot(own["recall"], own["precision"], label=name)
+        right.plot(own["threshold"], own["f"], label=name)
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     right.set(xlabel="threshold", ylabel=r"$F_\beta$, $\beta^2 = 0.3$", xlim=(0, 1), ylim=(0, 1))
     left.legend(frameon=False, fontsize="small")

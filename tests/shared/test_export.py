@@ -106,17 +106,14 @@ def test_latency_has_a_row_a_batch(exported, tmp_path):
 
 def test_a_picture_is_timed_in_both_runtimes(tmp_path):
     class Mean(nn.Module):
-        batches = []
-
         def forward(self, images, depth):
-            self.batches.append(len(images))
             return images.mean(1) + depth[:, 0]
 
-    pictures = {"images": torch.rand(2, 3, 20, 30), "depth": torch.rand(2, 1, 20, 30)}
-    export_onnx(Mean(), tmp_path / "mean.onnx", pictures, ["mean"], batches=(1, 2))
-    Mean.batches.clear()
-    rows = beside_torch(Mean(), tmp_path / "mean.onnx", pictures, runs=3)
-    assert Mean.batches == [1] * 4, "one call to warm up"
+    module, pictures, batches = Mean(), {"images": torch.rand(2, 3, 20, 30), "depth": torch.rand(2, 1, 20, 30)}, []
+    export_onnx(module, tmp_path / "mean.onnx", pictures, ["mean"], batches=(1, 2))
+    module.register_forward_pre_hook(lambda module, given: batches.append([len(layers) for layers in given]))
+    rows = beside_torch(module, tmp_path / "mean.onnx", pictures, runs=3)
+    assert batches == [[1, 1]] * 4, "one call to warm up"
     assert [(row["runtime"], row["height"], row["width"], row["batch"]) for row in rows] == [("ONNX Runtime", 20, 30, 1), ("torch", 20, 30, 1)]
     for row in rows:
         assert row["megapixels_per_second"] * row["milliseconds"] == pytest.approx(20 * 30 / 1000)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from shared.data.files import read_levels
 from shared.data.offline import photograph_file
-from shared.pictures import SIDE, curves, heat, outline, overlay, sheet
+from shared.pictures import SIDE, THUMBNAIL, beside, curves, heat, levels, outline, overlay, overview, sheet, shortened, shrunk
 
 YELLOW = torch.tensor([1.0, 0.9, 0.2])
 
@@ -108,3 +108,30 @@ def test_curves_have_a_panel_a_degradation_and_the_level_of_untouched_pictures(t
     figure.savefig(tmp_path / "curves.png")
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["100", "90", "80"], "as measured, not by size"
     assert Image.open(tmp_path / "curves.png").size[0] > 600
+
+
+@pytest.mark.parametrize(("bits", "highest"), [(8, 255), (16, 65535)])
+def test_levels_are_the_nearest_of_their_bits(bits, highest):
+    probability = np.random.default_rng(0).random(1000).astype(np.float32)
+    probability[:2] = 0, 1
+    found = levels(probability, bits)
+    assert found.dtype == f"uint{bits}"
+    assert found[:2].tolist() == [0, highest]
+    assert np.abs(found / float(highest) - probability).max() <= 0.51 / highest
+
+
+def test_large_pictures_are_averaged_and_small_ones_stay():
+    picture = torch.rand(3, 40, 80)
+    assert shrunk(picture, 80) is picture
+    torch.testing.assert_close(shrunk(torch.full((1, 300, 200), 0.25), 30), torch.full((1, 30, 20), 0.25))
+
+
+def test_thumbnails_have_the_size_of_the_first_whatever_the_others_have():
+    image, depth = example(), torch.zeros(1, 511, 510, dtype=torch.uint8)
+    pixels = beside([image, depth, image])
+    assert pixels.shape == (96, 3 * 96 + 2 * 2, 3)
+    np.testing.assert_array_equal(pixels[:, -96:], image.permute(1, 2, 0).numpy())
+    assert beside([torch.zeros(3, 1000, 333, dtype=torch.uint8), torch.zeros(1, 512, 170, dtype=torch.uint8)]).shape[0] == THUMBNAIL
+    figure = overview([("a_$1", pixels)] * 5, 2, "5 of 9")
+    assert [bool(axis.images) for axis in figure.axes] == [True] * 5 + [False]
+    assert shortened("x" * 60) == "..." + "x" * 37

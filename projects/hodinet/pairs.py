@@ -1,0 +1,227 @@
+"""A user's own pictures with their depth: found in files, folders, patterns and layouts, paired, and read (sections 4 and 10 of the sheet)."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projects.hodinet.depth import check_proportions, fitted, nearness, read_depth
+from projects.hodinet.layouts import MissingDepth, Modality, Sample, read_layout
+from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few, image_size, read_levels
+from shared.data.inputs import Input, find_pictures, spelt
+
+ARRAY = ".npy"
+"""Ending of depth in numbers: disparity, or distances with far = 1."""
+_THREADS = 2  # depth maps in memory at once, while they are checked
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture to judge.
+
+    Attributes:
+        given: the picture, with the name that results are written under.
+        depth: its depth map; None counts as 0 everywhere.
+        invert: the map has far = 1.
+    """
+
+    given: Input
+    depth: Path | None
+    invert: bool = False
+
+
+@dataclass(frozen=True)
+class DepthReader:
+    """How depth is read; the run's settings say it for training.
+
+    Attributes:
+        normalise: see `projects.hodinet.depth.nearness`.
+        thermal: what goes with the pictures is thermal.
+    """
+
+    normalise: bool = True
+    thermal: bool = False
+
+    def read(self, pair: Pair, size: tuple[int, int]) -> Tensor:
+        """Read the depth of a picture of some height and width, (1, H, W) in [0, 1] with near = 1; 0 if it has none.
+
+        Raises:
+            BadFileError: if the map is damaged, shows depth in colours, or has other proportions than the picture.
+            FileNotFoundError: if it is missing.
+        """
+        if pair.depth is None:
+            return torch.zeros(1, 1, 1).expand(1, *size)
+        if pair.depth.suffix.lower() == ARRAY:
+            depth = nearness(read_array(pair.depth), pair.invert)
+        else:
+            depth = read_depth(pair.depth, pair.invert, self.normalise, self.thermal)
+        check_proportions((depth.shape[1], depth.shape[2]), size, pair.depth)
+        return fitted(depth, size)
+
+
+def read_pair(pair: Pair, reader: DepthReader) -> tuple[Tensor, Tensor]:
+    """Read a picture, (3, H, W) uint8, and its depth, (1, H, W) in [0, 1] with near = 1."""
+    image = read_levels(pair.given.file)
+    return image, reader.read(pair, (image.shape[1], image.shape[2]))
+
+
+def read_array(path: Path) -> Tensor:
+    """Read depth in numbers of any unit, (1, H, W) float32; what is not finite was not measured.
+
+    Raises:
+        BadFileError: if the file is damaged, holds no table of numbers, or a finite one is negative.
+    """
+    try:
+        levels = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise BadFileError(f"cannot read {path}: it is damaged or no array of numbers ({error})") from error
+    if not isinstance(levels, np.ndarray) or levels.ndim != 2 or levels.dtype.kind not in "fiu" or not levels.size:
+        found = f"{levels.dtype} of shape {levels.shape}" if isinstance(levels, np.ndarray) else "several arrays"
+        raise BadFileError(f"{path} holds {found}: expected one number for each pixel, of shape (height, width)")
+    depth = torch.from_numpy(levels.astype(np.float32))
+    if bool((depth[depth.isfinite()] < 0).any()):
+        raise BadFileError(f"{path} holds negative depth: give disparity, or distances with --invert true; mark what was not measured by inf or nan")
+    return depth[None]
+
+
+# ---- what goes together
+
+
+def find_pairs(
+    path: str, depth: str | None, reader: DepthReader, needed: bool = True, missing: MissingDepth = "refuse", invert: bool | None = None
+) -> list[Pair]:
+    """Find the pictures to judge with their depth, and decode all of them once, before any work.
+
+    Args:
+        path: a picture, a folder or a pattern, see `shared.data.inputs.find_pictures`. A folder that holds one of `projects.hodinet.layouts.LAYOUTS`
+            stands for the pictures and depth maps there, unless `depth` is given.
+        depth: the file of depth of one picture, or a folder of maps: `<folder>/a/1.png` for the picture `a/1.jpg` below `path`, or else the only map
+            of that stem.
+        reader: how depth is read.
+        needed: False leaves depth out.
+        missing: refuses pictures without a depth map, or takes zeros for it.
+        invert: the maps have far = 1; None is True only for those in the layout of the group, who have it so.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        BadFileError: naming all files that cannot be used, and all pictures without depth.
+        ValueError: if it is not clear which depth belongs to a picture.
+    """
+    samples = [] if depth is not None else _layout(Path(path).expanduser(), "thermal" if reader.thermal else "depth")
+    if samples:
+        check_images([sample.image for sample in samples])
+        root = Path(path).expanduser()
+        pairs = [_of_layout(sample, root, reader.thermal) for sample in samples]
+    else:
+        pairs = _of_files(path, depth if needed else None)
+    if not needed:
+        return [Pair(pair.given, None) for pair in pairs]
+    if invert is not None:
+        pairs = [Pair(pair.given, pair.depth, invert) for pair in pairs]
+    if missing == "refuse":
+        _refuse_missing(pairs, depth)
+    _check_depth(pairs, reader)
+    return pairs
+
+
+def _layout(root: Path, modality: Modality) -> list[Sample]:
+    try:
+        return read_layout(root, "auto", modality, "zeros", with_masks=False) if root.is_dir() else []
+    except FileNotFoundError:
+        return []  # a plain folder of pictures
+
+
+def _of_layout(sample: Sample, root: Path, thermal: bool) -> Pair:
+    return Pair(Input(sample.image, spelt(sample.image.relative_to(root))), sample.depth, sample.layout == "group" and not thermal)
+
+
+def _of_files(path: str, depth: str | None) -> list[Pair]:
+    pictures = find_pictures(path)
+    if depth is None:
+        return [Pair(given, None) for given in pictures]
+    root = Path(depth).expanduser()
+    if root.is_file():
+        if len(pictures) != 1:
+            raise ValueError(f"{depth} is the depth of one picture, but {path} holds {len(pictures)}: give the folder of their maps with --depth")
+        return [Pair(pictures[0], root)]
+    if not root.is_dir():
+        raise FileNotFoundError(f"no depth {depth}: give the depth map of one picture, or the folder of maps, with --depth")
+    inside = root.resolve()
+    pictures = [given for given in pictures if not given.file.resolve().is_relative_to(inside)] or pictures
+    return _paired(pictures, root)
+
+
+def _paired(pictures: Sequence[Input], folder: Path) -> list[Pair]:
+    """Pair pictures with the maps in a folder: by path below the folder, or by stem where only one picture and one map have it."""
+    names = glob.glob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207 - follows links to folders, as the search for pictures does
+    maps = sorted(name for name in names if name.lower().endswith((*EXTENSIONS, ARRAY)) and (folder / name).is_file())
+    if not maps:
+        raise FileNotFoundError(f"no depth maps in {folder}: expected files ending in {', '.join((*EXTENSIONS, ARRAY))}")
+    by_path = _unambiguous([spelt(Path(name)) for name in maps], "depth maps")
+    files = dict(zip((spelt(Path(name)) for name in maps), maps, strict=True))
+    _unambiguous([given.name for given in pictures], "pictures")
+    stems, others = (Counter(Path(name).stem for name in group) for group in (files, (given.name for given in pictures)))
+    by_stem = {Path(name).stem: name for name in files}
+
+    def find(given: Input) -> Path | None:
+        stem = Path(given.name).stem
+        alone = by_stem.get(stem) if stems[stem] == others[stem] == 1 else None
+        name = by_path.get(_bare(given.name), alone)
+        return None if name is None else folder / files[name]
+
+    return [Pair(given, find(given)) for given in pictures]
+
+
+def _bare(name: str) -> str:
+    return name[: len(name) - len(Path(name).suffix)]
+
+
+def _unambiguous(names: Sequence[str], what: str) -> dict[str, str]:
+    """Return names by themselves without their endings.
+
+    Raises:
+        ValueError: if two are the same without.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if (other := found.setdefault(_bare(name), name)) != name:
+            raise ValueError(
+                f"the {what} {other} and {name} have the same name but for the ending, so it is not clear what goes together: remove one"
+            )
+    return found
+
+
+def _refuse_missing(pairs: Sequence[Pair], depth: str | None) -> None:
+    lacking = [str(pair.given.file) for pair in pairs if pair.depth is None]
+    if lacking:
+        where = "give the map, or the folder of maps, with --depth" if depth is None else f"put maps of the same names into {depth}"
+        mend = f"{where}, or take 0 everywhere with --missing_depth zeros"
+        raise BadFileError("\n  ".join([f"{len(lacking)} of {len(pairs)} pictures have no depth map:", *first_few(lacking), mend]))
+
+
+def _check_depth(pairs: Sequence[Pair], reader: DepthReader) -> None:
+    with ThreadPoolExecutor(_THREADS) as pool:  # decoders run outside Python's lock
+        complaints = list(pool.map(_complaint(reader), pairs))
+    if bad := [complaint for complaint in complaints if complaint]:
+        raise BadFileError("\n  ".join([f"{len(bad)} of {len(pairs)} depth maps cannot be used:", *first_few(bad)]))
+
+
+def _complaint(reader: DepthReader) -> Callable[[Pair], str]:
+    """Return what says why the depth of a picture cannot be read; empty if it can."""
+
+    def complaint(pair: Pair) -> str:
+        try:
+            reader.read(pair, image_size(pair.given.file))
+        except (BadFileError, FileNotFoundError) as error:
+            return str(error)
+        return ""
+
+    return complaint
