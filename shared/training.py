@@ -49,12 +49,11 @@ def check_finite(module: L.LightningModule) -> None:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation for a while: in training mode norms take the batch's statistics, and keep them."""
-    was_training = net.training
-    if was_training:
-        net.eval()
+    """Set a network to evaluation for a while, and each part back: in training mode norms take the batch's statistics, and keep them."""
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
     try:
         yield
     finally:
-        if was_training:
-            net.train()
+        for part, was_training in modes:
+            part.training = was_training

@@ -73,7 +73,7 @@ class HOSF(HighOrder):
     def interact(self, rgb: Tensor, depth: Tensor) -> Interaction:
         colours, depths = [project(rgb) for project in self.rgb], [project(depth) for project in self.depth]  # (B, C, h, w) each
         r, d = reduce(torch.mul, colours), reduce(torch.mul, depths)
-        gathered = relation_readout(r, d, colours[0], self.chunk, self.pool).view_as(d)
+        gathered = relation_readout(r, d, colours[0], self.chunk, self.pool).view_as(d).to(d.dtype)
         gate = self.gate(depths[0].amax(1, keepdim=True)).sigmoid()
         return Interaction(gathered * gate + colours[0], gate, gathered)
 

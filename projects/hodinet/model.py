@@ -139,6 +139,6 @@ class HODINet(nn.Module):
 
     def _prepare(self, name: str, maps: Tensor) -> Tensor:
         mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
-        pixels = (maps - mean) / std if name == "rgb" else maps.to(mean.dtype).expand(-1, 3, -1, -1)
+        pixels = ((maps - mean) / std if name == "rgb" else maps.expand(-1, 3, -1, -1)).to(mean.dtype)
         height, width = pixels.shape[2:]
         return F.pad(pixels, [0, -width % STRIDE, 0, -height % STRIDE], mode="reflect")

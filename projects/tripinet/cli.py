@@ -33,7 +33,6 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
         from projects.tripinet.tasks import Examples, remarks
-        from shared.callbacks import ResumePoint
         from shared.checkpoints import with_weights
 
         if self.is_global_zero:
@@ -41,8 +40,6 @@ class Trainer(ProjectTrainer):
                 print(remark)
         self.callbacks.append(Examples())  # type: ignore[attr-defined]
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        if any(isinstance(callback, ResumePoint) for callback in self.callbacks):  # type: ignore[attr-defined]
-            self.save_checkpoint(self.run.checkpoints / "last.ckpt")  # it was written before the last validation decided
         best = self.run.checkpoints / "best.ckpt"
         return self.test(with_weights(model, str(best) if best.is_file() else None), datamodule)
 

@@ -110,7 +110,7 @@ def test_a_picture_is_timed_in_both_runtimes(tmp_path):
             return images.mean(1) + depth[:, 0]
 
     module, pictures, batches = Mean(), {"images": torch.rand(2, 3, 20, 30), "depth": torch.rand(2, 1, 20, 30)}, []
-    export_onnx(module, tmp_path / "mean.onnx", pictures, ["mean"], batches=(1, 2))
+    export_onnx(module, tmp_path / "mean.onnx", pictures, ["result"], batches=(1, 2))
     module.register_forward_pre_hook(lambda module, given: batches.append([len(layers) for layers in given]))
     rows = beside_torch(module, tmp_path / "mean.onnx", pictures, runs=3)
     assert batches == [[1, 1]] * 4, "one call to warm up"

@@ -86,3 +86,11 @@ def test_the_mode_is_restored_when_something_fails():
     with pytest.raises(KeyError), evaluating(net):
         raise KeyError
     assert net.training
+
+
+def test_parts_that_are_in_evaluation_stay_so():
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    net[0].eval()
+    with evaluating(net):
+        assert not any(layer.training for layer in net)
+    assert [layer.training for layer in net] == [False, True]

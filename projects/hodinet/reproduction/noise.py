@@ -54,10 +54,8 @@ def expectations(summary: Rows) -> dict[str, bool]:
     """Say whether noise for depth costs no more than depth is worth."""
     found = {row["trained"]: row for row in summary}
     floor = found["rgb"]["S"]["mean"] - TOLERANCE
-    return {
-        f"trained with bad depth, noise for depth leaves S no more than {TOLERANCE} under rgb alone": found[TAUGHT]["S, noise"]["mean"] >= floor,
-        "noise for depth costs less S after training with bad depth": found[TAUGHT]["S, noise"]["mean"] > found[BOTH]["S, noise"]["mean"],
-    }
+    claim = f"trained with bad depth, noise for depth leaves S no more than {TOLERANCE} under rgb alone"
+    return {claim: found[TAUGHT]["S, noise"]["mean"] >= floor}
 
 
 TABLE = Table("noise", "Depth that says nothing leaves what colour tells.", ("trained",), jobs, expectations)

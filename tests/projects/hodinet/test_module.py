@@ -73,6 +73,7 @@ class Watch(L.Callback):
 # ---- training
 
 
+@pytest.mark.slow
 def test_training_learns_a_handful_of_pictures_by_heart():
     module, watch, pictures = small(gamma=1.0), Watch(), data(length=4, augmentation="none")
     fit(module, 30, pictures, limit_val_batches=0, callbacks=[watch])
