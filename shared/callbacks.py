@@ -15,11 +15,11 @@ from shared.seeding import rng_state, set_rng_state
 
 
 class ResumePoint(Callback):
-    """Keeps `last.ckpt`: every `every` steps, after the last step and again after its validation, and after the step in which SIGTERM arrives.
+    """Keeps `last.ckpt`: every `every` steps, after the last step and its validation, and after the step in which SIGTERM arrives.
 
-    It is written where the position in the data is certain: at the end of a step, and of the training. The states of the global random generators travel
-    with it. With the position of the `ResumableDataLoader`, continuing from it gives the same weights, bit for bit, as never having stopped
-    (one process, deterministic kernels).
+    It is written where the position in the data is certain: at the end of a step, and of an epoch with its validation. The states of the global
+    random generators travel with it. With the position of the `ResumableDataLoader`, continuing from it gives the same weights, bit for bit, as
+    never having stopped (one process, deterministic kernels).
 
     Args:
         folder: where `last.ckpt` is kept.
@@ -57,7 +57,8 @@ class ResumePoint(Callback):
             trainer.save_checkpoint(self.path)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)  # with what the last validation told, such as the best value so far
+        if trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)  # with what the last validation told, such as the best value so far
 
 
 def best_checkpoint(folder: str | Path, monitor: str, mode: str) -> ModelCheckpoint:

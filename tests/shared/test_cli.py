@@ -9,6 +9,7 @@ import yaml
 from helpers.toy import write_toy
 
 from shared.arguments import named
+from shared.checkpoints import load_checkpoint
 
 
 @pytest.fixture
@@ -165,6 +166,17 @@ def test_resuming_keeps_the_curve_and_ends_the_same(toy, run_folder):
     steps = [[(row["step"], row["train/loss"]) for row in csv.DictReader(curve) if row["train/loss"]] for curve in curves]
     assert len(steps[0]) == 20
     assert steps[0] == steps[1]
+
+
+def test_a_finished_training_goes_on_and_knows_its_best_epoch(toy):
+    whole = toy.main(["fit", "--run", "whole", "--trainer.max_epochs=4"])
+    short = toy.main(["fit", "--run", "parts", "--trainer.max_epochs=2"])
+    states = load_checkpoint(short.run.checkpoints / "last.ckpt")["callbacks"]
+    (known,) = (state["best_model_score"] for name, state in states.items() if name.startswith("ModelCheckpoint"))
+    assert known == short.trainer.checkpoint_callback.best_model_score
+    parts = toy.main(["fit", "--run", "parts", "--resume", "--trainer.max_epochs=4"])
+    assert all(torch.equal(value, parts.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert parts.trainer.checkpoint_callback.best_model_score == whole.trainer.checkpoint_callback.best_model_score
 
 
 def as_script(toy, monkeypatch, *args):

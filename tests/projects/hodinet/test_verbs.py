@@ -107,6 +107,7 @@ def test_help_explains_every_option(verb, capsys):
 # ---- learning
 
 
+@pytest.mark.slow
 def test_it_learns_more_than_chance(run_folder):
     options = ["--trainer.max_epochs=5", "--data.length=48", "--data.test_length=16", "--data.batch_size=4", "--trainer.enable_model_summary=false"]
     cli = main(["fit", *options])
