@@ -51,11 +51,17 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def run_folder(tmp_path_factory, monkeypatch):
-    """Every test draws the same numbers in any order of tests, and its runs lie in a folder of their own, without W&B unless it asks for that."""
+    """Every test draws the same numbers in any order of tests, and its runs lie in a folder of their own, without W&B unless it asks for that.
+
+    A training that a test stops leaves its handlers of signals behind, as its process would have ended: they are taken back.
+    """
     seed()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     folder = tmp_path_factory.mktemp("runs")
     monkeypatch.setenv("TOUCHSTONE_RUNS", str(folder))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TOUCHSTONE_RUN_STAMP", "TOUCHSTONE_PARENT_RUN", "TOUCHSTONE_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
-    return folder
+    yield folder
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

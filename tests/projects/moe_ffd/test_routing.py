@@ -89,7 +89,7 @@ def test_what_reaches_the_gate():
 
 
 def test_balanced_routing_costs_less():
-    rows, noise = torch.randn(400, 6, dtype=torch.float64), torch.randn(400, 4, dtype=torch.float64)
+    rows, noise = torch.randn(4000, 6, dtype=torch.float64), torch.randn(4000, 4, dtype=torch.float64)
     even, uneven = router(scale=0.0), router(scale=0.0)
     rows[:, 0] = 1
     with torch.no_grad():
