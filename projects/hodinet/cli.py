@@ -35,6 +35,8 @@ class Trainer(ProjectTrainer):
         from projects.hodinet.tasks import Examples, remarks
         from shared.checkpoints import with_weights
 
+        if ckpt_path is None:
+            model.check_weights()
         if self.is_global_zero:
             for remark in remarks(model, datamodule):
                 print(remark)
@@ -54,6 +56,7 @@ class Trainer(ProjectTrainer):
         from projects.hodinet.tasks import report_test
         from shared.checkpoints import with_weights
 
+        datamodule.is_learning = False
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
         return report_test(self, model, datamodule)
 
@@ -117,6 +120,7 @@ class Trainer(ProjectTrainer):
         from shared.distributed import in_one_process
 
         in_one_process(self)
+        datamodule.is_learning = False
         return stress(self, with_weights(model, ckpt_path), datamodule, corruptions, pictures)
 
     def export(

@@ -99,6 +99,7 @@ class SaliencyData(DataModule):
         test_names: names of the test sets.
         test_pictures: their pictures.
         polarity: with files, a row for each training set that tells whether what is salient is nearer.
+        is_learning: False leaves training files alone, for verbs that only test.
 
     Raises:
         ValueError: if options do not fit.
@@ -110,6 +111,7 @@ class SaliencyData(DataModule):
         **LAYOUTS,
     }
 
+    is_learning = True
     train_set: TrainingPictures
     val_set: WholePictures
     train_names: list[str]
@@ -201,7 +203,7 @@ class SaliencyData(DataModule):
         layout: Any = self.source
         samples = read_layout(self.root, layout, options.modality, options.missing_depth, options.on_bad_file)
         train, tests = (by_set(sample for sample in samples if sample.split == split) for split in ("train", "test"))
-        train = _chosen(train, self._training_names(), "train_sets", "training")
+        train = _chosen(train, self._training_names(), "train_sets", "training") if self.is_learning else {}
         tests = _chosen(tests, options.test_sets, "test_sets", "test")
         train, tests = ({name: check_samples(own, options.on_bad_file) for name, own in sets.items()} for sets in (train, tests))
         _check_releases(train, tests)

@@ -12,15 +12,20 @@ from torch.nn import functional as F
 from shared.layers import at_least_float32
 from shared.losses import iou_loss, ssim_loss
 
-Kind = Literal["hybrid", "bce_iou", "structure"]
+Kind = Literal["hybrid", "bce_iou", "bce", "structure"]
 """Names of the losses of a map, see `saliency_loss`."""
 STRUCTURE_WINDOW, STRUCTURE_GAIN = 31, 5
 """Side of the window that a pixel of the mask is compared with, in pixels, and how much more it weighs where they differ."""
 
 
+def bce(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """Return BCE, the mean over pixels."""
+    return {"bce": F.binary_cross_entropy_with_logits(logits, masks)}
+
+
 def bce_iou(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """Return BCE, the mean over pixels, and IoU, the mean over pictures, smoothed by 1 for masks that are empty."""
-    return {"bce": F.binary_cross_entropy_with_logits(logits, masks), "iou": iou_loss(logits.sigmoid(), masks).mean()}
+    return bce(logits, masks) | {"iou": iou_loss(logits.sigmoid(), masks).mean()}
 
 
 def hybrid(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -46,7 +51,7 @@ def structure(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     return {"bce": weighted.mean(), "iou": (1 - (both + 1) / (total - both + 1)).mean()}
 
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {"hybrid": hybrid, "bce_iou": bce_iou, "structure": structure}
+_LOSSES: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {"hybrid": hybrid, "bce_iou": bce_iou, "bce": bce, "structure": structure}
 
 
 def saliency_loss(logits: Sequence[Tensor], masks: Tensor, kind: Kind = "hybrid", weights: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -55,11 +60,11 @@ def saliency_loss(logits: Sequence[Tensor], masks: Tensor, kind: Kind = "hybrid"
     Args:
         logits: P_i before the sigmoid, (B, 1, H, W) each, the finest first.
         masks: Y, (B, 1, H, W) of 0 and 1, 1 being salient.
-        kind: L, `hybrid` (BCE, IoU and SSIM), `bce_iou`, or `structure` (weighted BCE and IoU).
+        kind: L, `hybrid` (BCE, IoU and SSIM), `bce_iou`, `bce`, or `structure` (weighted BCE and IoU).
         weights: w_i; None weighs all alike, by 1.
 
     Returns:
-        `loss` and its terms, `bce`, `iou` and, for `hybrid`, `ssim`, each weighted and summed over the heads.
+        `loss` and its terms, `bce`, `iou` but for `bce`, and, for `hybrid`, `ssim`, each weighted and summed over the heads.
 
     Raises:
         ValueError: if there is no such loss, there are not as many weights as heads, or the masks are of another shape.

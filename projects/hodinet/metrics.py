@@ -295,7 +295,7 @@ class SaliencyMetrics:
         """Measure a picture and return its measures without those of curves.
 
         Args:
-            probability: (1, H, W) in [0, 1] at the mask's size, or uint8 levels; it is rounded to 8 bits, and stretched from 0 to 1.
+            probability: (1, H, W) in [0, 1], or uint8 levels, at the mask's or the protocol's size; rounded to 8 bits, and stretched to [0, 1].
             mask: (1, H, W), 1 where salient, 0 elsewhere.
 
         Raises:
@@ -310,11 +310,12 @@ class SaliencyMetrics:
         return [self._keep(measures) for measures in found]
 
     def _measure(self, probability: Tensor, mask: Tensor) -> Measures:
-        if probability.shape != mask.shape or mask.ndim != 3 or mask.shape[0] != 1 or not mask.numel():
-            raise ValueError(f"map and mask must be (1, H, W) of one size, got {tuple(probability.shape)} and {tuple(mask.shape)}")
         side = self.protocol.side
-        size = None if side is None or mask.shape[1:] == (side, side) else (side, side)
-        return measure(_to_levels(probability.detach().cpu(), size), _to_bool(mask.cpu(), size), self.protocol)
+        size = None if side is None else (side, side)
+        is_fitting = tuple(probability.shape[1:]) in (tuple(mask.shape[1:]), size)
+        if mask.ndim != 3 or mask.shape[0] != 1 or not mask.numel() or probability.shape[:-2] != (1,) or not is_fitting:
+            raise ValueError(f"map and mask must be (1, H, W) of one size, got {tuple(probability.shape)} and {tuple(mask.shape)}")
+        return measure(_to_levels(probability.detach().cpu(), _target(probability, size)), _to_bool(mask.cpu(), _target(mask, size)), self.protocol)
 
     def _keep(self, measures: Measures) -> dict[str, float]:
         self.rows.append(measures.numbers)
@@ -344,6 +345,11 @@ class SaliencyMetrics:
         if self.protocol.is_groups:
             curves["f"] = f_measure(curves["precision"], curves["recall"], self.protocol.f_epsilon)
         return {"threshold": np.arange(self.protocol.thresholds)[::-1] / 255} | curves
+
+
+def _target(layer: Tensor, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the size that a layer (1, H, W) has to be resized to, or None if it has it."""
+    return None if tuple(layer.shape[1:]) == size else size
 
 
 def _to_levels(probability: Tensor, size: tuple[int, int] | None) -> Array:

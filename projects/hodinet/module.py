@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,7 +61,7 @@ class SaliencyDetection(L.LightningModule):
         chunk: places of depth whose relations are held at once; null chooses, 0 stores all N x N.
         signed: takes the means of the fusion over channels before the ReLU.
         literal: builds the outer product of the fusion over channels; the result is the same.
-        loss: of a map: hybrid (BCE, IoU and SSIM), bce_iou or structure (that of F3Net).
+        loss: of a map: hybrid (BCE, IoU and SSIM), bce_iou, bce or structure (that of F3Net).
         head_weights: weights of the four heads, the finest first; null is 1 each.
         size: side of the square that pictures are scaled to before they are judged, in pixels; null judges them as they are.
         optimiser: adam, or adamw with decoupled weight decay.
@@ -72,6 +74,7 @@ class SaliencyDetection(L.LightningModule):
     Attributes:
         tested: measures of each test set after testing, by set and by protocol.
         measured: pictures of each test set that this process measured.
+        absent: files of encoders' weights that are not there.
     """
 
     monitor = ("val/s_measure", "max")
@@ -111,6 +114,10 @@ class SaliencyDetection(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         _check(self.hparams)
+        files = [
+            path for name, path in ((rgb, rgb_weights), (depth, depth_weights)) if path not in (None, "pretrained") and not name.startswith("tiny")
+        ]
+        self.absent = [path for path in files if not Path(path).is_file()]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "hodinet weights"))
             self.net = HODINet(
@@ -122,9 +129,9 @@ class SaliencyDetection(L.LightningModule):
                 aspp,
                 WIDTHS if widths is None else widths,
                 STREAMS if streams is None else streams,
-                rgb_weights,
-                depth_weights,
-                frozen_norms,
+                None if rgb_weights in self.absent else rgb_weights,
+                None if depth_weights in self.absent else depth_weights,
+                frozen_norms and not self.absent,
                 checkpointing,
                 order,
                 pool,
@@ -132,6 +139,8 @@ class SaliencyDetection(L.LightningModule):
                 signed,
                 literal,
             )
+        if frozen_norms and self.absent:
+            self.net.encoders = freeze_batch_norm_2d(self.net.encoders)
         self.tested: dict[str, dict[str, SaliencyMetrics]] = {}
         self.measured: dict[str, list[Measured]] = {}
         self.validated = SaliencyMetrics()
@@ -149,11 +158,13 @@ class SaliencyDetection(L.LightningModule):
         Returns:
             (B, 1, H, W) float32 probabilities of being salient, on the module's device.
         """
-        size = images.shape[2:]
-        images, depth = self.fitted(images), self.fitted(depth)
+        return resize(self.logits(images, depth), images.shape[2:]).sigmoid()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, depth: Tensor) -> Tensor:
+        """Return the logits of `forward` at the size that is judged, (B, 1, h, w) float32."""
         with evaluating(self.net):
-            logits = self.net(images, depth, sides=False)[0]
-        return resize(logits.float(), size).sigmoid()
+            return self.net(self.fitted(images), self.fitted(depth), sides=False)[0].float()
 
     def fitted(self, layers: Tensor) -> Tensor:
         """Scale (B, C, H, W) to the square that is judged, with antialiasing, or to the least side of the network; returns floats on the device."""
@@ -165,6 +176,21 @@ class SaliencyDetection(L.LightningModule):
         return F.interpolate(layers, size=size, mode="bilinear", align_corners=False, antialias=True)
 
     # ---- training
+
+    def check_weights(self) -> None:
+        """Refuse to train without the encoders' files; a trained network is judged without them, for its checkpoint holds all weights.
+
+        Raises:
+            FileNotFoundError: naming the file.
+        """
+        if self.absent:
+            raise FileNotFoundError(
+                f"no weights file {self.absent[0]}: correct model.rgb_weights or model.depth_weights, or leave it out for random weights"
+            )
+
+    def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is None:
+            self.check_weights()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         given, masks = self.hparams, batch["mask"]
@@ -208,8 +234,12 @@ class SaliencyDetection(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         name = list(self.tested)[dataloader_idx]
-        pictures = list(zip(self(batch["image"], batch["depth"]).cpu(), batch["mask"].cpu(), strict=True))
-        found = {protocol: metrics.update_batch(pictures) for protocol, metrics in self.tested[name].items()}
+        logits, masks = self.logits(batch["image"], batch["depth"]), batch["mask"].cpu()
+        found = {}
+        for protocol, metrics in self.tested[name].items():
+            side = metrics.protocol.side
+            maps = resize(logits, masks.shape[2:] if side is None else (side, side)).sigmoid().cpu()  # resized once, whatever is measured
+            found[protocol] = metrics.update_batch(zip(maps, masks, strict=True))
         self.measured[name] += map(Measured, batch["index"].tolist(), found["pysod"])
 
     def on_test_epoch_end(self) -> None:

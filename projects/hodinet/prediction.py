@@ -179,7 +179,9 @@ def judge(module: SaliencyDetection, image: Tensor, depth: Tensor, name: str) ->
     """
     try:
         probability = module(image[None], depth[None])[0].cpu()
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise  # on a CPU, PyTorch has no error of its own for that
         advice = "judge it at a smaller --model.size, or as it was trained"
         raise ValueError(f"{name}: its {image.shape[1]} x {image.shape[2]} pixels need more memory than there is; {advice}") from error
     if not probability.isfinite().all():

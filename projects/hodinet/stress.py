@@ -87,10 +87,12 @@ def stress(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyDat
         own = [setting for setting in settings if len(test_set) > 1 or setting.corruption != "shuffled"]
         chosen = choose(len(test_set), pictures)
         print(f"{name}: {len(chosen)} of {len(test_set)} pictures, the depth of each corrupted in {len(own) - 1} ways ...", flush=True)
-        values[name], correlations[name] = measure_set(module, test_set, chosen, own, data)
+        with trainer.precision_plugin.forward_context():
+            values[name], correlations[name] = measure_set(module, test_set, chosen, own, data)
     rows = tabulate(values, settings)
     log_table(trainer, "stress", rows)
-    log_figure(trainer, "examples", draw_examples(module, data.test_pictures[0], 0, list(values[data.test_names[0]]), data.seed))
+    with trainer.precision_plugin.forward_context():
+        log_figure(trainer, "examples", draw_examples(module, data.test_pictures[0], 0, list(values[data.test_names[0]]), data.seed))
     summary = _report(trainer, rows)
     told = [] if data.options.modality == "thermal" else tell_polarity(polarity_table(correlations), values)
     if told:

@@ -112,11 +112,13 @@ def report_test(trainer: ProjectTrainer, module: SaliencyDetection, data: Salien
         write_latex(trainer, rows, learnt)
         print(to_markdown([{name: row[name] for name in ("set", "pictures", *HEADINGS)} for row in standard]))
         log_figure(trainer, "curves", draw_curves(curves))
+        module.to(trainer.strategy.root_device)  # Lightning has taken it away
         for name, own in sets.items():
             worst = sorted(measured[name], key=lambda one: one.numbers["s_measure"])[:SHOWN]
             log_table(trainer, f"curves_{name}", [dict(zip(curves[name], line, strict=True)) for line in zip(*curves[name].values(), strict=True)])
-            log_image(trainer, f"examples_{name}", examples(module, own, spread(len(own))))
-            log_image(trainer, f"failures_{name}", examples(module, own, [one.place for one in worst]))
+            for what, places in (("examples", spread(len(own))), ("failures", [one.place for one in worst])):
+                with trainer.precision_plugin.forward_context():
+                    log_image(trainer, f"{what}_{name}", examples(module, own, places))
         print("the worst pictures of each set stand in failures_*.png, tables for papers in tables.tex, those of the protocol group256 too")
     return Tested(rows, {"trained_on": learnt} | means)
 

@@ -33,7 +33,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether products beat sums, by more than the spread or not."""
+    """Say whether the means of products beat those of sums."""
     rows = {row["fusion"]: row for row in summary}
     held = {}
     for other in ("add", "add_matched"):

@@ -326,3 +326,15 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_sets_that_are_not_there_are_named(spnet, options, message):
     with pytest.raises(ValueError, match=message):
         set_up(source="spnet", root=str(spnet), **options)
+
+
+def test_where_nothing_is_learnt_test_sets_are_enough(tmp_path, write):
+    write(tmp_path / "TestDataset" / "NJU2K", ("b", "a"))
+    data = SaliencyData(source="auto", root=str(tmp_path), train_sets="2985", duplicates=4)
+    with pytest.raises(ValueError, match=r"data\.train_sets names NJU2K"):
+        data.setup()
+    data.is_learning = False
+    data.prepare_data()
+    assert [len(pictures) for pictures in data.test_pictures] == [2]
+    assert not len(data.train_set)
+    assert data.polarity == []

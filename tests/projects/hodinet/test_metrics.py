@@ -326,3 +326,12 @@ def test_unknown_protocols_and_empty_sets_are_named():
         SaliencyMetrics("sod")
     with pytest.raises(ValueError, match="no picture was measured"):
         SaliencyMetrics().compute()
+
+
+def test_the_groups_protocol_takes_maps_at_its_own_size():
+    generator = torch.Generator().manual_seed(0)
+    small, mask = torch.rand(1, 256, 256, generator=generator), torch.rand(1, 40, 60, generator=generator) > 0.6
+    resized = (F.interpolate(mask[None].float(), (256, 256), mode="bilinear", antialias=True) > 0.5)[0]
+    assert SaliencyMetrics("group256").update(small, mask) == SaliencyMetrics("group256").update(small, resized)
+    with pytest.raises(ValueError, match=r"must be .* of one size"):
+        SaliencyMetrics("pysod").update(small, mask)

@@ -347,3 +347,25 @@ def test_a_stream_alone_is_told_nothing_by_the_other(stream):
     found, other = module(images, depth), module(others[:, :, :32, :32], depth) if stream == "depth" else module(images, far[:, :, :32, :32])
     assert torch.equal(found, other)
     assert list(module.net.encoders) == [stream]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_trained_network_needs_no_file_of_its_encoders(tmp_path, frozen):
+    """Only a training that begins does, and then says so."""
+    from shared.backbones.factory import build_backbone
+
+    files = {f"{name}_weights": tmp_path / f"{name}.pth" for name in ("rgb", "depth")}
+    options = {"rgb": "resnet50", "depth": "resnet50", "size": None, "frozen_norms": frozen, "widths": [8, 8, 8, 8]}
+    for file in files.values():
+        torch.save(build_backbone("resnet50", None).state_dict(), file)
+    with_files = SaliencyDetection(**options, **{name: str(file) for name, file in files.items()})
+    with_files.check_weights()
+    weights = with_files.state_dict()
+    for file in files.values():
+        file.unlink()
+    without = SaliencyDetection(**options, **{name: str(file) for name, file in files.items()})
+    without.load_state_dict(weights)
+    layers = [torch.rand(1, channels, 64, 64) for channels in (3, 1)]
+    assert torch.equal(without(*layers), with_files(*layers))
+    with pytest.raises(FileNotFoundError, match=r"no weights file .*rgb\.pth: correct model.rgb_weights"):
+        without.check_weights()

@@ -206,13 +206,19 @@ def test_objects_shares_and_polarity_are_those_of_the_map():
 def test_what_cannot_be_judged_is_named(monkeypatch):
     module, image = SaliencyDetection(**TINY).eval(), torch.zeros(3, 40, 50, dtype=torch.uint8)
 
-    def fail(*given):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def judged_with(error):
+        def fail(*given):
+            raise error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "forward", fail)
-        with pytest.raises(ValueError, match=r"a\.png: its 40 x 50 pixels need more memory than there is"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "forward", fail)
             judge(module, image, torch.zeros(1, 40, 50), "a.png")
+
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()):
+        with pytest.raises(ValueError, match=r"a\.png: its 40 x 50 pixels need more memory than there is"):
+            judged_with(error)
+    with pytest.raises(RuntimeError, match="a bug"):
+        judged_with(RuntimeError("a bug"))
     next(module.net.heads[0].parameters()).data.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"a\.png: the network's map is not finite"):
         judge(module, image, torch.zeros(1, 40, 50), "a.png")

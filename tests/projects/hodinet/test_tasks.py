@@ -36,21 +36,22 @@ def rows_of(path):
     return list(csv.DictReader(path.open()))
 
 
-def judged_apart(module, image, depth):
-    """The map of a picture, (H, W, 3) uint8 and (H, W) in [0, 1], without the module's own way there."""
+def judged_apart(module, image, depth, size):
+    """The map of a picture, (H, W, 3) uint8 and (H, W) in [0, 1], at some size, without the module's own way there."""
     layers = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float(), torch.from_numpy(depth.copy())[None, None])
     square = [F.interpolate(one, (64, 64), mode="bilinear", antialias=True) for one in layers]
     with torch.no_grad():
-        return F.interpolate(module.net.eval()(*square)[0], image.shape[:2], mode="bilinear")[0].sigmoid()
+        return F.interpolate(module.net.eval()(*square)[0], size, mode="bilinear")[0].sigmoid()
 
 
 def measures_apart(module, pictures):
     """The measures under both protocols, and those of each picture, of (image, depth, mask)."""
     apart = {protocol: SaliencyMetrics(protocol) for protocol in PROTOCOLS}
-    maps = [(judged_apart(module, image, depth), torch.from_numpy(mask)[None]) for image, depth, mask in pictures]
-    by_picture = [apart["pysod"].update(found, mask) for found, mask in maps]
-    for found, mask in maps:
-        apart["group256"].update(found, mask)
+    by_picture = []
+    for image, depth, mask in pictures:
+        marked = torch.from_numpy(mask)[None]
+        by_picture.append(apart["pysod"].update(judged_apart(module, image, depth, mask.shape), marked))
+        apart["group256"].update(judged_apart(module, image, depth, (256, 256)), marked)
     return {protocol: metrics.compute() for protocol, metrics in apart.items()}, by_picture
 
 
