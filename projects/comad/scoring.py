@@ -1,0 +1,201 @@
+"""Logical scores: how far the measures of a picture lie from those of good pictures (section 2.6), with weights of components (section 2.8)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from projects.comad.components import CERTAIN
+from projects.comad.measures import Measures
+from projects.comad.pieces import NEIGHBOURS
+
+
+class Scores(NamedTuple):
+    """Scores of B pictures, larger for more anomalous ones.
+
+    Attributes:
+        parts: (B,) float64 each: `global` of area and colour, `number`, `logical` their sum, and an extension each.
+        contributions: (B, M) what each component contributes, e_k.
+        nearest: (B,) training picture with the nearest area and colour.
+    """
+
+    parts: dict[str, Tensor]
+    contributions: Tensor
+    nearest: Tensor
+
+    @property
+    def logical(self) -> Tensor:
+        """The paper's score, S_global + S_number, (B,)."""
+        return self.parts["logical"]
+
+
+def nearest_distances(points: Tensor, known: Tensor, neighbours: int = NEIGHBOURS, leave_out: bool = False) -> tuple[Tensor, Tensor]:
+    """Return mean distances to the nearest known points.
+
+    Args:
+        points: (B, D).
+        known: (N, D).
+        neighbours: known points that count, all if there are fewer.
+        leave_out: points are the known ones, and none is its own neighbour.
+
+    Returns:
+        (B,) float64 mean Euclidean distances, and (B,) the nearest known point.
+
+    Raises:
+        ValueError: if nothing is left to compare with.
+    """
+    others = len(known) - leave_out
+    if others < 1:
+        raise ValueError(f"{len(known)} training pictures leave none to compare with: give at least {1 + leave_out}")
+    distances = torch.cdist(points.double(), known.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    if leave_out:
+        distances.fill_diagonal_(torch.inf)
+    return distances.topk(min(neighbours, others), dim=1, largest=False).values.mean(1), distances.argmin(1)
+
+
+def cluster_weights(clusters: int, keep: Tensor, given: Mapping[int, float] | None = None, background: float = 1.0) -> Tensor:
+    """Return the weight of each cluster, (K,) float64.
+
+    Args:
+        clusters: K.
+        keep: (K,) bool, clusters that are components.
+        given: weights of some clusters; others weigh 1.
+        background: weight of clusters that are no components and are not given; 0 silences dirt on the belt.
+
+    Raises:
+        ValueError: if there is no such cluster, or a weight is negative.
+    """
+    weights = torch.where(keep.cpu(), 1.0, background).double()
+    for k, weight in (given or {}).items():
+        if not 0 <= k < clusters:
+            raise ValueError(f"there is no component {k}: clusters are numbered from 0 to {clusters - 1}")
+        weights[k] = weight
+    return _checked(weights)
+
+
+def _checked(weights: Tensor) -> Tensor:
+    if not bool((weights >= 0).all()):
+        raise ValueError(f"weights of components must not be negative, got {weights.tolist()}")
+    return weights
+
+
+def weighted_map(anomaly_map: Tensor, heat: Tensor, weights: Tensor) -> Tensor:
+    """Weigh a structural map by components, A'(p) = A(p) sum_k w_k Q_k(p) (section 2.8).
+
+    Args:
+        anomaly_map: (B, 1, H, W), not negative.
+        heat: (B, K, H, W) in [0, 1] or uint8 levels, of the map's size.
+        weights: (K,).
+
+    Returns:
+        (B, 1, H, W).
+    """
+    maps = heat.float() / CERTAIN if heat.dtype == torch.uint8 else heat
+    return anomaly_map * torch.einsum("bkhw,k->bhw", maps, _checked(weights).to(maps))[:, None]
+
+
+class LogicalScorer:
+    """Compares measures with those of the training pictures.
+
+    Args:
+        training: measures of the good pictures.
+        neighbours: training pictures that a picture is compared with.
+    """
+
+    def __init__(self, training: Measures, neighbours: int = NEIGHBOURS) -> None:
+        self.training, self.neighbours = training, neighbours
+
+    def score(self, measures: Measures, weights: Tensor | None = None) -> Scores:
+        """Score pictures.
+
+        Args:
+            measures: of B pictures.
+            weights: (K,) of all clusters; 0 silences a component. None weighs all 1.
+        """
+        return self._score(measures, weights, leave_out=False)
+
+    def training_scores(self, weights: Tensor | None = None) -> Scores:
+        """Score each training picture against the others."""
+        return self._score(self.training, weights, leave_out=True)
+
+    def vectors(self, measures: Measures, weights: Tensor | None = None, group: str = "global") -> Tensor:
+        """Return the vectors that are compared, (B, D): g of section 2.6 for `global`, every measure times the weights of its components."""
+        found = measures.groups[group]
+        if weights is None or not found.columns:
+            return found.normalised
+        return found.normalised * torch.stack([_checked(weights)[list(column.components)].prod() for column in found.columns]).double()
+
+    def number_terms(self, measures: Measures, weights: Tensor | None = None, leave_out: bool = False) -> Tensor:
+        """Return each component's part of S_number, (B, M): half the mean distance of its histogram to the nearest, by C_k^2."""
+        terms = []
+        for own, known in zip(measures.histograms, self.training.histograms, strict=True):
+            distances, _ = nearest_distances(own, known, self.neighbours, leave_out)
+            terms.append(0.5 * distances / own.shape[1] ** 2)
+        by = 1.0 if weights is None else _checked(weights)[list(measures.components)].double()
+        return torch.stack(terms, dim=1) * by
+
+    def _score(self, measures: Measures, weights: Tensor | None, leave_out: bool) -> Scores:
+        parts, nearest = {}, torch.zeros(len(measures), dtype=torch.int64)
+        for name in measures.groups:
+            own, known = self.vectors(measures, weights, name), self.vectors(self.training, weights, name)
+            parts[name], closest = nearest_distances(own, known, self.neighbours, leave_out)
+            nearest = closest if name == "global" else nearest
+        terms = self.number_terms(measures, weights, leave_out)
+        own, known = self.vectors(measures, weights), self.vectors(self.training, weights)
+        apart = (own - known[nearest]).abs().view(len(own), 2, -1).sum(1)  # |a_k - a_k^NN| + |c_k - c_k^NN|
+        number = terms.sum(1)
+        whole = {"global": parts.pop("global"), "number": number}
+        return Scores(whole | {"logical": whole["global"] + number} | parts, apart + terms, nearest)
+
+    def localise(self, measures: Measures, scores: Scores, heat: Tensor | None = None, how: Literal["union", "soft"] = "union") -> Tensor:
+        """Show which components contribute to the scores (section 2.6).
+
+        Args:
+            measures: of B pictures.
+            scores: theirs.
+            heat: (B, K, H, W) in [0, 1] or uint8 levels, for `soft`.
+            how: `union` lays e_k on the component and where the nearest training picture has it, so that missing parts show; `soft` is
+                sum_k e_k Q_k(p).
+
+        Returns:
+            (B, 1, H, W) float32.
+
+        Raises:
+            ValueError: if `soft` has no heat maps, or sizes differ from the training pictures'.
+        """
+        if how == "soft":
+            if heat is None:
+                raise ValueError("the soft map needs heat maps: give heat, or take how=union")
+            maps = heat[:, list(measures.components)].float() / (CERTAIN if heat.dtype == torch.uint8 else 1)
+        else:
+            if measures.size != self.training.size:
+                raise ValueError(f"pictures of {measures.size} cannot be laid on training pictures of {self.training.size}: use one size")
+            maps = (measures.unpacked() | self.training.unpacked(scores.nearest)).float()
+        return torch.einsum("bmhw,bm->bhw", maps, scores.contributions.to(maps))[:, None]
+
+    def state(self) -> dict[str, Any]:
+        """Return tensors and plain values that `from_state` takes."""
+        return self.training.state() | {"neighbours": self.neighbours}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> LogicalScorer:
+        """Restore what `state` returned."""
+        return cls(Measures.from_state(state), state["neighbours"])
+
+
+def nearest_kinds(vectors: Tensor, labelled: Tensor, kinds: Sequence[str], neighbours: int = 3) -> list[str]:
+    """Name the kind of anomaly by a few labelled ones (section 2.8).
+
+    Args:
+        vectors: (B, D) vectors of the pictures, as `LogicalScorer.vectors` gives them.
+        labelled: (L, D) those of labelled pictures.
+        kinds: L labels.
+        neighbours: labelled pictures that vote; among kinds with as many votes the nearest wins.
+    """
+    distances = torch.cdist(vectors.double(), labelled.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    order = distances.topk(min(neighbours, len(kinds)), dim=1, largest=False).indices.tolist()
+    return [Counter(kinds[index] for index in row).most_common(1)[0][0] for row in order]
