@@ -109,15 +109,14 @@ class Canvas:
             window: the h x w pixels.
 
         Returns:
-            (S, S) bool, where.
+            (h, w) bool, where.
         """
         part = self.image[:, *window]
         part += (0.5 - outside * self.size).clamp(0, 1) * (colour - part)
-        where = torch.zeros_like(self.components, dtype=torch.bool)
-        where[window] = outside < 0
+        inside = outside < 0
         if component is not None:
-            self.components[where] = COMPONENTS.index(component)
-        return where
+            self.components[window].masked_fill_(inside, COMPONENTS.index(component))
+        return inside
 
     def finished(self, chance: torch.Generator) -> Tensor:
         """Return the picture in its light and with noise, (3, S, S) uint8."""
@@ -128,21 +127,24 @@ class Canvas:
 
 def draw_floor(canvas: Canvas, chance: torch.Generator) -> None:
     """Draw the walls and floors of all compartments."""
-    canvas.lay(torch.full((canvas.size, canvas.size), -1.0), _colour("wall", chance), "wall")
+    canvas.image[:] = _colour("wall", chance)
+    canvas.components[:] = COMPONENTS.index("wall")
     floor = _colour("floor", chance)
     for top, left in CORNERS.values():
-        canvas.lay(_from_box(canvas, top, left, INSIDE), floor, "floor")
+        window = canvas.window(top + INSIDE / 2, left + INSIDE / 2, INSIDE / 2)
+        canvas.lay(_from_box(canvas, window, top, left), floor, "floor", window)
 
 
 def draw_grain(canvas: Canvas, level: float, chance: torch.Generator) -> None:
     """Fill the compartment of the grain to a part of its height, with an uneven surface."""
     top, left = CORNERS["grain"]
-    ripple = 0.5 * UNIT * F.interpolate(torch.randn(1, 1, 12, generator=chance), size=canvas.size, mode="linear")[0]
+    window = canvas.window(top + INSIDE / 2, left + INSIDE / 2, INSIDE / 2)
+    box = _from_box(canvas, window, top, left)
+    ripple = 0.5 * UNIT * F.interpolate(torch.randn(1, 1, 6, generator=chance), size=box.shape[1], mode="linear")[0]
     surface = top + (1 - level) * INSIDE + ripple
-    outside = torch.maximum(surface - canvas.rows, _from_box(canvas, top, left, INSIDE))
-    coarse = torch.randn(1, 1, 48, 48, generator=chance)
-    texture = _GRAIN * F.interpolate(coarse, size=(canvas.size, canvas.size), mode="bilinear", align_corners=False)[0]
-    canvas.lay(outside, _colour("grain", chance) + texture, "grain")
+    coarse = torch.randn(1, 1, 24, 24, generator=chance)
+    texture = _GRAIN * F.interpolate(coarse, size=box.shape, mode="bilinear", align_corners=False)[0]
+    canvas.lay(torch.maximum(surface - canvas.rows[window[0]], box), _colour("grain", chance) + texture, "grain", window)
 
 
 def draw_piece(canvas: Canvas, piece: Piece, chance: torch.Generator) -> None:
@@ -207,9 +209,10 @@ def _colour(name: str, chance: torch.Generator) -> Tensor:
     return (torch.tensor(_COLOURS[name]) + _JITTER * (2 * torch.rand(3, generator=chance) - 1))[:, None, None]
 
 
-def _from_box(canvas: Canvas, top: float, left: float, side: float) -> Tensor:
-    """Return distances from the border of a square, (S, S), the largest along rows or columns."""
-    return torch.maximum((canvas.rows - top - side / 2).abs(), (canvas.columns - left - side / 2).abs()) - side / 2
+def _from_box(canvas: Canvas, window: tuple[slice, slice], top: float, left: float) -> Tensor:
+    """Return distances of the pixels of a window from the border of a compartment, (h, w), the larger of those along rows and columns."""
+    rows, columns = (points - start - INSIDE / 2 for points, start in ((canvas.rows[window[0]], top), (canvas.columns[:, window[1]], left)))
+    return torch.maximum(rows.abs(), columns.abs()) - INSIDE / 2
 
 
 def _from_line(y: Tensor, x: Tensor, angle: float, half: float) -> Tensor:
