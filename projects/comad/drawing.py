@@ -40,7 +40,8 @@ _COLOURS = {
 _SCRATCH = 0.25  # of the light of what it is on
 _PAINTS = ((0.75, 0.15, 0.75), (0.10, 0.70, 0.85))
 _ALL = (slice(None), slice(None))
-_JITTER, _LIGHT, _NOISE, _GRAIN = 0.03, 0.04, 0.02, 0.10
+_JITTER, _TRAY_JITTER = 0.03, 0.01  # of pieces and grain; of the tray, which is the same one
+_LIGHT, _NOISE, _GRAIN = 0.04, 0.02, 0.10
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def choose(count: int, chance: torch.Generator) -> int:
 
 def _colour(name: str, chance: torch.Generator) -> Tensor:
     """Return a jittered colour, (3, 1, 1)."""
-    return (torch.tensor(_COLOURS[name]) + _JITTER * (2 * torch.rand(3, generator=chance) - 1))[:, None, None]
+    jitter = _TRAY_JITTER if name in ("floor", "wall") else _JITTER
+    return (torch.tensor(_COLOURS[name]) + jitter * (2 * torch.rand(3, generator=chance) - 1))[:, None, None]
 
 
 def _from_box(canvas: Canvas, window: tuple[slice, slice], top: float, left: float) -> Tensor:
