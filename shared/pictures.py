@@ -18,6 +18,8 @@ SIDE = 128
 """Least height of a picture in a sheet, in pixels."""
 THUMBNAIL = 256
 """Longest side of a picture in an overview, in pixels."""
+OVERLAY = 1600
+"""Longest side of an overlay, in pixels."""
 
 
 def heat(probability: Tensor) -> Tensor:
@@ -57,6 +59,11 @@ def shrunk(layers: Tensor, longest: int) -> Tensor:
     scale = longest / max(layers.shape[1:])
     size = [max(1, round(side * scale)) for side in layers.shape[1:]]
     return F.interpolate(layers[None], size=size, mode="bilinear", antialias=True)[0] if scale < 1 else layers
+
+
+def laid_over(image: Tensor, probability: Tensor, threshold: float) -> Tensor:
+    """Return the `overlay` of a map, both scaled down where a side exceeds `OVERLAY`; (3, h, w) uint8."""
+    return (overlay(shrunk(image, OVERLAY), shrunk(probability, OVERLAY), threshold) * 255).round().byte()
 
 
 def levels(probability: np.ndarray, bits: Literal[8, 16] = 16) -> np.ndarray:

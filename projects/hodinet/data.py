@@ -16,8 +16,8 @@ from projects.hodinet.samples import DrawnScenes, Reading, SampleFiles, check_sa
 from projects.hodinet.scenes import Variant
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
+from shared.data.selection import OnLeak
 from shared.distributed import EpochKeys, UnpaddedSampler
-from shared.forgery.splits import OnLeak
 from shared.seeding import generator
 
 TRAINING_SETS: dict[str, tuple[str, ...]] = {"2185": ("NJU2K", "NLPR"), "2985": ("NJU2K", "NLPR", "DUT-RGBD")}

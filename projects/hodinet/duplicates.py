@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from projects.hodinet.layouts import Sample
-from shared.data.files import first_few
 from shared.data.looks import look_hashes, near
-from shared.forgery.splits import OnLeak
+from shared.data.selection import OnLeak, without_leaks
 
 _log = logging.getLogger(__name__)
 
@@ -66,18 +65,8 @@ def guard(train: Sequence[Sample], test: Sequence[Sample], distance: int, on_dup
         ValueError: if there are some and `on_duplicate` is "refuse", or if nothing remains.
     """
     found = find_duplicates(train, test, distance)
-    if not found.train:
-        return list(train)
     counts = ", ".join(f"{row['duplicates']} of {row['pictures']} of {row['set']}" for row in duplicates_table(found, test) if row["duplicates"])
     said = f"{len(found.train)} of {len(train)} training pictures look like test pictures ({counts})"
-    examples = [f"{one.image} and {other.image}" for one, other in found.train]
-    if on_duplicate == "refuse":
-        raise ValueError("\n  ".join([f"{said}:", *first_few(examples), "remove them, or set data.on_duplicate to remove or keep"]))
-    _log.warning("%s: %s; they are %s", said, "; ".join(first_few(examples, 3)), "kept" if on_duplicate == "keep" else "removed")
-    if on_duplicate == "keep":
-        return list(train)
-    twice = {sample.image for sample, _ in found.train}
-    kept = [sample for sample in train if sample.image not in twice]
-    if not kept:
-        raise ValueError(f"all {len(train)} training pictures look like test pictures: learn from other sets, or set data.on_duplicate: keep")
-    return kept
+    none_remain = f"all {len(train)} training pictures look like test pictures: learn from other sets, or set data.on_duplicate: keep"
+    twice = {sample.image: f"{sample.image} and {other.image}" for sample, other in found.train}
+    return without_leaks(train, twice, said, on_duplicate, "remove them, or set data.on_duplicate to remove or keep", none_remain)

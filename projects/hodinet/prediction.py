@@ -23,6 +23,7 @@ from projects.hodinet.results import SALIENT, Bits, Judged, Results
 from shared.checkpoints import weights_digest
 from shared.data.files import read_levels
 from shared.data.inputs import spelt
+from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.pictures import beside, levels, overview, shortened, shrunk
@@ -253,13 +254,12 @@ def draw_overview(found: dict[Pair, dict[str, Any]], reader: DepthReader, result
         results: where the overlays lie.
         with_depth: whether depth is shown.
     """
-    pairs, count = list(found), min(SHOWN, len(found))
-    thumbnails = []
-    for pair in (pairs[number * len(pairs) // count] for number in range(count)):
+    pairs, thumbnails = list(found), []
+    for pair in (pairs[place] for place in evenly_spaced(len(pairs), SHOWN)):
         image, depth = read_pair(pair, reader)
         near = [torch.from_numpy(levels(depth.numpy(), 8))] if with_depth else []
         content = found[pair]
         title = f"{shortened(pair.given.name)}\n{counted(content['objects'])}, {content['salient']:.1%} of its pixels"
         thumbnails.append((title, beside([image, *near, read_levels(results.file(pair, "-overlay.png"))])))
-    shown = f"{count} of {len(found)} pictures" if count < len(found) else ""
+    shown = f"{len(thumbnails)} of {len(found)} pictures" if len(thumbnails) < len(found) else ""
     return overview(thumbnails, 2 if with_depth else 3, shown)

@@ -16,7 +16,7 @@ from torch import Tensor
 from projects.hodinet.fusion import Interaction
 from projects.hodinet.gates import draw_gates
 from projects.hodinet.pairs import Pair
-from shared.pictures import levels, overlay, shrunk
+from shared.pictures import laid_over, levels
 from shared.runs import atomic, digest, write_json
 
 Bits = Literal[8, 16]
@@ -24,8 +24,6 @@ Bits = Literal[8, 16]
 
 SALIENT = 0.5
 """Probability above which a pixel counts as salient."""
-OVERLAY = 1600
-"""Longest side of overlays, in pixels; larger ones are scaled down."""
 
 
 class Judged(NamedTuple):
@@ -93,7 +91,7 @@ class Results:
         files = {
             "map": self._save(pair, "-map.png", levels(probability, self.bits)),
             "cutout": self._save(pair, "-cutout.png", with_alpha),
-            "overlay": self._save(pair, "-overlay.png", laid_over(judged.image, judged.probability).permute(1, 2, 0).numpy()),
+            "overlay": self._save(pair, "-overlay.png", laid_over(judged.image, judged.probability, SALIENT).permute(1, 2, 0).numpy()),
         }
         if judged.stages:
             figure = draw_gates(judged.image, judged.depth, judged.stages, self.placement)
@@ -115,8 +113,3 @@ class Results:
         with atomic(self.file(pair, ending)) as temporary:
             write(temporary)
         return self.file(pair, ending).name
-
-
-def laid_over(image: Tensor, probability: Tensor) -> Tensor:
-    """Lay a map over its picture, both scaled down where a side exceeds `OVERLAY`; (3, h, w) uint8."""
-    return (overlay(shrunk(image, OVERLAY), shrunk(probability, OVERLAY), SALIENT) * 255).round().byte()

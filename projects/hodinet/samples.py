@@ -19,6 +19,7 @@ from projects.hodinet.scenes import Variant, draw_scene
 from shared.data.files import BadFileError, first_few, image_size, read_image, read_levels
 from shared.data.folders import OnBadFile
 from shared.data.offline import Split
+from shared.data.selection import evenly_spaced
 
 _MARKED = 128.5 / 255
 _POLARITY = 50  # pictures of a set
@@ -177,7 +178,7 @@ def polarity_report(samples: Sequence[Sample], reading: Reading, limit: int = _P
         See `projects.hodinet.depth.polarity_table`.
     """
     sets = by_set(sample for sample in samples if sample.depth is not None and sample.mask is not None)
-    few = {name: [own[place * len(own) // limit] for place in range(limit)] if len(own) > limit else own for name, own in sets.items()}
+    few = {name: [own[place] for place in evenly_spaced(len(own), limit)] for name, own in sets.items()}
     with ThreadPoolExecutor() as pool:
         return polarity_table({name: list(pool.map(partial(_polarity, reading), own)) for name, own in few.items()})
 

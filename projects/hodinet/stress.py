@@ -17,6 +17,7 @@ from projects.hodinet.metrics import SaliencyMetrics
 from projects.hodinet.module import SaliencyDetection
 from projects.hodinet.quality import depth_quality
 from projects.hodinet.tasks import SIDE
+from shared.data.selection import evenly_spaced
 from shared.loggers import log_figure, log_table
 from shared.pictures import curves, shrunk
 from shared.results import markdown
@@ -85,7 +86,7 @@ def stress(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyDat
     correlations: dict[str, list[float]] = {}
     for name, test_set in zip(data.test_names, data.test_pictures, strict=True):
         own = [setting for setting in settings if len(test_set) > 1 or setting.corruption != "shuffled"]
-        chosen = choose(len(test_set), pictures)
+        chosen = evenly_spaced(len(test_set), pictures)
         print(f"{name}: {len(chosen)} of {len(test_set)} pictures, the depth of each corrupted in {len(own) - 1} ways ...", flush=True)
         with trainer.precision_plugin.forward_context():
             values[name], correlations[name] = measure_set(module, test_set, chosen, own, data)
@@ -112,12 +113,6 @@ def expand(corruptions: Sequence[str] | None) -> list[Setting]:
     if unknown or not names:
         raise ValueError(f"corruptions holds {', '.join(unknown) or 'nothing'}: choose of {', '.join(CORRUPTIONS)}")
     return [UNTOUCHED, *(Setting(name, strength) for name in names for strength in CORRUPTIONS[name].strengths or (None,))]
-
-
-def choose(length: int, count: int) -> list[int]:
-    """Return at most `count` places, evenly spread over so many pictures."""
-    taken = min(count, length)
-    return [length * number // taken for number in range(taken)]
 
 
 def partner(index: int, length: int, seed: int) -> int:

@@ -16,6 +16,7 @@ from projects.hodinet.metrics import PROTOCOLS
 from projects.hodinet.module import SaliencyDetection
 from projects.hodinet.samples import SampleFiles
 from projects.hodinet.tables import HEADINGS, to_latex, to_markdown
+from shared.data.selection import evenly_spaced
 from shared.distributed import gather_objects
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.pictures import heat, sheet
@@ -46,13 +47,7 @@ class Examples(L.Callback):
         epoch = trainer.current_epoch + 1
         if not trainer.sanity_checking and trainer.is_global_zero and (epoch & (epoch - 1) == 0 or epoch == trainer.max_epochs):
             pictures = trainer.datamodule.val_set  # type: ignore[attr-defined]
-            log_image(trainer, "examples", examples(cast(SaliencyDetection, pl_module), pictures, spread(len(pictures))), epoch)
-
-
-def spread(count: int) -> list[int]:
-    """Return places evenly spread over a set of so many pictures."""
-    shown = min(SHOWN, count)
-    return [count * number // shown for number in range(shown)]
+            log_image(trainer, "examples", examples(cast(SaliencyDetection, pl_module), pictures, evenly_spaced(len(pictures), SHOWN)), epoch)
 
 
 def examples(module: SaliencyDetection, pictures: WholePictures, places: Sequence[int]) -> Tensor:
@@ -116,7 +111,7 @@ def report_test(trainer: ProjectTrainer, module: SaliencyDetection, data: Salien
         for name, own in sets.items():
             worst = sorted(measured[name], key=lambda one: one.numbers["s_measure"])[:SHOWN]
             log_table(trainer, f"curves_{name}", [dict(zip(curves[name], line, strict=True)) for line in zip(*curves[name].values(), strict=True)])
-            for what, places in (("examples", spread(len(own))), ("failures", [one.place for one in worst])):
+            for what, places in (("examples", evenly_spaced(len(own), SHOWN)), ("failures", [one.place for one in worst])):
                 with trainer.precision_plugin.forward_context():
                     log_image(trainer, f"{what}_{name}", examples(module, own, places))
         print("the worst pictures of each set stand in failures_*.png, tables for papers in tables.tex, those of the protocol group256 too")

@@ -25,9 +25,9 @@ from projects.tripinet.splits import check_manipulated, clips, divided
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
 from shared.data.offline import Split
+from shared.data.selection import OnLeak
 from shared.distributed import UnpaddedSampler
 from shared.forgery.confounds import confounds
-from shared.forgery.splits import OnLeak
 from shared.seeding import generator
 
 Sets = dict[str, list[Picture]]

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from projects.tripinet.pairs import Picture
-from shared.data.files import first_few
 from shared.data.looks import alike, are_alike
-from shared.forgery.splits import OnLeak
+from shared.data.selection import OnLeak, without_leaks
 
 _SAME_NAME = 12  # bits; a forgery and its original differ in more than two copies do, and any two pictures in about 32
 _log = logging.getLogger(__name__)
@@ -76,17 +75,7 @@ def guard(train: Sequence[Picture], test: Sequence[Picture], on_leak: OnLeak = "
         ValueError: if there is a leak and `on_leak` is "refuse", or if nothing remains.
     """
     found = leaks(train, test, distance)
-    if not found:
-        return list(train)
-    examples = [f"{leak.train.image} and {leak.test.image} (same {leak.why})" for leak in found]
-    said = f"{len(found)} of {len(train)} training pictures share something with test pictures:"
-    if on_leak == "refuse":
-        raise ValueError("\n  ".join([said, *first_few(examples), "divide them otherwise, or set data.on_leak to remove"]))
-    _log.warning("%s %s; they are %s", said, "; ".join(first_few(examples, 3)), "kept" if on_leak == "keep" else "removed")
-    if on_leak == "keep":
-        return list(train)
-    leaking = {leak.train.image for leak in found}
-    kept = [picture for picture in train if picture.image not in leaking]
-    if not kept:
-        raise ValueError(f"all {len(train)} training pictures share something with test pictures: learn from another set, or set data.on_leak: keep")
-    return kept
+    said = f"{len(found)} of {len(train)} training pictures share something with test pictures"
+    none_remain = f"all {len(train)} training pictures share something with test pictures: learn from another set, or set data.on_leak: keep"
+    leaking = {leak.train.image: f"{leak.train.image} and {leak.test.image} (same {leak.why})" for leak in found}
+    return without_leaks(train, leaking, said, on_leak, "divide them otherwise, or set data.on_leak to remove", none_remain)

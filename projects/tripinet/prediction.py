@@ -19,7 +19,7 @@ from shared.checkpoints import weights_digest
 from shared.data.inputs import Input, find_pictures
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
-from shared.pictures import beside, levels, overlay, overview, shortened, shrunk
+from shared.pictures import beside, laid_over, levels, overview, shortened
 from shared.regions import LEAST_AREA, find_regions
 from shared.runs import atomic, write_json
 
@@ -32,8 +32,6 @@ Maps = Literal["png", "npy"]
 """Format of probability maps: PNG of 16 bits, 65535 being 1, or NPY of float32."""
 
 PREPROCESSING = "RGB levels 0..255, not resized, EXIF orientation applied, transparent pixels over white"
-OVERLAY = 1600
-"""Longest side of overlays, in pixels; larger ones are scaled down."""
 SHOWN, PRINTED = 12, 20
 """Pictures in the overview, and pictures that are printed."""
 _SECONDS = 10.0
@@ -198,17 +196,11 @@ def _write(folder: Path, given: Input, image: Tensor, probability: Tensor, found
     level = probability[0].numpy()
     map_file = save(level, "-map.npy") if maps == "npy" else save(levels(level), "-map.png")
     mask_file = save(np.where(level > found["pixel_threshold"], np.uint8(255), np.uint8(0)), "-mask.png")
-    laid = _overlay(image, probability, found["pixel_threshold"])
+    laid = laid_over(image, probability, found["pixel_threshold"])
     overlay_file = save(laid.permute(1, 2, 0).numpy(), "-overlay.png")
     files = {"map": map_file.name, "mask": mask_file.name, "overlay": overlay_file.name}
     write_json(named(".json"), {"file": given.name} | found | files)
     return map_file, laid
-
-
-def _overlay(image: Tensor, probability: Tensor, threshold: float) -> Tensor:
-    """Lay the map over the picture, both scaled down where a side exceeds `OVERLAY`; (3, h, w) uint8."""
-    laid = overlay(shrunk(image, OVERLAY), shrunk(probability, OVERLAY), threshold)
-    return (laid * 255).round().byte()
 
 
 def draw_overview(thumbnails: Sequence[Thumbnail], total: int) -> Figure:

@@ -18,6 +18,7 @@ from projects.tripinet.model import LEAST
 from projects.tripinet.module import ManipulationLocalisation, measure
 from projects.tripinet.pairs import AUTHENTIC
 from projects.tripinet.robustness import DEGRADATIONS, degrade
+from shared.data.selection import evenly_spaced
 from shared.loggers import log_figure, log_table
 from shared.pictures import curves
 
@@ -108,8 +109,7 @@ def choose(kinds: Sequence[str], count: int) -> list[int]:
     places: list[int] = []
     for is_authentic in (False, True):
         found = [place for place, kind in enumerate(kinds) if (kind == AUTHENTIC) == is_authentic]
-        taken = min(count, len(found))
-        places += [found[len(found) * number // taken] for number in range(taken)]
+        places += [found[place] for place in evenly_spaced(len(found), count)]
     return sorted(places)
 
 

@@ -12,6 +12,7 @@ from projects.tripinet.calibration import calibration_error
 from projects.tripinet.data import ManipulationData, WholePictures
 from projects.tripinet.metrics import Row, mean_of_known
 from projects.tripinet.module import ManipulationLocalisation
+from shared.data.selection import evenly_spaced
 from shared.loggers import log_image, log_table
 from shared.pictures import heat, overlay, sheet
 from shared.results import markdown
@@ -44,7 +45,7 @@ class Examples(L.Callback):
 
 def examples(module: ManipulationLocalisation, pictures: WholePictures) -> torch.Tensor:
     """Return a sheet of pictures evenly spread over a set, their masks, maps, and overlays, each cut to its middle and the size of the smallest."""
-    chosen = [pictures[len(pictures) * number // SHOWN] for number in range(min(SHOWN, len(pictures)))]
+    chosen = [pictures[place] for place in evenly_spaced(len(pictures), SHOWN)]
     side = [min(512, *(one["image"].shape[axis] for one in chosen)) for axis in (1, 2)]
     rows: list[list[torch.Tensor]] = [[], [], []]
     for one in chosen:

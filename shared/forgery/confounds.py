@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from shared.data.files import BadFileError, image_size
+from shared.data.selection import evenly_spaced
 from shared.forgery.evaluation import ks_distance
-from shared.forgery.sets import REAL, Clip, evenly_spaced
+from shared.forgery.sets import REAL, Clip
 
 _SAMPLE = 32  # videos of each kind whose sizes are looked at
 _LEAST = 0.5  # distance of two distributions, from which on one number tells three quarters of both classes right

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
+from shared.data.selection import OnLeak
 from shared.distributed import EpochKeys
 from shared.forgery import layouts
 from shared.forgery.augmentation import Augmentation, TrainingFrames
@@ -17,7 +18,7 @@ from shared.forgery.confounds import confounds
 from shared.forgery.faces import MANIPULATIONS, faces
 from shared.forgery.npy_lists import npy_lists
 from shared.forgery.sets import REAL, Clip, ForgerySet, FrameFiles, Reader, check_kinds, frames_of, identity
-from shared.forgery.splits import OnLeak, divide, guard
+from shared.forgery.splits import divide, guard
 
 _VAL_FRACTION = 0.125
 _log = logging.getLogger(__name__)

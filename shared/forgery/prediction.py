@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from shared.data.files import check_images, list_images, read_levels
+from shared.data.selection import evenly_spaced
 from shared.forgery.crops import FaceDetector, crop_face
 from shared.forgery.detection import ForgeryDetection
 from shared.forgery.pictures import scored_faces, timeline
-from shared.forgery.sets import evenly_spaced, natural
+from shared.forgery.sets import natural
 from shared.forgery.videos import is_video, read_video
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.messages import shown_path

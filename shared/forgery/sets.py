@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from shared.data.files import read_image
+from shared.data.selection import evenly_spaced
 
 REAL = "real"
 """The kind of frames that nobody manipulated; every other kind is a manipulation's name."""
@@ -216,28 +217,6 @@ def check_kinds(wanted: Sequence[str], known: Sequence[str]) -> None:
     unknown = sorted(set(wanted) - set(known))
     if unknown:
         raise ValueError(f"no manipulation {', '.join(unknown)}; there are: {', '.join(sorted(known)) or 'none'}")
-
-
-def evenly_spaced(count: int, wanted: int, repeat: bool = False) -> list[int]:
-    """Choose frames of a video at equal distances: floor(i count / wanted) for i = 0, 1, ..., wanted - 1.
-
-    The reference's picks are these where `wanted` divides `count` (section 4.2 of the sheet); otherwise its last ones lie before the end.
-
-    Args:
-        count: frames that there are.
-        wanted: frames to choose.
-        repeat: chooses frames several times where there are fewer than wanted; otherwise each one once.
-
-    Returns:
-        Numbers of frames, rising.
-
-    Raises:
-        ValueError: if `wanted` is below 1.
-    """
-    if wanted < 1:
-        raise ValueError(f"at least one frame a video must be wanted, got {wanted}")
-    wanted = wanted if repeat else min(wanted, count)
-    return [place * count // wanted for place in range(wanted)]
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -9,16 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from shared.data.files import BadFileError, first_few
+from shared.data.selection import OnLeak
 from shared.forgery.sets import REAL, Clip, Video, check_kinds
 from shared.seeding import generator
-
-OnLeak = Literal["remove", "refuse", "keep"]
-"""What befalls training videos that show people of the test set."""
 
 FAMILIES = {
     "FF-DF": "FaceForensics++",

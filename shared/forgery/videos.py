@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shared.data.files import MAX_PIXELS, BadFileError
-from shared.forgery.sets import evenly_spaced
+from shared.data.selection import evenly_spaced
 
 EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 """Endings of video files, in lower case."""

@@ -9,7 +9,8 @@ import torch
 from helpers.forgery_layouts import frame
 
 from shared.data.files import BadFileError
-from shared.forgery.sets import REAL, Clip, ForgerySet, FrameFiles, Video, evenly_spaced, frames_of, natural
+from shared.data.selection import evenly_spaced
+from shared.forgery.sets import REAL, Clip, ForgerySet, FrameFiles, Video, frames_of, natural
 from shared.forgery.splits import divide, guard, identities, leave_one_out, official_pairs, one_against_rest, within
 
 

@@ -20,7 +20,6 @@ from projects.hodinet.quality import depth_quality
 from projects.hodinet.stress import (
     UNTOUCHED,
     Setting,
-    choose,
     draw_curves,
     draw_examples,
     expand,
@@ -30,6 +29,7 @@ from projects.hodinet.stress import (
     tabulate,
     tell_polarity,
 )
+from shared.data.selection import evenly_spaced
 
 SHOWN = ("s_measure", "f_max", "e_max", "mae")
 
@@ -209,8 +209,8 @@ def test_no_pictures_are_refused(run, capsys):
 
 
 def test_pictures_are_spread_and_never_their_own_partners():
-    assert choose(10, 4) == [0, 2, 5, 7]
-    assert choose(3, 100) == [0, 1, 2]
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 100) == [0, 1, 2]
     for length in (2, 3, 8):
         partners = {index: {partner(index, length, seed) for seed in range(60)} for index in range(length)}
         assert all(found == set(range(length)) - {index} for index, found in partners.items())

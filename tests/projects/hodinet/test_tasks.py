@@ -17,7 +17,8 @@ from projects.hodinet.data import SaliencyData
 from projects.hodinet.metrics import PROTOCOLS, SaliencyMetrics
 from projects.hodinet.module import SaliencyDetection
 from projects.hodinet.tables import HEADINGS
-from projects.hodinet.tasks import SHOWN, Examples, examples, picture_name, remarks, spread, trained_on
+from projects.hodinet.tasks import SHOWN, Examples, examples, picture_name, remarks, trained_on
+from shared.data.selection import evenly_spaced
 
 SCENES = {"length": 4, "test_length": 9, "size": 32}
 
@@ -141,12 +142,12 @@ def test_what_a_run_has_learnt_is_named_whatever_it_is_tested_on(run):
 
 
 def test_places_are_spread_over_a_set():
-    assert spread(3) == [0, 1, 2]
-    assert spread(0) == []
-    assert spread(600) == [0, 100, 200, 300, 400, 500]
+    assert evenly_spaced(3, SHOWN) == [0, 1, 2]
+    assert evenly_spaced(0, SHOWN) == []
+    assert evenly_spaced(600, SHOWN) == [0, 100, 200, 300, 400, 500]
     for count in range(1, 30):
-        assert len(set(spread(count))) == min(SHOWN, count)
-        assert 0 <= spread(count)[0] <= spread(count)[-1] < count
+        assert len(set(evenly_spaced(count, SHOWN))) == min(SHOWN, count)
+        assert 0 <= evenly_spaced(count, SHOWN)[0] <= evenly_spaced(count, SHOWN)[-1] < count
 
 
 def test_a_sheet_shows_picture_depth_mask_and_map(monkeypatch):
