@@ -342,7 +342,7 @@ class ProjectCLI(LightningCLI):
         names = ("ckpt_path", *sorted(self._trainer_type.outside | self._trainer_type.reads))
         files = {name: [path for value in as_list(kwargs[name]) for path in named(value)] for name in names if kwargs.get(name)}
         given = {name if not number else f"{name}-{number}": file for name, each in files.items() for number, file in enumerate(each)}
-        own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline"}
+        own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline", "model": self.run.path / "model.safetensors"}
         return given | ({} if "ckpt_path" in given else {name: path for name, path in own.items() if path.exists()})
 
     def _record(self, verb: str, kwargs: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Path], fingerprint: str) -> None:
@@ -385,10 +385,14 @@ class ProjectCLI(LightningCLI):
         where = f"stopped; what was done lies in {shown_path(self.run.path)}"
         if verb == "fit" and (self.run.checkpoints / "last.ckpt").is_file():
             where += f"\ngo on with: lightning run projects/{self.project}/cli.py fit --resume --run {self.run.name}"
-        elif verb != "fit" and verb in self._trainer_type.resumable and any(self.run.artefacts(verb).rglob("*")):
+        elif self._resumes_by_itself(verb) and any(self.run.artefacts(verb).rglob("*")):
             options = [option for option in extract(self.command[1:], "--run")[0] if option != "--resume"]
             where += f"\ngo on with: lightning run projects/{self.project}/cli.py {shlex.join(options)} --resume --run {self.run.name}"
         return Interrupted(where, code)
+
+    def _resumes_by_itself(self, verb: str) -> bool:
+        """Tell whether a verb goes on from what it kept, rather than from a checkpoint of Lightning's."""
+        return verb in self._trainer_type.resumable and (verb != "fit" or "ckpt_path" not in inspect.signature(self._trainer_type.fit).parameters)
 
     def _settings(self) -> dict[str, Any]:
         """Return the verb's merged settings as plain values: seed, trainer, model and data; unset trainer options are left out."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from projects.comad.vocabulary import Metric
 from shared.backbones.factory import build_backbone
 from shared.checkpoints import weights_digest
 from shared.seeding import derive_seed
@@ -32,10 +33,14 @@ class FeatureExtractor(nn.Module):
     Attributes:
         name: of the features.
         channels: C.
+        metric: how they are best compared.
+        learns: whether `fit` does anything.
     """
 
     name: str
     channels: int
+    metric: Metric = "cosine"
+    learns = False
 
     def fit(self, images: Tensor | Iterable[Tensor]) -> Self:
         """Fit what depends on the training pictures, (N, 3, H, W) uint8 or batches of them; nothing does unless a subclass says so."""
@@ -72,6 +77,8 @@ class OfflineFeatures(FeatureExtractor):
 
     name = "offline"
     channels = 3 * len(BLURS) + len(SPREADS)
+    metric = "euclidean"  # directions alone do not tell dark from bright
+    learns = True
     mean: Tensor
     std: Tensor
 

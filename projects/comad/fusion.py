@@ -78,16 +78,19 @@ class Fusion:
         """Return the (N,) float64 sum of `normalised`."""
         return torch.stack(list(self.normalised(scores).values())).sum(0)
 
+    def scales(self) -> dict[str, float]:
+        """Return what each detector's scores, and so its anomaly maps, are divided by; 1 for `sum`, and with `rank` what it is for `trimmed-z`."""
+        return {name: _scale(reference, self.how) for name, reference in self.references.items()}
+
     def _normalise(self, scores: Tensor, reference: Tensor) -> Tensor:
         if self.how == "sum":
             return scores
         if self.how == "max":
-            largest = reference[-1]
-            return scores / largest if largest > 0 else scores
+            return scores / _scale(reference, self.how)
         if self.how == "rank":
             below, not_above = (torch.searchsorted(reference, scores, right=right) for right in (False, True))
             return (below + not_above).double() / (2 * len(reference))
-        return _standardised(scores, _trimmed(reference) if self.how == "trimmed-z" else reference)
+        return (scores - _kept(reference, self.how).mean()) / _scale(reference, self.how)
 
     def state(self) -> dict[str, Any]:
         """Return what `from_state` needs, as tensors and plain values."""
@@ -105,16 +108,22 @@ def fuse(scores: Mapping[str, Tensor], validation_scores: Mapping[str, Tensor], 
     return Fusion(how).fit(validation_scores)(scores)
 
 
-def _trimmed(reference: Tensor) -> Tensor:
+def _kept(reference: Tensor, how: How) -> Tensor:
+    """Return the sorted validation scores that means and deviations are taken of: those between two quantiles, but all for `zscore`."""
+    if how == "zscore":
+        return reference
     low, high = torch.quantile(reference, reference.new_tensor(TRIMMED))
     kept = reference[(reference >= low) & (reference <= high)]
     return kept if len(kept) else reference  # two scores lie outside their own percentiles
 
 
-def _standardised(scores: Tensor, reference: Tensor) -> Tensor:
-    if reference[0] == reference[-1]:  # the deviation of equal numbers may round to one above 0
-        return scores - reference[0]
-    return (scores - reference.mean()) / reference.std(correction=0)
+def _scale(reference: Tensor, how: How) -> float:
+    if how == "sum":
+        return 1.0
+    if how == "max":
+        return float(reference[-1]) if reference[-1] > 0 else 1.0
+    kept = _kept(reference, how)
+    return 1.0 if kept[0] == kept[-1] else float(kept.std(correction=0))  # the deviation of equal numbers may round to one above 0
 
 
 def _checked(name: str, scores: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def deviations(measures: Measures, training: Measures, leave_out: bool = False) 
 def name_anomalies(
     measures: Measures, training: Measures, weights: Tensor | None = None, bound: float = BOUND, leave_out: bool = False
 ) -> list[list[Finding]]:
-    """List, for each picture, the measures that stand out, the farthest first.
+    """List, for each picture, the measures that stand out, the farthest first; relations of two components after all others, which they follow from.
 
     Args:
         measures: of B pictures.
@@ -102,7 +102,8 @@ def name_anomalies(
         by = torch.stack([weights[list(column.components)].double().prod() for column in columns])
     strength = z.abs() * by
     found = []
-    for row, order in enumerate(strength.argsort(dim=1, descending=True, stable=True).tolist()):
+    for row, places in enumerate(strength.argsort(dim=1, descending=True, stable=True).tolist()):
+        order = sorted(places, key=lambda place: len(columns[place].components))
         chosen = [index for index in order if strength[row, index] > 0 and abs(float(z[row, index])) > bound]
         found.append(
             [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projects.comad.components import CERTAIN
-from projects.comad.measures import Measures
+from projects.comad.measures import Column, Measures
 from projects.comad.pieces import NEIGHBOURS
 
 
@@ -19,13 +19,13 @@ class Scores(NamedTuple):
 
     Attributes:
         parts: (B,) float64 each: `global` of area and colour, `number`, `logical` their sum, and an extension each.
-        contributions: (B, M) what each component contributes, e_k.
-        nearest: (B,) training picture with the nearest area and colour.
+        contributions: (B, M) what each component contributes: e_k for `logical`, and the like for extensions.
+        nearest: (B,) the nearest training picture: by area and colour for `logical`, by itself for each extension.
     """
 
     parts: dict[str, Tensor]
-    contributions: Tensor
-    nearest: Tensor
+    contributions: dict[str, Tensor]
+    nearest: dict[str, Tensor]
 
     @property
     def logical(self) -> Tensor:
@@ -83,19 +83,18 @@ def _checked(weights: Tensor) -> Tensor:
     return weights
 
 
-def weighted_map(anomaly_map: Tensor, heat: Tensor, weights: Tensor) -> Tensor:
-    """Weigh a structural map by components, A'(p) = A(p) sum_k w_k Q_k(p) (section 2.8).
+def weighing(heat: Tensor, weights: Tensor) -> Tensor:
+    """Return what structural anomaly maps are multiplied by, sum_k w_k Q_k(p) (section 2.8).
 
     Args:
-        anomaly_map: (B, 1, H, W), not negative.
-        heat: (B, K, H, W) in [0, 1] or uint8 levels, of the map's size.
+        heat: (B, K, H, W) in [0, 1] or uint8 levels.
         weights: (K,).
 
     Returns:
-        (B, 1, H, W).
+        (B, 1, H, W) float32.
     """
     maps = heat.float() / CERTAIN if heat.dtype == torch.uint8 else heat
-    return anomaly_map * torch.einsum("bkhw,k->bhw", maps, _checked(weights).to(maps))[:, None]
+    return torch.einsum("bkhw,k->bhw", maps, _checked(weights).to(maps))[:, None]
 
 
 class LogicalScorer:
@@ -139,19 +138,20 @@ class LogicalScorer:
         return torch.stack(terms, dim=1) * by
 
     def _score(self, measures: Measures, weights: Tensor | None, leave_out: bool) -> Scores:
-        parts, nearest = {}, torch.zeros(len(measures), dtype=torch.int64)
-        for name in measures.groups:
+        parts, apart, nearest = {}, {}, {}
+        for name, group in measures.groups.items():
             own, known = self.vectors(measures, weights, name), self.vectors(self.training, weights, name)
-            parts[name], closest = nearest_distances(own, known, self.neighbours, leave_out)
-            nearest = closest if name == "global" else nearest
+            parts[name], nearest[name] = nearest_distances(own, known, self.neighbours, leave_out)
+            apart[name] = (own - known[nearest[name]]).abs() @ _shares(group.columns, measures.components)
         terms = self.number_terms(measures, weights, leave_out)
-        own, known = self.vectors(measures, weights), self.vectors(self.training, weights)
-        apart = (own - known[nearest]).abs().view(len(own), 2, -1).sum(1)  # |a_k - a_k^NN| + |c_k - c_k^NN|
-        number = terms.sum(1)
-        whole = {"global": parts.pop("global"), "number": number}
-        return Scores(whole | {"logical": whole["global"] + number} | parts, apart + terms, nearest)
+        whole = {"global": parts.pop("global"), "number": terms.sum(1)}
+        whole["logical"] = whole["global"] + whole["number"]
+        contributions = {"logical": apart.pop("global") + terms} | apart  # |a_k - a_k^NN| + |c_k - c_k^NN| + number term
+        return Scores(whole | parts, contributions, {"logical": nearest.pop("global")} | nearest)
 
-    def localise(self, measures: Measures, scores: Scores, heat: Tensor | None = None, how: Literal["union", "soft"] = "union") -> Tensor:
+    def localise(
+        self, measures: Measures, scores: Scores, heat: Tensor | None = None, how: Literal["union", "soft"] = "union", part: str = "logical"
+    ) -> Tensor:
         """Show which components contribute to the scores (section 2.6).
 
         Args:
@@ -160,6 +160,7 @@ class LogicalScorer:
             heat: (B, K, H, W) in [0, 1] or uint8 levels, for `soft`.
             how: `union` lays e_k on the component and where the nearest training picture has it, so that missing parts show; `soft` is
                 sum_k e_k Q_k(p).
+            part: `logical`, or an extension, whose own contributions and nearest training picture count then.
 
         Returns:
             (B, 1, H, W) float32.
@@ -174,8 +175,8 @@ class LogicalScorer:
         else:
             if measures.size != self.training.size:
                 raise ValueError(f"pictures of {measures.size} cannot be laid on training pictures of {self.training.size}: use one size")
-            maps = (measures.unpacked() | self.training.unpacked(scores.nearest)).float()
-        return torch.einsum("bmhw,bm->bhw", maps, scores.contributions.to(maps))[:, None]
+            maps = (measures.unpacked() | self.training.unpacked(scores.nearest[part])).float()
+        return torch.einsum("bmhw,bm->bhw", maps, scores.contributions[part].to(maps))[:, None]
 
     def state(self) -> dict[str, Any]:
         """Return tensors and plain values that `from_state` takes."""
@@ -185,6 +186,13 @@ class LogicalScorer:
     def from_state(cls, state: dict[str, Any]) -> LogicalScorer:
         """Restore what `state` returned."""
         return cls(Measures.from_state(state), state["neighbours"])
+
+
+def _shares(columns: Sequence[Column], components: Sequence[int]) -> Tensor:
+    """Return (D, M): a measure counts for its component, or half for each of two."""
+    return torch.tensor([[column.components.count(k) / len(column.components) for k in components] for column in columns], dtype=torch.float64).view(
+        len(columns), len(components)
+    )
 
 
 def nearest_kinds(vectors: Tensor, labelled: Tensor, kinds: Sequence[str], neighbours: int = 3) -> list[str]:

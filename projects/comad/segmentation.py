@@ -7,43 +7,50 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from projects.comad.vocabulary import Metric
 
 CRF = Callable[[Tensor, Tensor], Tensor]
 """Maps probabilities, (B, K, H, W), and pictures, (B, 3, H, W) uint8, to sharper probabilities."""
 
 
-def similarity_maps(features: Tensor, centres: Tensor) -> Tensor:
+def similarity_maps(features: Tensor, centres: Tensor, metric: Metric = "cosine") -> Tensor:
     """Compare tokens with the centres: s_k = cos(q_k, f_ij), less its mean over the picture, and not below 0 (section 2.3, step 1).
+
+    With the metric `euclidean` it is s_k = -|f_ij - q_k|^2 / 2, whose softmax is the posterior of Gaussians of deviation 1 around the centres.
 
     Args:
         features: (B, C, h, w).
         centres: (K, C) q_k.
+        metric: that of the vocabulary.
 
     Returns:
-        (B, K, h, w) float32, in [0, 2].
+        (B, K, h, w) float32, in [0, 2]; at most 0 with `euclidean`.
 
     Raises:
         ValueError: if the features have other channels than the centres.
     """
-    return _centred(features, centres).clamp_min(0)
+    maps = _compared(features, centres, metric)
+    return maps.clamp_min(0) if metric == "cosine" else maps
 
 
-def soft_maps(features: Tensor, centres: Tensor, size: int | tuple[int, int]) -> Tensor:
+def soft_maps(features: Tensor, centres: Tensor, size: int | tuple[int, int], metric: Metric = "cosine") -> Tensor:
     """Return the softmax over components of the similarity maps, enlarged bilinearly with aligned corners (section 2.3, steps 1-3).
 
     Args:
         features: (B, C, h, w).
         centres: (K, C).
         size: side, or height and width, of the maps in pixels.
+        metric: that of the vocabulary.
 
     Returns:
-        (B, K, H, W) float32 of sum 1 over k, from which the CRF starts. They are nearly flat, for the similarities differ by about 1 at most.
+        (B, K, H, W) float32 of sum 1 over k, from which the CRF starts. They are nearly flat with `cosine`: the similarities differ by about 1 at most.
 
     Raises:
         ValueError: if the features have other channels than the centres.
     """
-    return _enlarged(similarity_maps(features, centres), size).softmax(1)
+    return _enlarged(similarity_maps(features, centres, metric), size).softmax(1)
 
 
 def hard_maps(maps: Tensor) -> Tensor:
@@ -52,15 +59,16 @@ def hard_maps(maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def segment(images: Tensor, features: nn.Module, centres: Tensor, crf: CRF | None) -> Tensor:
+def segment(features: Tensor, images: Tensor, centres: Tensor, crf: CRF | None, metric: Metric = "cosine") -> Tensor:
     """Segment pictures into heat maps Q (section 2.3).
 
     Args:
+        features: (B, C, h, w) of the pictures.
         images: (B, 3, H, W) uint8.
-        features: maps them to (B, C, h, w).
         centres: (K, C).
         crf: sharpens the soft maps by the pictures' edges. With None the heat maps are the hard maps, 0 or 1 (section 9), for soft maps are too flat
             for thresholds; they are of the similarities before these are cut off at 0, which would leave nothing to compare where all are below.
+        metric: that of the vocabulary.
 
     Returns:
         (B, K, H, W) float32 in [0, 1] with sum 1 over k.
@@ -68,12 +76,11 @@ def segment(images: Tensor, features: nn.Module, centres: Tensor, crf: CRF | Non
     Raises:
         ValueError: if the features have other channels than the centres.
     """
-    tokens = features(images)
     size = images.shape[2], images.shape[3]
-    centres = centres.to(tokens.device)
+    centres = centres.to(features.device)
     if crf is not None:
-        return crf(soft_maps(tokens, centres, size), images)
-    labels = hard_maps(_enlarged(_centred(tokens, centres), size))
+        return crf(soft_maps(features, centres, size, metric), images)
+    labels = hard_maps(_enlarged(_compared(features, centres, metric), size))
     return F.one_hot(labels, len(centres)).movedim(-1, 1).float()
 
 
@@ -102,12 +109,15 @@ def colour_coded(labels: Tensor, k: int, images: Tensor | None = None, strength:
     return (strength * colours + (1 - strength) * grey).round().to(torch.uint8)
 
 
-def _centred(features: Tensor, centres: Tensor) -> Tensor:
-    """Return the cosines of tokens with the centres, less their means over the picture, (B, K, h, w)."""
+def _compared(features: Tensor, centres: Tensor, metric: Metric) -> Tensor:
+    """Return, (B, K, h, w), the cosines of tokens with the centres less their means over the picture, or the negative halves of squared distances."""
     if features.shape[1] != centres.shape[1]:
         raise ValueError(f"the features have {features.shape[1]} channels and the vocabulary {centres.shape[1]}: it was fitted to other features")
-    unit = F.normalize(features.float(), dim=1)
-    cosines = torch.einsum("bchw,kc->bkhw", unit, F.normalize(centres.to(unit), dim=1))
+    tokens, centres = features.float(), centres.to(features.device, torch.float32)
+    if metric == "euclidean":
+        products = torch.einsum("bchw,kc->bkhw", tokens, centres)
+        return products - (tokens.square().sum(1, keepdim=True) + centres.square().sum(1)[:, None, None]) / 2
+    cosines = torch.einsum("bchw,kc->bkhw", F.normalize(tokens, dim=1), F.normalize(centres, dim=1))
     return cosines - cosines.mean((2, 3), keepdim=True)
 
 

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from projects.comad.measures import Column, Group, Measures, pack
 from projects.comad.naming import Rule, as_rows, check_rules, deviations, name_anomalies, sentence, z_scores
-from projects.comad.scoring import LogicalScorer, cluster_weights, nearest_distances, nearest_kinds, weighted_map
+from projects.comad.scoring import LogicalScorer, cluster_weights, nearest_distances, nearest_kinds, weighing
 
 
 def drawn(count, seed=0, components=(1, 3), size=(8, 12)):
@@ -80,8 +80,8 @@ def test_the_score_is_the_equation_of_the_sheet():
         nearest = int((known - g).norm(dim=1).argmin())
         apart = (g - known[nearest]).abs()
         expected = [float(apart[0] + apart[2]), float(apart[1] + apart[3]) + s_number]
-        assert scores.contributions[row].tolist() == pytest.approx(expected)
-        assert int(scores.nearest[row]) == nearest
+        assert scores.contributions["logical"][row].tolist() == pytest.approx(expected)
+        assert int(scores.nearest["logical"][row]) == nearest
     assert list(scores.parts) == ["global", "number", "logical", "position"]
 
 
@@ -107,7 +107,7 @@ def test_a_component_without_weight_is_silent():
     assert (SCORER.score(test).logical > 5 + SCORER.score(good).logical).all()
     for name, part in SCORER.score(test, weights).parts.items():
         torch.testing.assert_close(part, SCORER.score(good, weights).parts[name])
-    assert (SCORER.score(test, weights).contributions[:, 0] == 0).all()
+    assert (SCORER.score(test, weights).contributions["logical"][:, 0] == 0).all()
     numbers = changed(good, number=(7, 7))
     muted = torch.tensor([1.0, 1, 1, 0])
     assert (SCORER.score(numbers).parts["number"] > 0.5).all()
@@ -139,11 +139,11 @@ def test_a_structural_map_is_weighted_by_components():
     anomaly, heat = torch.rand(2, 1, 5, 6, generator=rng), torch.rand(2, 3, 5, 6, generator=rng).softmax(1)
     weights = torch.tensor([0.0, 1.0, 2.0])
     expected = anomaly * (heat[:, 1:2] + 2 * heat[:, 2:3])
-    torch.testing.assert_close(weighted_map(anomaly, heat, weights), expected)
-    torch.testing.assert_close(weighted_map(anomaly, heat, torch.ones(3)), anomaly)
-    assert (weighted_map(anomaly, heat, torch.zeros(3)) == 0).all()
+    torch.testing.assert_close(anomaly * weighing(heat, weights), expected)
+    torch.testing.assert_close(anomaly * weighing(heat, torch.ones(3)), anomaly)
+    assert (anomaly * weighing(heat, torch.zeros(3)) == 0).all()
     levels = (heat * 128).round().to(torch.uint8)
-    torch.testing.assert_close(weighted_map(anomaly, levels, weights), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(anomaly * weighing(levels, weights), expected, atol=0.02, rtol=0)
 
 
 def test_missing_parts_show_where_good_pictures_have_them():
@@ -154,7 +154,7 @@ def test_missing_parts_show_where_good_pictures_have_them():
     scores = SCORER.score(test)
     shown = SCORER.localise(test, scores)
     assert shown.shape == (1, 1, 8, 12)
-    e = scores.contributions[0]
+    e = scores.contributions["logical"][0]
     assert float(shown[0, 0, 1, 1]) == pytest.approx(float(e[0]))
     assert float(e[0]) > 0.8
     assert float(shown[0, 0, 6, 9]) == pytest.approx(float(e[1]))

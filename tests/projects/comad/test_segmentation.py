@@ -75,7 +75,7 @@ def test_features_of_another_kind_are_refused():
 
 
 def test_without_a_crf_each_pixel_belongs_to_one_component(stripes):
-    heat = segment(stripes, Colours(), CORNERS, None)
+    heat = segment(Colours()(stripes), stripes, CORNERS, None)
     assert heat.shape == (1, 3, 20, 30)
     assert heat.dtype == torch.float32
     assert torch.equal(heat.sum(1), torch.ones(1, 20, 30))
@@ -90,7 +90,7 @@ def test_a_place_below_all_means_still_belongs_to_the_most_similar_component():
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.2, 1.0]]).T.reshape(1, 2, 1, 3)
     centres = torch.tensor([[1.0, 0.0], [0.95, -0.3]])
     assert (similarity_maps(features, centres)[..., 2] == 0).all()
-    heat = segment(torch.zeros(1, 3, 1, 3, dtype=torch.uint8), lambda images: features, centres, None)
+    heat = segment(features, torch.zeros(1, 3, 1, 3, dtype=torch.uint8), centres, None)
     assert heat[0, :, 0, 2].tolist() == [1, 0]
 
 
@@ -101,7 +101,7 @@ def test_a_crf_is_given_the_soft_maps_and_the_pictures(stripes):
         given.extend([probabilities, images])
         return probabilities.flip(1)
 
-    heat = segment(stripes, Colours(), CORNERS, crf)
+    heat = segment(Colours()(stripes), stripes, CORNERS, crf)
     torch.testing.assert_close(given[0], soft_maps(Colours()(stripes), CORNERS, (20, 30)))
     assert given[1] is stripes
     torch.testing.assert_close(heat, given[0].flip(1))
@@ -122,3 +122,14 @@ def test_components_are_painted_in_the_colours_of_the_palette():
     assert mixed.dtype == torch.uint8
     torch.testing.assert_close(mixed[0, :, 0, 1].float(), palette(3)[1] / 2 + 50, atol=0.5, rtol=0)
     assert torch.equal(colour_coded(labels, 3, images, strength=0), images)
+
+
+def test_euclidean_maps_are_the_posteriors_of_gaussians_around_the_centres():
+    features, centres = random_maps(1)
+    features = features[:1]
+    tokens = features[0].flatten(1).T
+    densities = torch.stack([torch.exp(-0.5 * ((tokens - centre) ** 2).sum(1)) for centre in centres])
+    maps = soft_maps(features, centres, tuple(features.shape[2:]), "euclidean")
+    torch.testing.assert_close(maps[0].flatten(1), densities / densities.sum(0))
+    labels = segment(features, torch.zeros(1, 3, *features.shape[2:], dtype=torch.uint8), centres, None, "euclidean").argmax(1)
+    assert torch.equal(labels.flatten(), torch.cdist(tokens, centres).argmin(1))

@@ -95,3 +95,19 @@ def test_components_of_two_seeds_are_matched():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_euclidean_centres_are_the_means_of_tokens_as_they_are():
+    lengths = torch.tensor([1.0, 2.0, 4.0]).repeat_interleave(torch.tensor([60, 50, 40]))
+    tokens = lengths[:, None] * torch.tensor([[3.0, 4.0]]) + 0.01 * torch.randn(150, 2, generator=torch.Generator().manual_seed(0))
+    centres = fit_vocabulary(tokens, 3, seed=0, metric="euclidean")
+    expected = torch.stack([tokens[lengths == length].mean(0) for length in (1, 2, 4)])
+    torch.testing.assert_close(centres, expected)
+    assert torch.equal(assign(tokens, centres, "euclidean"), (lengths == 2) * 1 + (lengths == 4) * 2)
+    assert choose_k(tokens, [2, 3, 5], seed=0, metric="euclidean") == 3
+    assert match_centres(centres, centres[[2, 0, 1]], "euclidean").tolist() == [1, 2, 0]
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match="cosine or euclidean, not by 'manhattan'"):
+        fit_vocabulary(torch.rand(9, 3), 2, 0, metric="manhattan")

@@ -1,0 +1,376 @@
+"""The inspector of one product: it cuts pictures into components, measures them, compares them with good pictures, and says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from projects.comad.components import to_levels
+from projects.comad.crf import DenseCRF
+from projects.comad.features import FeatureExtractor
+from projects.comad.fusion import Fusion
+from projects.comad.judgement import Judgement
+from projects.comad.measures import Measures
+from projects.comad.metrology import Metrology, MetrologySettings
+from projects.comad.naming import Finding, Violation, check_rules, name_anomalies, sentence
+from projects.comad.patches import PatchMemory
+from projects.comad.sampling import sample_tokens
+from projects.comad.scoring import LogicalScorer, Scores, cluster_weights, weighing
+from projects.comad.segmentation import segment
+from projects.comad.store import load_state, save_state
+from projects.comad.vocabulary import Metric, fit_vocabulary
+
+PATCHES = "patches"
+LOGICAL_PARTS = ("global", "number", "logical")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an inspector is fitted with.
+
+    Attributes:
+        k: clusters of the vocabulary.
+        fraction: part of each picture's tokens that the vocabulary is fitted to.
+        restarts: beginnings of its k-means.
+        metric: how tokens are compared; None takes what suits the features.
+        crf: sharpens maps by the dense CRF; without it each pixel belongs to one cluster.
+        structural: fits a patch memory beside.
+        seed: of all choices.
+        metrology: see there.
+        patches: options of `PatchMemory`, but for its seed.
+    """
+
+    k: int = 5
+    fraction: float = 0.01
+    restarts: int = 10
+    metric: Metric | None = None
+    crf: bool = True
+    structural: bool = True
+    seed: int = 0
+    metrology: MetrologySettings = field(default_factory=MetrologySettings)
+    patches: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
+        if self.k < 2 or self.restarts < 1:
+            raise ValueError(f"a vocabulary has at least 2 clusters and 1 beginning, got k {self.k} and restarts {self.restarts}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the scores that there are."""
+        return (*LOGICAL_PARTS, *self.metrology.extensions, *((PATCHES,) if self.structural else ()))
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values that `from_state` takes."""
+        return asdict(self) | {"metrology": asdict(self.metrology) | {"extensions": list(self.metrology.extensions)}, "patches": dict(self.patches)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Recipe:
+        """Restore what `state` returned."""
+        metrology = MetrologySettings(**(state["metrology"] | {"extensions": tuple(state["metrology"]["extensions"])}))
+        return cls(**(state | {"metrology": metrology}))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is found in B pictures before it is judged.
+
+    Attributes:
+        levels: (B, K, H, W) uint8 heat maps, 128 for certainty.
+        measures: of their components.
+        scores: (B,) float64 by part.
+        logical: the logical scores with what each component contributes.
+        structural: (B, 1, H, W) anomaly maps of the patch memory; None without one.
+    """
+
+    levels: Tensor
+    measures: Measures
+    scores: dict[str, Tensor]
+    logical: Scores
+    structural: Tensor | None
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What is said of B pictures.
+
+    Attributes:
+        scores: (B,) float64, the fused ones.
+        alarms: (B,) bool, whether they exceed the threshold.
+        findings: by picture, the measures that stand out, the farthest first.
+        broken: by picture, the rules that it breaks.
+        texts: by picture, in words.
+    """
+
+    scores: Tensor
+    alarms: Tensor
+    findings: list[list[Finding]]
+    broken: list[list[Violation]]
+    texts: list[str]
+
+
+class Inspector:
+    """Learns a product from good pictures, and inspects others (section 2).
+
+    `fit` does everything; `projects.comad.learning` does it step by step, over several processes.
+
+    Args:
+        features: maps pictures, (B, 3, H, W) uint8, to features.
+        recipe: what is fitted, and how.
+        judgement: how it is judged; may be changed later, see `calibrate`.
+        structural: features of the patch memory; None takes the same.
+
+    Raises:
+        ValueError: if the judgement fuses scores that the recipe does not give.
+    """
+
+    def __init__(
+        self, features: FeatureExtractor, recipe: Recipe | None = None, judgement: Judgement | None = None, structural: FeatureExtractor | None = None
+    ) -> None:
+        self.features, self.structural = features, structural
+        self.recipe, self.judgement = recipe or Recipe(), judgement or Judgement()
+        self.metric: Metric = self.recipe.metric or features.metric
+        self.crf = DenseCRF() if self.recipe.crf else None
+        self.centres: Tensor | None = None
+        """(K, C) of the vocabulary."""
+        self.metrology = Metrology(self.recipe.metrology)
+        self.scorer: LogicalScorer | None = None
+        self.memory = PatchMemory(**self.recipe.patches, seed=self.recipe.seed) if self.recipe.structural else None
+        self.fusion: Fusion | None = None
+        self.threshold = float("nan")
+        self.about: dict[str, Any] = {}
+        """Plain values that are kept in the file, such as the product's name."""
+        self._check_parts(self.judgement)
+
+    # ---- learning
+
+    def fit(self, training: Sequence[Tensor], validation: Iterable[Tensor]) -> Self:
+        """Learn from good pictures in batches, (B, 3, H, W) uint8, which are gone through three times; validation pictures set scales and threshold.
+
+        Raises:
+            ValueError: if there are too few pictures, or no cluster is a component.
+        """
+        self.features.fit(training)
+        if self.structural is not None:
+            self.structural.fit(training)
+        first, tokens = 0, []
+        for images in training:
+            tokens.append(self.sample(self.features(images), first))
+            first += len(images)
+        self.learn_vocabulary(torch.cat(tokens))
+        self.learn_components(torch.cat([self.segment(images) for images in training]), torch.cat(list(training)))
+        self.learn_patches(self.structural_features(images) for images in training)
+        return self.calibrate(self.examine(images) for images in validation)
+
+    def sample(self, features: Tensor, first: int) -> Tensor:
+        """Return the tokens of pictures that the vocabulary is fitted to; `first` is the number of the first picture."""
+        return sample_tokens(features, self.recipe.seed, self.recipe.fraction, first)
+
+    def learn_vocabulary(self, tokens: Tensor) -> None:
+        """Fit the vocabulary to (M, C) tokens of all training pictures."""
+        self.centres = fit_vocabulary(tokens, self.recipe.k, self.recipe.seed, self.recipe.restarts, self.metric)
+
+    def learn_components(self, levels: Tensor | Iterable[Tensor], images: Tensor | Iterable[Tensor]) -> None:
+        """Fit metrology and the logical scorer to heat maps, (N, K, H, W), and their pictures."""
+        self.scorer = LogicalScorer(self.metrology.fit(levels, images))
+
+    def learn_patches(self, features: Iterable[Tensor]) -> None:
+        """Fill the patch memory, if there is one, with features (B, C, h, w) of all training pictures."""
+        if self.memory is not None:
+            self.memory.fit(features)
+
+    def calibrate(self, validation: Iterable[Examined]) -> Self:
+        """Set scales and threshold by good validation pictures, which have been examined under the judgement's weights.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        return self.calibrate_with(_joined([examined.scores for examined in validation]))
+
+    def calibrate_with(self, scores: Mapping[str, Tensor]) -> Self:
+        """Set scales and threshold by the scores, (N,) by part, of good validation pictures."""
+        self.fusion = Fusion(self.judgement.fusion).fit({part: scores[part] for part in self.judgement.parts})
+        self.threshold = float(torch.quantile(self.fuse(scores), self.judgement.quantile))
+        return self
+
+    def judged_by(self, judgement: Judgement) -> Self:
+        """Judge otherwise from now on; the scales and the threshold stay those of the old judgement until `calibrate` is called.
+
+        Raises:
+            ValueError: if there is no such score, component or measure.
+        """
+        self._check_parts(judgement)
+        cluster_weights(self.recipe.k, self._fitted.keep, judgement.weights, judgement.background)
+        assert self.scorer is not None
+        check_rules(self.scorer.training.take([0]), judgement.rules)
+        if unknown := set(judgement.names) - set(self.metrology.components):
+            raise ValueError(f"there is no component {min(unknown)} to name: components are {', '.join(map(str, self.metrology.components))}")
+        self.judgement = judgement
+        return self
+
+    def _check_parts(self, judgement: Judgement) -> None:
+        if unknown := [part for part in judgement.parts if part not in self.recipe.parts]:
+            raise ValueError(f"there is no score {unknown[0]!r} to fuse: there are {', '.join(self.recipe.parts)}")
+
+    # ---- inspecting
+
+    @property
+    def _fitted(self) -> Metrology:
+        if self.centres is None or self.scorer is None:
+            raise ValueError("the inspector knows no product yet: fit it to good pictures")
+        return self.metrology
+
+    @property
+    def weights(self) -> Tensor | None:
+        """(K,) weights of all clusters; None where all weigh 1."""
+        weights = cluster_weights(self.recipe.k, self._fitted.keep, self.judgement.weights, self.judgement.background)
+        return None if bool((weights == 1).all()) else weights
+
+    def segment(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """Segment pictures, (B, 3, H, W) uint8, into heat maps, (B, K, H, W) uint8 levels; features are computed unless given."""
+        if self.centres is None:
+            raise ValueError("there is no vocabulary yet: fit the inspector to good pictures")
+        found = self.features(images) if features is None else features
+        return to_levels(segment(found, images.to(found.device), self.centres, self.crf, self.metric))
+
+    def structural_features(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """Return what the patch memory sees of pictures: features of its own, or those of the components, which are computed unless given."""
+        if self.structural is not None:
+            return self.structural(images)
+        return self.features(images) if features is None else features
+
+    def examine(self, images: Tensor) -> Examined:
+        """Segment, measure and score pictures, (B, 3, H, W) uint8 of the size that was fitted; weights of components count already.
+
+        Raises:
+            ValueError: if nothing was fitted, or pictures have another size.
+        """
+        self._check_size(images)
+        features = self.features(images)
+        levels = self.segment(images, features)
+        measures = self.metrology.measure(levels, images)
+        assert self.scorer is not None
+        weights = self.weights
+        logical = self.scorer.score(measures, weights)
+        scores, structural = dict(logical.parts), None
+        if self.memory is not None:
+            found = self.memory(self.structural_features(images, features), _size(images), None if weights is None else weighing(levels, weights))
+            scores[PATCHES], structural = found.scores.double().cpu(), found.maps
+        return Examined(levels, measures, scores, logical, structural)
+
+    def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Fuse scores, (B,) by part, as the judgement says; (B,) float64."""
+        if self.fusion is None:
+            raise ValueError("scales and threshold are not known yet: calibrate the inspector with good validation pictures")
+        return self.fusion({part: scores[part] for part in self.judgement.parts})
+
+    def judge(self, examined: Examined) -> Verdicts:
+        """Say what is wrong, and whether a picture alarms: its fused score exceeds the threshold."""
+        assert self.scorer is not None
+        scores = self.fuse(examined.scores)
+        findings = name_anomalies(examined.measures, self.scorer.training, self.weights)
+        broken = check_rules(examined.measures, self.judgement.rules)
+        texts = ["; ".join([sentence(found, self.judgement.names), *(rule.text for rule in rules)]) for found, rules in zip(findings, broken, strict=True)]
+        return Verdicts(scores, scores > self.threshold, findings, broken, texts)
+
+    def maps(self, examined: Examined) -> dict[str, Tensor]:
+        """Return anomaly maps, (B, 1, H, W) float32 by fused part, and `fused`: their sum, each divided by the scale of its scores.
+
+        `logical` and extensions show which components contribute (section 2.6); `global` and `number` have no map of their own, and show the same.
+        """
+        assert self.scorer is not None and self.fusion is not None
+        found, scales = {}, self.fusion.scales()
+        for part in self.judgement.parts:
+            if part == PATCHES and examined.structural is not None:
+                found[part] = examined.structural.cpu()
+            else:
+                found[part] = self.scorer.localise(examined.measures, examined.logical, part="logical" if part in LOGICAL_PARTS else part)
+        return found | {"fused": torch.stack([found[part] / scales[part] for part in found]).sum(0)}
+
+    def _check_size(self, images: Tensor) -> None:
+        self._fitted  # noqa: B018 - it raises
+        assert self.scorer is not None
+        if _size(images) != self.scorer.training.size:
+            raise ValueError(f"pictures have {_size(images)} pixels, those that were learnt {self.scorer.training.size}: bring them to that size")
+
+    # ---- the file
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that were learnt."""
+        self._fitted  # noqa: B018 - it raises
+        assert self.scorer is not None
+        return self.scorer.training.size
+
+    def state(self) -> dict[str, Any]:
+        """Return tensors and plain values that `restore` takes."""
+        assert self.scorer is not None and self.fusion is not None
+        return {
+            "about": self.about,
+            "features": self.features.state(),
+            "structural": None if self.structural is None else self.structural.state(),
+            "recipe": self.recipe.state(),
+            "judgement": self.judgement.state(),
+            "centres": self.centres,
+            "metrology": self.metrology.state(),
+            "scorer": self.scorer.state(),
+            "memory": None if self.memory is None else self.memory.state(),
+            "fusion": self.fusion.state(),
+            "threshold": self.threshold,
+        }
+
+    def restore(self, state: dict[str, Any]) -> Self:
+        """Put back what `state` returned; the features must be those that were fitted.
+
+        Raises:
+            ValueError: if they are others.
+        """
+        self.features.restore(state["features"])
+        if self.structural is not None:
+            self.structural.restore(state["structural"])
+        self.about, self.centres, self.threshold = state["about"], state["centres"], state["threshold"]
+        self.recipe, self.judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
+        self.metric, self.crf = self.recipe.metric or self.features.metric, DenseCRF() if self.recipe.crf else None
+        self.metrology, self.scorer = Metrology.from_state(state["metrology"]), LogicalScorer.from_state(state["scorer"])
+        self.memory = None if state["memory"] is None else PatchMemory.from_state(state["memory"])
+        self.fusion = Fusion.from_state(state["fusion"])
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, which holds no pictures, no weights of the features, and nothing that can execute code; see `load`."""
+        save_state(self.state(), path)
+
+    @classmethod
+    def load(cls, path: str | Path, features: FeatureExtractor, structural: FeatureExtractor | None = None) -> Inspector:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            features: those that were fitted.
+            structural: those of the patch memory, if it has its own.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged or holds something else, or the features are others.
+        """
+        state = load_state(path)
+        recipe, judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
+        return cls(features, recipe, judgement, structural).restore(state)
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[2], images.shape[3]
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    if not parts:
+        raise ValueError("scales and threshold need good validation pictures, and there are none")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+

@@ -1,0 +1,196 @@
+"""Fitting over several processes, in passes that Lightning runs; what an interrupted fit has made of its pictures is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from projects.comad.data import InspectionData, Pictures
+from projects.comad.inspector import Inspector
+from projects.comad.module import MODEL, ComponentInspection
+from shared.distributed import gather_objects
+from shared.loggers import artefact_folder
+from shared.runs import atomic, remove
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from shared.cli import ProjectTrainer
+
+
+class Kept:
+    """Tensors of pictures in files, so that memory does not grow with their number, processes share them, and a killed fit goes on.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, name: str, places: Sequence[int]) -> bool:
+        """Tell whether all of some pictures are there."""
+        return all(self._file(name, place).is_file() for place in places)
+
+    def put(self, name: str, places: Sequence[int], values: Tensor) -> None:
+        """Keep (B, ...) of pictures."""
+        from safetensors.torch import save_file
+
+        for place, value in zip(places, values.cpu(), strict=True):
+            with atomic(self._file(name, place)) as temporary:
+                save_file({name: value.contiguous().clone()}, temporary)
+
+    def get(self, name: str, places: Sequence[int]) -> Tensor:
+        """Return (B, ...) of pictures."""
+        from safetensors.torch import load_file
+
+        return torch.stack([load_file(self._file(name, place))[name] for place in places])
+
+    def all(self, name: str, count: int) -> Iterator[Tensor]:
+        """Yield (1, ...) of each of `count` pictures, in order."""
+        return (self.get(name, [place]) for place in range(count))
+
+    def _file(self, name: str, place: int) -> Path:
+        return self.folder / f"{name}-{place:06}.safetensors"
+
+
+class Pass(L.LightningModule):
+    """Goes once through pictures and keeps something of each.
+
+    Args:
+        inspector: what is being fitted.
+        networks: modules that have to be on the device.
+        kept: where it is kept.
+    """
+
+    def __init__(self, inspector: Inspector, networks: Sequence[torch.nn.Module], kept: Kept) -> None:
+        super().__init__()
+        self.inspector, self.kept = inspector, kept
+        self.networks = torch.nn.ModuleList(networks)
+
+
+class Observation(Pass):
+    """Keeps features, those of the patch memory if it has its own, and the tokens that the vocabulary is fitted to."""
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        inspector, places = self.inspector, batch["index"].tolist()
+        if not self.kept.has("tokens", places):
+            features = inspector.features(batch["image"])
+            self.kept.put("features", places, features)
+            if inspector.structural is not None:
+                self.kept.put("structural", places, inspector.structural(batch["image"]))
+            tokens = [inspector.sample(own[None], place) for own, place in zip(features, places, strict=True)]
+            self.kept.put("tokens", places, torch.stack(tokens))  # last: who has them has all
+
+
+class Segmentation(Pass):
+    """Keeps the heat maps of components."""
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        places = batch["index"].tolist()
+        if not self.kept.has("levels", places):
+            features = self.kept.get("features", places).to(self.device)
+            self.kept.put("levels", places, self.inspector.segment(batch["image"], features))
+
+
+class Calibration(L.LightningModule):
+    """Scores pictures of validation.
+
+    Args:
+        module: the inspector, fitted.
+    """
+
+    def __init__(self, module: ComponentInspection) -> None:
+        super().__init__()
+        self.module = module
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        scores = self.module.inspector.examine(batch["image"]).scores
+        for row, place in enumerate(batch["index"].tolist()):
+            self.rows.append((place, {part: float(values[row]) for part, values in scores.items()}))
+
+    def gathered(self) -> dict[str, Tensor]:
+        """Return the scores of all processes, (N,) by part, in the order of the pictures."""
+        rows = [scores for _, scores in sorted(gather_objects(self.rows), key=lambda row: row[0])]
+        return {part: torch.tensor([row[part] for row in rows], dtype=torch.float64) for part in rows[0]}
+
+
+def learn(trainer: ProjectTrainer, module: ComponentInspection, data: InspectionData) -> None:
+    """Fit the inspector to the training pictures, set scales and threshold by those of validation, and write its file into the run folder.
+
+    Args:
+        trainer: the trainer, with its processes and run.
+        module: the inspector and its features.
+        data: the pictures.
+
+    Raises:
+        ValueError: if there are too few pictures, or no cluster is a component.
+        OSError: if a file cannot be written.
+    """
+    data.prepare_data()
+    data.setup()
+    inspector, count = module.inspector, len(data.train_set)
+    inspector.about = {"product": data.name, "training": count, "validation": len(data.val_set), "source": data.source}
+    learn_features(module, data.train_set, data.batch_size)
+    kept = Kept(artefact_folder(trainer) / "kept" / _fingerprint(inspector, data))
+    networks = [module.features, *([module.structural] if module.structural is not None else [])]
+    _say(trainer, f"1/4 features of {count} training pictures")
+    _run(trainer, Observation(inspector, networks, kept), data.train_dataloader())
+    _say(trainer, "2/4 components")
+    inspector.learn_vocabulary(torch.cat([tokens.flatten(0, 1) for tokens in kept.all("tokens", count)]))
+    _run(trainer, Segmentation(inspector, networks, kept), data.train_dataloader())
+    _say(trainer, "3/4 measures and patches")
+    if trainer.is_global_zero:
+        inspector.learn_components(kept.all("levels", count), (data.train_set[place]["image"] for place in range(count)))
+        inspector.learn_patches(kept.all("features" if module.structural is None else "structural", count))
+        inspector.calibrate_with({part: torch.zeros(1, dtype=torch.float64) for part in inspector.recipe.parts})
+        inspector.save(trainer.run.path / MODEL)
+    trainer.strategy.barrier()
+    module.load(trainer.run.path / MODEL)
+    _say(trainer, f"4/4 scores of {len(data.val_set)} good pictures of validation")
+    calibrate(trainer, module, data)
+    if trainer.is_global_zero:
+        module.inspector.save(trainer.run.path / MODEL)
+        remove(kept.folder.parent)
+    trainer.strategy.barrier()
+
+
+def learn_features(module: ComponentInspection, pictures: Pictures, batch_size: int) -> None:
+    """Fit what features depend on training pictures for; every process does, with all pictures."""
+    for features in (module.features, module.structural):
+        if features is not None and features.learns:
+            places = torch.arange(len(pictures)).split(batch_size)
+            features.fit(torch.stack([pictures[place]["image"] for place in batch.tolist()]) for batch in places)
+
+
+def calibrate(trainer: ProjectTrainer, module: ComponentInspection, data: InspectionData) -> None:
+    """Set scales and threshold by the pictures of validation, under the inspector's present judgement."""
+    task = Calibration(module)
+    _run(trainer, task, data.val_dataloader())
+    module.inspector.calibrate_with(task.gathered())
+
+
+def _run(trainer: ProjectTrainer, task: L.LightningModule, loader: DataLoader) -> None:
+    L.Trainer.predict(trainer, task, dataloaders=loader, return_predictions=False)
+    trainer.strategy.barrier()  # then what all processes kept is there
+
+
+def _say(trainer: ProjectTrainer, text: str) -> None:
+    if trainer.is_global_zero:
+        print(text, flush=True)
+
+
+def _fingerprint(inspector: Inspector, data: InspectionData) -> str:
+    """Return a name for what is kept, which other settings do not share."""
+    options = {name: value for name, value in data.hparams.items() if name not in ("batch_size", "num_workers")}
+    tensors = [part.tolist() if isinstance(part, Tensor) else part for part in inspector.features.state().values()]
+    text = repr((inspector.recipe.state(), tensors, None if inspector.structural is None else inspector.structural.name, sorted(options.items())))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
