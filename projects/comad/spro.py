@@ -124,9 +124,10 @@ class SaturatedOverlap:
         """Return the overlap of the pictures of both, such as of the good and the logical ones."""
         both = SaturatedOverlap(min(self.thresholds, other.thresholds))
         both.defects = self.defects + other.defects
+        self._fold()
+        other._fold()
         both._shift = max(self._shift, other._shift)
         for part in (self, other):
-            part._fold()
             both._pending.append((part._keys >> (both._shift - part._shift), part._mass))
         both._fold()
         return both

@@ -232,3 +232,12 @@ def test_maps_are_enlarged_to_the_size_of_their_picture():
     maps = enlarged(torch.rand(2, 1, 28, 28), (85, 170))
     assert maps.shape == (2, 1, 85, 170)
     torch.testing.assert_close(enlarged(torch.full((1, 1, 64, 64), 2.0), (16, 90)), torch.full((1, 1, 16, 90), 2.0))
+
+
+def test_parts_that_merge_before_they_are_folded_give_the_curve_of_all():
+    """The parts keep more values than they may when they merge, so that folding them drops bits."""
+    pictures = [(torch.rand(5, 10, generator=torch.Generator().manual_seed(seed)), [defect(torch.arange(50).view(5, 10) < 5)]) for seed in range(6)]
+    merged = gathered(pictures[:3], thresholds=60).merged(gathered(pictures[3:], thresholds=60)).curve()
+    whole = gathered(pictures, thresholds=60).curve()
+    torch.testing.assert_close(merged.fpr, whole.fpr)
+    torch.testing.assert_close(merged.spro, whole.spro)
