@@ -5,12 +5,12 @@ K_ij = exp(-|p_i - p_j|^2 / 2 sxy^2) exp(-|I_i - I_j|^2 / 2 srgb^2), with K_ii =
 
 - places: the Gaussian is separable, and its eigenvalues fall off fast. The few products of eigenvectors that matter, `SpatialTerms`, are found once
   per size. K is a sum over terms r of b_r(i) b_r(j) times the factor of colours.
-- colours: the values of the pixels in a cube of `cell` levels are added up. Such a cell acts on a colour by the mean Gaussian over its pixels, which
-  are taken as normally distributed, with their own mean and variance. Cells farther apart than `reach` times srgb do not act on each other's colours.
-  The pixels that receive keep their exact colours: rounding them as well makes the largest errors several times larger.
+- colours: the pixels in a cube of `cell` levels are one cell. Cells act on each other by the mean Gaussian over their pixels, which are taken as
+  normally distributed, with their own mean and variance. Each pixel that receives adds the slope of what its cell receives, times how far its colour
+  lies from the cell's mean; slopes are small, so that fewer terms do for them. Cells farther apart than `reach` times srgb do not act on each other.
 
-With a `cell` of 1 all colours are exact. The time grows with the number of terms, about (1.5 + 1.2 H / sxy) (1.5 + 1.2 W / sxy), times the number of
-pixels and of pairs of a colour and a cell.
+With a `cell` of 1 all colours are exact. The time grows with the number of terms, about (1.3 + 1.0 H / sxy) (1.3 + 1.0 W / sxy), times the number of
+pixels and of pairs of cells.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEVELS = 256
-MAX_PAIRS = 2**23
-"""Pairs of a colour and a cell at most, which bounds the memory; where there are more, as in very noisy pictures, the cells are widened."""
-CHUNK = 2**22
-"""Numbers at most in an intermediate tensor of the filter."""
+MAX_PAIRS = 2**22
+"""Pairs of cells at most, which bounds the memory; where there are more, as in very noisy pictures, the cells are widened."""
+CHUNK = 2**23
+"""Numbers at most in an intermediate tensor of the filter, if more than one term fits."""
+TILE = 8
+"""Pixels of a tile."""
+SLOPE = 0.5
+"""Largest error of the factor of places in the slopes of what is received; slopes are small."""
 
 
 def gaussian_matrix(count: int, sigma: float) -> Tensor:
@@ -86,16 +90,20 @@ def _scaled_eigenvectors(count: int, sigma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ColourCells:
-    """The factor of colours between the U distinct colours of a picture and the V cells of their cubes.
+    """The factor of colours between the V cells of a picture.
 
     Attributes:
-        colours: (N,) int64, the number of each pixel's colour.
-        sums: (V, N) sparse, adds up the pixels of each cell.
-        kernel: (U, V) sparse, the mean of exp(-|I - I_j|^2 / 2 srgb^2) over the pixels j of a cell.
+        owners: (N,) int64, the cell of each pixel.
+        means: (V, 3) mean colours of the cells.
+        offsets: (N, 3) colours of the pixels less the mean of their cell.
+        spread: mean variance of a channel in a cell, over the pixels.
+        kernel: (V, V) sparse, the means of exp(-|I_i - I_j|^2 / 2 srgb^2) over the pixels of two cells.
     """
 
-    colours: Tensor
-    sums: Tensor
+    owners: Tensor
+    means: Tensor
+    offsets: Tensor
+    spread: float
     kernel: Tensor
 
 
@@ -106,35 +114,43 @@ def colour_cells(image: Tensor, srgb: float, cell: int, reach: float) -> ColourC
         image: (3, H, W) uint8.
         srgb: sigma of the Gaussian of colours, in levels.
         cell: side of the cells, in levels; widened where there would be more than `MAX_PAIRS` pairs.
-        reach: cells whose centres are farther apart than so many `srgb` are not joined.
+        reach: cells that are farther apart than so many `srgb` are not joined.
     """
-    codes, colours = torch.unique(_code(image.flatten(1).T.long(), LEVELS), return_inverse=True)
-    levels = _places(codes)
+    levels = image.flatten(1).T.long()
     for side in count(cell):
-        cells, owners = torch.unique(_code(levels // side, LEVELS), return_inverse=True)
-        firsts, lengths = _runs(cells, side, reach * srgb)
-        if lengths.sum(1)[owners].sum() <= MAX_PAIRS:
+        codes, owners = torch.unique(_code(levels // side, LEVELS), return_inverse=True)
+        firsts, lengths = _runs(codes, side, reach * srgb)
+        if lengths.sum() <= MAX_PAIRS:
             break
-    members = owners[colours]
-    sums = _sparse(torch.stack(members.sort(stable=True)), torch.ones(len(members), device=image.device), (len(cells), len(members)))
-    sizes = members.bincount()[:, None]
-    means = _places(cells) * side + sums @ (levels % side).float()[colours] / sizes  # sums of small whole numbers are exact
-    levels = levels.float()
-    variances = sums @ (levels[colours] - means[members]) ** 2 / sizes
-    pairs = _pairs(firsts[owners], lengths[owners])
-    kernel = _mean_gaussian(levels, means, variances, pairs, srgb)
-    return ColourCells(colours, sums, _sparse(pairs, kernel, (len(levels), len(cells))))
+    corners = _places(codes) * side
+    inside = (levels - corners[owners]).float()  # sums of small whole numbers are exact
+    sizes = owners.bincount()[:, None]
+    middles = torch.zeros_like(corners, dtype=torch.float32).index_add_(0, owners, inside) / sizes
+    offsets = inside - middles[owners]
+    variances = torch.zeros_like(middles).index_add_(0, owners, offsets.square()) / sizes
+    means, pairs = corners + middles, _pairs(firsts, lengths)
+    kernel = _sparse(*pairs, _mean_gaussian(means, variances, pairs, srgb), (len(codes), len(codes)))
+    return ColourCells(owners, means, offsets, float(offsets.square().mean()), kernel)
 
 
-def _mean_gaussian(levels: Tensor, means: Tensor, variances: Tensor, pairs: Tensor, sigma: float) -> Tensor:
-    """Return the mean of a Gaussian around a colour, (U, 3), over normal distributions, (V, 3) both, for pairs of them, (2, pairs) -> (pairs,)."""
+def _mean_gaussian(means: Tensor, variances: Tensor, pairs: tuple[Tensor, Tensor], sigma: float) -> Tensor:
+    """Return the mean of a Gaussian of the difference between draws of two normal distributions, 1 for none, for pairs of them.
+
+    Args:
+        means: (V, 3) of the distributions.
+        variances: (V, 3) of them.
+        pairs: (P,) numbers of distributions each.
+        sigma: of the Gaussian.
+
+    Returns:
+        (P,).
+    """
     exponents, scales = torch.zeros_like(pairs[0], dtype=torch.float32), torch.ones_like(pairs[0], dtype=torch.float32)
-    for channel in range(3):
-        widened = variances[:, channel][pairs[1]].add_(sigma**2)
-        distances = levels[:, channel][pairs[0]].sub_(means[:, channel][pairs[1]])
-        exponents.sub_(distances.square_().div_(widened))
-        scales.mul_(widened.div_(sigma**2))
-    return exponents.div_(2).exp_().mul_(scales.rsqrt_())
+    for mean, half in zip(means.T.contiguous(), (variances + sigma**2 / 2).T.contiguous(), strict=True):
+        widened = half.index_select(0, pairs[0]).add_(half.index_select(0, pairs[1]))
+        exponents.addcdiv_(mean.index_select(0, pairs[0]).sub_(mean.index_select(0, pairs[1])).square_(), widened)
+        scales.mul_(widened)
+    return exponents.mul_(-0.5).exp_().mul_(scales.rsqrt_().mul_(sigma**3))
 
 
 def _code(places: Tensor, side: int) -> Tensor:
@@ -174,21 +190,55 @@ def _runs(codes: Tensor, side: int, radius: float) -> tuple[Tensor, Tensor]:
     return firsts.long(), (before[middles + widths + 1] - firsts).long()
 
 
-def _pairs(firsts: Tensor, lengths: Tensor) -> Tensor:
-    """List the rows and the cells of the runs in each row, (U, M) both -> (2, pairs) int64, sorted."""
-    rows = torch.arange(len(firsts), device=firsts.device).repeat_interleave(lengths.sum(1))
-    firsts, lengths = firsts.flatten(), lengths.flatten()
-    firsts, lengths = firsts[lengths > 0], lengths[lengths > 0]
-    shifts = firsts - (lengths.cumsum(0) - lengths)
-    return torch.stack([rows, torch.arange(len(rows), device=rows.device) + shifts.repeat_interleave(lengths)])
+def _pairs(firsts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """List the rows and the cells of the runs in each row, (U, M) both -> (P,) int32 both, sorted."""
+    lengths = lengths.flatten()
+    total = int(lengths.sum())
+    places = torch.arange(total, dtype=torch.int32, device=lengths.device)
+    rows = places[: len(firsts)].repeat_interleave(lengths.view(len(firsts), -1).sum(1), output_size=total)
+    shifts = (firsts.flatten() - (lengths.cumsum(0) - lengths)).int()
+    return rows, shifts.repeat_interleave(lengths, output_size=total).add_(places)
 
 
-def _sparse(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Build a matrix of compressed rows, which multiplies several times faster than one of pairs, from sorted and distinct indices, (2, n)."""
-    starts = F.pad(indices[0].bincount(minlength=shape[0]).cumsum(0), (1, 0))
+def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Build a matrix of compressed rows, which multiplies several times faster than one of pairs, from sorted and distinct places, (P,) int32."""
+    starts = F.pad(rows.bincount(minlength=shape[0]).cumsum(0, dtype=torch.int32), (1, 0))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, indices[1], values, shape, check_invariants=False)
+        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The pixels of a picture in tiles of `TILE`, each of one cell, so that products of small matrices do the work; T tiles.
+
+    Attributes:
+        pixels: (T * TILE,) int64, the pixel at each place of a tile; N where it is empty.
+        places: (N,) int64, where each pixel is.
+        cells: (T,) int64, the cell of each tile.
+        sums: (V, T) sparse, adds up the tiles of each cell.
+    """
+
+    pixels: Tensor
+    places: Tensor
+    cells: Tensor
+    sums: Tensor
+
+
+def tiles(owners: Tensor, cells: int) -> Tiles:
+    """Lay out pixels, whose cells are given, (N,)."""
+    sizes = owners.bincount(minlength=cells)
+    counts = (sizes + TILE - 1) // TILE
+    ends, tile_ends = sizes.cumsum(0), counts.cumsum(0)
+    order = owners.argsort(stable=True)
+    shifts = TILE * (tile_ends - counts) - (ends - sizes)  # by cell, from its first pixel in order to its first place
+    of_order = torch.arange(len(owners), device=owners.device) + shifts.repeat_interleave(sizes)
+    total = int(tile_ends[-1])
+    pixels = owners.new_full((TILE * total,), len(owners)).scatter_(0, of_order, order)
+    of_tile = torch.arange(cells, device=owners.device).repeat_interleave(counts)
+    numbers = torch.arange(total, dtype=torch.int32, device=owners.device)
+    sums = _sparse(of_tile, numbers, torch.ones(total, device=owners.device), (cells, total))
+    return Tiles(pixels, torch.empty_like(owners).scatter_(0, order, of_order), of_tile, sums)
 
 
 class BilateralFilter:
@@ -203,18 +253,49 @@ class BilateralFilter:
         reach: of the colours, in `srgb`.
     """
 
-    def __init__(self, image: Tensor, sxy: float, srgb: float, tolerance: float = 3e-3, cell: int | None = None, reach: float = 3.5) -> None:
-        self.terms = spatial_terms(image.shape[1], image.shape[2], float(sxy), tolerance).to(image.device)
+    def __init__(self, image: Tensor, sxy: float, srgb: float, tolerance: float = 4e-2, cell: int | None = None, reach: float = 3.5) -> None:
+        height, width = image.shape[1:]
+        self.terms = spatial_terms(height, width, float(sxy), tolerance).to(image.device)
         self.cells = colour_cells(image, srgb, max(1, round(srgb)) if cell is None else cell, reach)
+        self.slopes = spatial_terms(height, width, float(sxy), max(SLOPE, tolerance)).rows.shape[1] if self.cells.spread else 0  # S
+        self.tiles = tiles(self.cells.owners, len(self.cells.means))
+        self.centred = self.cells.means - self.cells.means.mean(0)
+        self.offsets = self.cells.offsets / (srgb**2 + 2 * self.cells.spread)
+        self.step = max(self.slopes, CHUNK // len(self.tiles.pixels), 1)
+        self.basis = self._basis(0) if self.step >= self.terms.rows.shape[1] else None
+        """See `_basis`, if it is not too large to be kept."""
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return sum_j K_ij v_j, (N, C) float32 -> (N, C), the N = H W pixels row by row."""
-        pixels, channels = values.shape
-        filtered = torch.zeros_like(values)
-        step = max(1, CHUNK // (pixels * channels))
-        for rows, columns in zip(self.terms.rows.split(step, 1), self.terms.columns.split(step, 1), strict=True):
-            basis = (rows[:, None] * columns).view(pixels, -1, 1)
-            weighted = (basis * values[:, None]).flatten(1)  # (N, terms * C)
-            of_colours = self.cells.kernel @ (self.cells.sums @ weighted)
-            filtered += of_colours[self.cells.colours].view(pixels, -1, channels).mul_(basis).sum(1)
-        return filtered
+        sent = F.pad(values, (0, 0, 0, 1)).index_select(0, self.tiles.pixels).view(len(self.tiles.cells), TILE, -1)
+        received = torch.zeros_like(sent)
+        for start in range(0, self.terms.rows.shape[1], self.step):
+            received += self._some(sent, start)
+        return received.flatten(0, 1).index_select(0, self.tiles.places)
+
+    def _basis(self, start: int) -> Tensor:
+        """Return the terms b_r from one on at the pixels, (T, TILE, R); with the first ones also what is received by, (T, TILE, R + 4 S).
+
+        What is received at a pixel is sum_j (1 + d_i . (m_j - m_i)) K_ij v_j, with the means m of cells and the offset d from them in units of the
+        variance. So the first S terms are sent with v_j and m_j v_j, and received by b_r (1 - d_i . m_i) and by b_r d_i.
+        """
+        rows, columns = (side[:, start : start + self.step] for side in (self.terms.rows, self.terms.columns))
+        terms, slopes = rows.shape[1], 0 if start else self.slopes
+        basis = torch.empty(len(rows) * len(columns) + 1, terms + 4 * slopes, device=rows.device)
+        torch.mul(rows[:, None], columns, out=basis[:-1, :terms].view(len(rows), len(columns), terms))
+        if slopes:
+            steep, offsets = basis[:-1, :slopes], self.offsets
+            torch.mul(steep, 1 - (offsets * self.centred[self.cells.owners]).sum(1, keepdim=True), out=basis[:-1, terms : terms + slopes])
+            torch.mul(steep[:, None], offsets[:, :, None], out=basis[:-1, terms + slopes :].unflatten(1, (3, slopes)))
+        basis[-1] = 0
+        return basis.index_select(0, self.tiles.pixels).view(-1, TILE, basis.shape[1])
+
+    def _some(self, sent: Tensor, start: int) -> Tensor:
+        """Filter with some of the terms, (T, TILE, C) -> (T, TILE, C)."""
+        basis = self._basis(start) if self.basis is None else self.basis
+        terms, slopes = min(self.step, self.terms.rows.shape[1] - start), 0 if start else self.slopes
+        of_cells = self.tiles.sums @ torch.bmm(basis[:, :, :terms].mT, sent).flatten(1)  # (V, R * C)
+        steep, others = of_cells.split((slopes * sent.shape[2], (terms - slopes) * sent.shape[2]), 1)
+        moments = [steep * mean for mean in self.centred.split(1, 1)] if slopes else []
+        found = self.cells.kernel @ torch.cat([others, steep, *moments], 1)
+        return torch.bmm(basis[:, :, slopes:], found.index_select(0, self.tiles.cells).view(len(basis), -1, sent.shape[2]))

@@ -17,6 +17,7 @@ from projects.comad.bilateral import BilateralFilter, gaussian_matrix
 
 CLIP = 1e-5
 """Least probability of the unary term -log p, as in the reference's library."""
+_TINY = 1e-20
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class DenseCRF:
         for _ in range(self.iterations):
             logits = logarithms + self.compat * (rows @ maps @ columns.T)
             if kernel is not None and norm is not None:
-                messages = norm * kernel(norm * maps.flatten(1).T)
-                logits = logits + self.bilateral_compat * messages.T.reshape(maps.shape)
+                others = maps[:-1] - maps[-1:]  # a softmax sees differences only
+                messages = norm * kernel(norm * others.flatten(1).T)
+                logits[:-1] += self.bilateral_compat * messages.T.reshape(others.shape)
             maps = logits.softmax(0)
         return maps
 
@@ -104,7 +106,7 @@ def mean_field(
 def _normalised(kernel: Tensor) -> Tensor:
     """Divide by the roots of both pixels' sums; the product of lines so normalised is the plane so normalised."""
     scale = kernel.sum(1).rsqrt()
-    return scale[:, None] * kernel * scale
+    return torch.where(kernel > _TINY, scale[:, None] * kernel * scale, 0)  # numbers below float32's normal ones make products slow
 
 
 def _check(probabilities: Tensor, images: Tensor) -> None:

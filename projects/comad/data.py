@@ -133,7 +133,8 @@ class InspectionData(DataModule):
         folders: with `folder` and `cad_sd`, the folders in the root of train, perhaps of validation, and of each kind of test pictures, such as
             good; null is train/good, validation/good and test/<kind>.
         groups: with `folder` and `cad_sd`, logical or structural for kinds whose names do not tell; others are `other`.
-        val_fraction: part of the training pictures that is held out where there are none for validation, in (0, 1).
+        val_fraction: part of the training pictures that is held out where there are none for validation, and again where there are bad test
+            pictures but no good ones, in (0, 1).
         on_bad_file: refuse or skip training pictures that cannot be read; test pictures are never skipped.
         length: with `traysim`, number of training pictures.
         val_length: with `traysim`, number of pictures for validation.
@@ -154,7 +155,7 @@ class InspectionData(DataModule):
         "traysim": "drawn on the spot: trays with fruit, pins, rings and grain",
         "loco": "MVTec LOCO AD: <category>/{train,validation,test,ground_truth}/ and defects_config.json",
         "cad_sd": "CAD-SD: train/good and test/{good,scratch,paint,over,lack}, or the folders of data.folders",
-        "folder": "train/good, perhaps validation/good, and test/<kind>, with or without ground_truth/<kind>",
+        "folder": "train/good, perhaps validation/good and test/<kind>, with or without ground_truth/<kind>; or good, and perhaps bad",
     }
 
     train_set: Pictures
@@ -232,6 +233,9 @@ class InspectionData(DataModule):
         check_sizes(tested, catalogue.types)
         if not held_out:
             learnt, held_out = divided(learnt, self.options.val_fraction, self.seed)
+        if tested and all(picture.group != "good" for picture in tested):
+            learnt, good = divided(learnt, self.options.val_fraction, self.seed, "test")
+            tested = [*good, *tested]
         self.train_set, self.val_set = PictureFiles(learnt, self.size), PictureFiles(held_out, self.size)
         self.test_set = PictureFiles(tested, self.size, catalogue.types)
 
@@ -273,18 +277,18 @@ def tray_group(kind: Kind) -> Group:
     return "logical" if kind in LOGICAL else "structural" if kind in STRUCTURAL else "good"
 
 
-def divided(pictures: Sequence[Picture], fraction: float, seed: int) -> tuple[list[Picture], list[Picture]]:
-    """Hold a part of the training pictures out for validation, at least one of them; both parts keep their order.
+def divided(pictures: Sequence[Picture], fraction: float, seed: int, split: Split = "validation") -> tuple[list[Picture], list[Picture]]:
+    """Hold a part of the training pictures out for another split, at least one of them; both parts keep their order.
 
     Raises:
         ValueError: if there is only one picture.
     """
     if len(pictures) < 2:
-        raise ValueError("there is only one training picture, so that none can be held out for validation: add pictures")
+        raise ValueError(f"there is only one training picture, so that none can be held out for {split}: add pictures")
     count = min(max(1, round(fraction * len(pictures))), len(pictures) - 1)
-    chosen = set(torch.randperm(len(pictures), generator=generator(seed, "validation"))[:count].tolist())
+    chosen = set(torch.randperm(len(pictures), generator=generator(seed, split))[:count].tolist())
     learnt = [picture for number, picture in enumerate(pictures) if number not in chosen]
-    return learnt, [replace(pictures[number], split="validation") for number in sorted(chosen)]
+    return learnt, [replace(pictures[number], split=split) for number in sorted(chosen)]
 
 
 def _size(size: int | Sequence[int] | None, default: int) -> tuple[int, int]:

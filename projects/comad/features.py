@@ -1,4 +1,4 @@
-"""Features of pictures on a grid: tokens of a frozen vision transformer (section 2.1), or colours and textures that need no weights (section 9)."""
+"""Features of pictures on a grid: of frozen networks (sections 2.1 and 2.7), or colours and textures that need no weights (section 9)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ SPREADS = (1.5, 3.0)
 """Sigmas, in pixels, of the windows of its standard deviations."""
 CONSTANT = 1e-3
 """Standard deviation, in units of CIELAB, below which a channel is constant."""
+STEPS = (8, 16)
+"""Pixels from one place to the next of the stages that PatchCore takes of a convolutional network: layer2 and layer3 of a ResNet."""
 _TRUNCATE = 4.0
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # of linear sRGB, under D65
 
@@ -57,6 +59,12 @@ class FeatureExtractor(nn.Module):
             ValueError: if it is of other features.
         """
         raise NotImplementedError
+
+    def _compared(self, state: dict[str, Any]) -> Self:
+        """Raise unless a state says what that of these features does."""
+        if differing := [f"{key} {state.get(key)!r}, here {value!r}" for key, value in self.state().items() if state.get(key) != value]:
+            raise ValueError(f"the model was fitted to other features: {'; '.join(differing)}")
+        return self
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -175,11 +183,7 @@ class ViTFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        _check(images)
-        pixels = images.float()
-        if tuple(images.shape[2:]) != self.size:
-            pixels = F.interpolate(pixels, size=self.size, mode="bilinear", align_corners=False, antialias=True)
-        pixels = (pixels / 255 - self.mean) / self.std
+        pixels = _pixels(images, self.size, self.mean, self.std)
         net = cast(Any, self.net)
         if self.output == "tokens":
             return net.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0]
@@ -192,18 +196,61 @@ class ViTFeatures(FeatureExtractor):
 
     def restore(self, state: dict[str, Any]) -> Self:
         if differing := [f"{key} {state.get(key)!r}, here {value!r}" for key, value in self.state().items() if state.get(key) != value]:
-            raise ValueError(f"the model was fitted to other features: {'; '.join(differing)}")
+            raise ValueError(f"the model was fitted to other features: {'; '.join(differing)}; give --model.weights it was fitted with")
         return self
+
+
+class CNNFeatures(FeatureExtractor):
+    """Stages of a convolutional network of timm, as PatchCore takes them (section 2.7): coarser ones are enlarged to the grid of the first.
+
+    Pictures are resized and normalised as for `ViTFeatures`. PatchCore averages each stage over 3 x 3 places; `PatchMemory` averages them together.
+
+    Args:
+        name: timm's name, such as `resnet18` or `wide_resnet50_2`.
+        size: what pictures are resized to.
+        weights: a local file; None for random weights; or "pretrained" for timm's own, from its cache or by download.
+        steps: the stages, by the pixels from one place to the next, the finest first; 8 and 16 are layer2 and layer3 of a ResNet.
+        seed: of random weights.
+
+    Raises:
+        ValueError: if timm has no such network, it has no such stages, or the weights do not fit it.
+        FileNotFoundError: if the weights are not there.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, size: Size = 224, weights: str | None = None, steps: tuple[int, ...] = STEPS, seed: int = 0) -> None:
+        super().__init__()
+        self.name, self.steps = name, steps
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.net = _build_cnn(name, self.size, weights, steps, seed)
+        net = cast(Any, self.net)
+        self.channels = sum(net.feature_info.channels())
+        for kind in ("mean", "std"):
+            self.register_buffer(kind, torch.tensor(net.pretrained_cfg[kind])[:, None, None], persistent=False)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        first, *others = self.net(_pixels(images, self.size, self.mean, self.std))
+        return torch.cat([first, *(F.interpolate(other, size=first.shape[2:], mode="bilinear") for other in others)], 1)
+
+    def state(self) -> dict[str, Any]:
+        return {"name": self.name, "steps": list(self.steps), "size": list(self.size), "digest": weights_digest(self.net)}
+
+    def restore(self, state: dict[str, Any]) -> Self:
+        return self._compared(state)
 
 
 def build_features(
     name: str, size: Size = 224, weights: str | None = None, output: Output = "tokens", stride: int = 2, seed: int = 0
-) -> OfflineFeatures | ViTFeatures:
+) -> OfflineFeatures | ViTFeatures | CNNFeatures:
     """Build a feature extractor, (B, 3, H, W) uint8 -> (B, C, h, w).
 
     Args:
-        name: `offline`, or timm's name of a vision transformer.
-        size: what a vision transformer resizes pictures to; offline features take them as they are.
+        name: `offline`, or timm's name of a vision transformer or of a convolutional network.
+        size: what a network resizes pictures to; offline features take them as they are.
         weights: see `ViTFeatures`.
         output: see `ViTFeatures`.
         stride: see `OfflineFeatures`.
@@ -214,7 +261,11 @@ def build_features(
         FileNotFoundError: if the weights are not there.
     """
     if name != OfflineFeatures.name:
-        return ViTFeatures(name, size, weights, output, seed)
+        if _is_transformer(name):
+            return ViTFeatures(name, size, weights, output, seed)
+        if output != "tokens":
+            raise ValueError(f"{name} is no plain vision transformer and has no {output}: leave output at tokens")
+        return CNNFeatures(name, size, weights, seed=seed)
     if weights is not None or output != "tokens":
         raise ValueError("offline features have neither weights nor keys: name a vision transformer, such as vit_small_patch8_224.dino")
     return OfflineFeatures(stride)
@@ -228,7 +279,7 @@ def cielab(images: Tensor) -> Tensor:
     """
     _check(images)
     levels = torch.arange(256, device=images.device) / 255
-    linear = torch.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92)[images.int()]
+    linear = torch.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92).take(images.long())
     matrix = torch.tensor(_XYZ, device=images.device)
     matrix = matrix / matrix.sum(1, keepdim=True)  # by white, so that grey is neutral
     xyz = torch.einsum("bchw,dc->bdhw", linear, matrix)
@@ -240,6 +291,15 @@ def cielab(images: Tensor) -> Tensor:
 def _check(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"pictures have shape (B, 3, H, W) and type uint8, not {tuple(images.shape)} and {str(images.dtype).removeprefix('torch.')}")
+
+
+def _pixels(images: Tensor, size: tuple[int, int], mean: Tensor, std: Tensor) -> Tensor:
+    """Resize pictures, (B, 3, H, W) uint8, without regard to their proportions, and normalise them."""
+    _check(images)
+    pixels = images.float()
+    if tuple(images.shape[2:]) != size:
+        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return (pixels / 255 - mean) / std
 
 
 def _blur(layers: Tensor, sigma: float, stride: int) -> Tensor:
@@ -257,10 +317,36 @@ def _smoothing(length: int, sigma: float, stride: int) -> Tensor:
     return torch.zeros(len(centres), length).scatter_add_(1, sources, (taps / taps.sum()).expand(len(centres), -1))
 
 
-def _build_vit(name: str, size: tuple[int, int], weights: str | None, seed: int) -> nn.Module:
+def _is_transformer(name: str) -> bool:
+    """Tell whether timm builds a network as a plain vision transformer; unknown names count as such."""
     import timm
 
-    if timm.is_model(name) and not timm.models.is_model_in_modules(name, ("vision_transformer", "deit", "eva")):
+    return not timm.is_model(name) or timm.models.is_model_in_modules(name, ("vision_transformer", "deit", "eva"))
+
+
+def _build_cnn(name: str, size: tuple[int, int], weights: str | None, steps: tuple[int, ...], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "features", name))
+        return build_backbone(name, weights, features_only=True, out_indices=_stages(name, size, steps))
+
+
+def _stages(name: str, size: tuple[int, int], steps: tuple[int, ...]) -> list[int]:
+    """Return the numbers of the stages of a convolutional network with so many pixels from one place to the next."""
+    advice = "take a network such as resnet18, or a vision transformer such as vit_small_patch8_224.dino"
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            net: Any = build_backbone(name, features_only=True).eval()
+            shapes = [stage.shape for stage in net(torch.zeros(1, 3, *size))]
+    except (RuntimeError, AssertionError, AttributeError) as error:  # what timm raises where a network has no stages
+        raise ValueError(f"{name} is no network in stages for pictures of {size[0]} x {size[1]} pixels ({error}): {advice}") from error
+    found, channels = net.feature_info.reduction(), net.feature_info.channels()
+    if not set(steps) <= set(found) or [shape[1] for shape in shapes] != channels:
+        raise ValueError(f"{name} gives no maps of every {' and '.join(map(str, steps))} pixels: {advice}")
+    return [found.index(step) for step in steps]
+
+
+def _build_vit(name: str, size: tuple[int, int], weights: str | None, seed: int) -> nn.Module:
+    if not _is_transformer(name):
         raise ValueError(f"{name} is no plain vision transformer: take one such as vit_small_patch8_224.dino")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "features", name))  # random weights are those of the seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from projects.comad.components import to_levels
 from projects.comad.crf import DenseCRF
 from projects.comad.features import FeatureExtractor
 from projects.comad.fusion import Fusion
-from projects.comad.judgement import Judgement
+from projects.comad.judgement import FUSED, Judgement
 from projects.comad.measures import Measures
 from projects.comad.metrology import Metrology, MetrologySettings
 from projects.comad.naming import Finding, Violation, check_rules, name_anomalies, sentence
@@ -23,9 +23,11 @@ from projects.comad.sampling import sample_tokens
 from projects.comad.scoring import LogicalScorer, Scores, cluster_weights, weighing
 from projects.comad.segmentation import segment
 from projects.comad.store import load_state, save_state
-from projects.comad.vocabulary import Metric, fit_vocabulary
+from projects.comad.vocabulary import Metric, Rating, choose_k, fit_vocabulary, match_centres
 
 PATCHES = "patches"
+CANDIDATES = range(3, 13)
+"""Numbers of clusters among which one is chosen."""
 LOGICAL_PARTS = ("global", "number", "logical")
 
 
@@ -38,6 +40,7 @@ class Recipe:
         fraction: part of each picture's tokens that the vocabulary is fitted to.
         restarts: beginnings of its k-means.
         metric: how tokens are compared; None takes what suits the features.
+        choose: rating by which k is chosen among 3 to 12 when the vocabulary is fitted; None leaves it as it is.
         crf: sharpens maps by the dense CRF; without it each pixel belongs to one cluster.
         structural: fits a patch memory beside.
         seed: of all choices.
@@ -49,6 +52,7 @@ class Recipe:
     fraction: float = 0.01
     restarts: int = 10
     metric: Metric | None = None
+    choose: Rating | None = None
     crf: bool = True
     structural: bool = True
     seed: int = 0
@@ -123,7 +127,7 @@ class Inspector:
     Args:
         features: maps pictures, (B, 3, H, W) uint8, to features.
         recipe: what is fitted, and how.
-        judgement: how it is judged; may be changed later, see `calibrate`.
+        judgement: how it is judged; None fuses ComAD's score with that of the patch memory, if there is one.
         structural: features of the patch memory; None takes the same.
 
     Raises:
@@ -134,7 +138,8 @@ class Inspector:
         self, features: FeatureExtractor, recipe: Recipe | None = None, judgement: Judgement | None = None, structural: FeatureExtractor | None = None
     ) -> None:
         self.features, self.structural = features, structural
-        self.recipe, self.judgement = recipe or Recipe(), judgement or Judgement()
+        self.recipe = recipe or Recipe()
+        self.judgement = judgement or Judgement(tuple(part for part in FUSED if part in self.recipe.parts))
         self.metric: Metric = self.recipe.metric or features.metric
         self.crf = DenseCRF() if self.recipe.crf else None
         self.centres: Tensor | None = None
@@ -144,6 +149,8 @@ class Inspector:
         self.memory = PatchMemory(**self.recipe.patches, seed=self.recipe.seed) if self.recipe.structural else None
         self.fusion: Fusion | None = None
         self.threshold = float("nan")
+        self.map_level = float("nan")
+        """Level of the fused map at which it stands for as much as a picture's scores at the threshold; one scale for all pictures' maps."""
         self.about: dict[str, Any] = {}
         """Plain values that are kept in the file, such as the product's name."""
         self._check_parts(self.judgement)
@@ -173,8 +180,23 @@ class Inspector:
         return sample_tokens(features, self.recipe.seed, self.recipe.fraction, first)
 
     def learn_vocabulary(self, tokens: Tensor) -> None:
-        """Fit the vocabulary to (M, C) tokens of all training pictures."""
+        """Fit the vocabulary to (M, C) tokens of all training pictures; a chosen number of clusters is in the recipe from now on."""
+        if self.recipe.choose is not None:
+            self.recipe = replace(self.recipe, k=choose_k(tokens, CANDIDATES, self.recipe.seed, self.recipe.choose, self.metric))
         self.centres = fit_vocabulary(tokens, self.recipe.k, self.recipe.seed, self.recipe.restarts, self.metric)
+
+    def number_like(self, earlier: Inspector) -> None:
+        """Give components the numbers, names, weights and rules that they have in an earlier inspector of the product, by their centres.
+
+        Clusters have other numbers after every fit (section 10). What this inspector's own judgement says goes first.
+
+        Raises:
+            ValueError: if the earlier one has other features, or another number of clusters.
+        """
+        assert self.centres is not None and earlier.centres is not None
+        self.centres = self.centres[match_centres(earlier.centres, self.centres, self.metric)]
+        own, old = self.judgement, earlier.judgement
+        self.judgement = replace(own, weights=old.weights | own.weights, names=old.names | own.names, rules=own.rules or old.rules)
 
     def learn_components(self, levels: Tensor | Iterable[Tensor], images: Tensor | Iterable[Tensor]) -> None:
         """Fit metrology and the logical scorer to heat maps, (N, K, H, W), and their pictures."""
@@ -197,6 +219,8 @@ class Inspector:
         """Set scales and threshold by the scores, (N,) by part, of good validation pictures."""
         self.fusion = Fusion(self.judgement.fusion).fit({part: scores[part] for part in self.judgement.parts})
         self.threshold = float(torch.quantile(self.fuse(scores), self.judgement.quantile))
+        heights = [scores[_mapped(part)] / scale for part, scale in self.fusion.scales().items()]  # as `maps` adds maps: scaled, not centred
+        self.map_level = float(torch.quantile(torch.stack(heights).sum(0), self.judgement.quantile))
         return self
 
     def judged_by(self, judgement: Judgement) -> Self:
@@ -206,7 +230,7 @@ class Inspector:
             ValueError: if there is no such score, component or measure.
         """
         self._check_parts(judgement)
-        cluster_weights(self.recipe.k, self._fitted.keep, judgement.weights, judgement.background)
+        cluster_weights(len(self._fitted.keep), self.metrology.keep, judgement.weights, judgement.background)
         assert self.scorer is not None
         check_rules(self.scorer.training.take([0]), judgement.rules)
         if unknown := set(judgement.names) - set(self.metrology.components):
@@ -229,7 +253,7 @@ class Inspector:
     @property
     def weights(self) -> Tensor | None:
         """(K,) weights of all clusters; None where all weigh 1."""
-        weights = cluster_weights(self.recipe.k, self._fitted.keep, self.judgement.weights, self.judgement.background)
+        weights = cluster_weights(len(self._fitted.keep), self.metrology.keep, self.judgement.weights, self.judgement.background)
         return None if bool((weights == 1).all()) else weights
 
     def segment(self, images: Tensor, features: Tensor | None = None) -> Tensor:
@@ -275,7 +299,7 @@ class Inspector:
         assert self.scorer is not None
         scores = self.fuse(examined.scores)
         findings = name_anomalies(examined.measures, self.scorer.training, self.weights)
-        broken = check_rules(examined.measures, self.judgement.rules)
+        broken = check_rules(examined.measures, self.judgement.rules, self.judgement.names)
         texts = ["; ".join([sentence(found, self.judgement.names), *(rule.text for rule in rules)]) for found, rules in zip(findings, broken, strict=True)]
         return Verdicts(scores, scores > self.threshold, findings, broken, texts)
 
@@ -290,7 +314,7 @@ class Inspector:
             if part == PATCHES and examined.structural is not None:
                 found[part] = examined.structural.cpu()
             else:
-                found[part] = self.scorer.localise(examined.measures, examined.logical, part="logical" if part in LOGICAL_PARTS else part)
+                found[part] = self.scorer.localise(examined.measures, examined.logical, part=_mapped(part))
         return found | {"fused": torch.stack([found[part] / scales[part] for part in found]).sum(0)}
 
     def _check_size(self, images: Tensor) -> None:
@@ -323,6 +347,7 @@ class Inspector:
             "memory": None if self.memory is None else self.memory.state(),
             "fusion": self.fusion.state(),
             "threshold": self.threshold,
+            "map_level": self.map_level,
         }
 
     def restore(self, state: dict[str, Any]) -> Self:
@@ -335,6 +360,7 @@ class Inspector:
         if self.structural is not None:
             self.structural.restore(state["structural"])
         self.about, self.centres, self.threshold = state["about"], state["centres"], state["threshold"]
+        self.map_level = state["map_level"]
         self.recipe, self.judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
         self.metric, self.crf = self.recipe.metric or self.features.metric, DenseCRF() if self.recipe.crf else None
         self.metrology, self.scorer = Metrology.from_state(state["metrology"]), LogicalScorer.from_state(state["scorer"])
@@ -362,6 +388,11 @@ class Inspector:
         state = load_state(path)
         recipe, judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
         return cls(features, recipe, judgement, structural).restore(state)
+
+
+def _mapped(part: str) -> str:
+    """Return the score whose contributions a part's anomaly map shows."""
+    return "logical" if part in LOGICAL_PARTS else part
 
 
 def _size(images: Tensor) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
@@ -47,15 +48,19 @@ class Judgement:
             raise ValueError(f"fusion must be one of {', '.join(get_args(How))}, got {self.fusion!r}")
         if not 0 <= self.quantile <= 1:
             raise ValueError(f"quantile must be in [0, 1], got {self.quantile}")
-        if any(not weight >= 0 for weight in (self.background, *self.weights.values())):
-            raise ValueError(f"weights must not be negative, got {self.weights}, background {self.background}")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"a part is named twice in {', '.join(self.parts)}")
+        if any(not 0 <= weight < math.inf for weight in (self.background, *self.weights.values())):
+            raise ValueError(f"weights must be finite and not negative, got {self.weights}, background {self.background}")
+        if len(set(self.names.values())) < len(self.names) or not all(self.names.values()):
+            raise ValueError(f"each component needs a name of its own, got {self.names}")
 
     def changed(self, changes: Sequence[str]) -> Judgement:
         """Return the judgement after changes of the form `name=value`.
 
         Args:
             changes: `component.3.weight=0`, `component.3.name=nuts`, `background.weight=0`, `quantile=0.99`, `fusion=max`,
-                `parts=logical,patches`, `rule=3:number:2:2` (one more) or `rule=none` (all gone).
+                `parts=logical,patches`, `rule=3:number:2:2` (one more, or another interval of that measure) or `rule=none` (all gone).
 
         Raises:
             ValueError: if one has another form or a value that does not fit; it names the change.
@@ -74,21 +79,26 @@ class Judgement:
 
     def _with(self, name: Sequence[str], value: str) -> Judgement:
         if name == ["rule"]:
-            return replace(self, rules=() if value == "none" else (*self.rules, Rule.parse(value)))
+            return replace(self, rules=() if value == "none" else self._ruled(Rule.parse(value)))
         if name == ["parts"]:
             return replace(self, parts=tuple(part.strip() for part in value.split(",")))
         if name == ["fusion"]:
             return replace(self, fusion=value)  # type: ignore[arg-type]  # checked there
         if name == ["quantile"]:
-            return replace(self, quantile=float(value))
+            return replace(self, quantile=_number(value))
         if name == ["background", "weight"]:
-            return replace(self, background=float(value))
+            return replace(self, background=_number(value))
         if len(name) == 3 and name[0] == "component" and name[1].isdigit():
             if name[2] == "weight":
-                return replace(self, weights={**self.weights, int(name[1]): float(value)})
+                return replace(self, weights={**self.weights, int(name[1]): _number(value)})
             if name[2] == "name":
                 return replace(self, names={**self.names, int(name[1]): value})
         raise ValueError("there is no such setting")
+
+    def _ruled(self, rule: Rule) -> tuple[Rule, ...]:
+        """Return the rules with one more, which takes the place of that about the same measure."""
+        others = [other for other in self.rules if (other.component, other.measure) != (rule.component, rule.measure)]
+        return (*others, rule)
 
     def called(self, component: int) -> str:
         """Return the name of a component, or its number in words."""
@@ -102,6 +112,13 @@ class Judgement:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Judgement:
         """Restore what `state` returned."""
-        maps = {name: {k: value for k, value in state[name]} for name in ("weights", "names")}
+        maps = {name: dict(state[name]) for name in ("weights", "names")}
         sequences = {"parts": tuple(state["parts"]), "changes": tuple(state["changes"]), "rules": tuple(Rule(**rule) for rule in state["rules"])}
         return cls(**(state | maps | sequences))
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no number") from error

@@ -137,17 +137,16 @@ def read_folders(root: Path, folders: Mapping[str, str] | None = None, groups: M
     Args:
         root: folder of all.
         folders: folder below the root of `train`, perhaps of `validation`, and of each kind of test pictures, `good` being those without defects;
-            None is train/good, validation/good if it is there, and each folder in test.
+            None is train/good, validation/good if it is there, and each folder in test; or, without a folder train, good and every other folder.
         groups: of kinds; others are as in `GROUPS`, and "other" if they are not there.
 
     Raises:
         FileNotFoundError: if a folder is missing or holds no picture.
-        ValueError: if there is no folder for train or for good test pictures, or a group is not known.
+        ValueError: if there is no folder for train, or a group is not known.
     """
     folders = _found(root) if folders is None else dict(folders)
-    for name, what in (("train", "good pictures to learn from"), (GOOD, "good test pictures")):
-        if name not in folders:
-            raise ValueError(f"data.folders names no folder {name!r} ({what}), but {', '.join(folders) or 'nothing'}: add it")
+    if "train" not in folders:
+        raise ValueError(f"data.folders names no folder 'train' (good pictures to learn from), but {', '.join(folders) or 'nothing'}: add it")
     known = {**GROUPS, **(groups or {})}
     if bad := sorted({str(group) for group in known.values()} - {"good", "logical", "structural", "other"}):
         raise ValueError(f"data.groups must be good, logical, structural or other, got {bad[0]!r}")
@@ -202,11 +201,18 @@ def _category(root: Path, category: str | None) -> Path:
 
 def _found(root: Path) -> dict[str, str]:
     """Return the folders that lie in a root, as `read_folders` takes them."""
-    tests = sorted(path.name for path in (root / "test").iterdir() if path.is_dir()) if (root / "test").is_dir() else []
-    if not (root / "train" / GOOD).is_dir() or GOOD not in tests:
-        raise FileNotFoundError(f"{root} lacks train/{GOOD} or test/{GOOD}: expected {root}/train/good, test/good and test/<kind> with pictures")
-    validation = {"validation": f"validation/{GOOD}"} if (root / "validation" / GOOD).is_dir() else {}
-    return {"train": f"train/{GOOD}", **validation, **{name: f"test/{name}" for name in tests if not name.startswith(".")}}
+    if (root / "train" / GOOD).is_dir():
+        validation = {"validation": f"validation/{GOOD}"} if (root / "validation" / GOOD).is_dir() else {}
+        return {"train": f"train/{GOOD}", **validation, **{name: f"test/{name}" for name in _kinds(root / "test")}}
+    if (root / GOOD).is_dir():
+        return {"train": GOOD, **{name: name for name in _kinds(root) if name != GOOD}}
+    raise FileNotFoundError(f"no good pictures in {root}: expected {root}/train/good and perhaps test/<kind>, or {root}/good and perhaps bad")
+
+
+def _kinds(folder: Path) -> list[str]:
+    """Return the names of the folders of a folder that may hold pictures."""
+    names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
+    return sorted(name for name in names if not name.startswith(".") and name not in ("train", "validation", "test", "ground_truth"))
 
 
 def _listed(folder: Path, tree: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -138,7 +139,9 @@ def learn(trainer: ProjectTrainer, module: ComponentInspection, data: Inspection
     data.prepare_data()
     data.setup()
     inspector, count = module.inspector, len(data.train_set)
+    earlier = None if module.hparams.like is None else copy.deepcopy(module).load(module.hparams.like).inspector
     inspector.about = {"product": data.name, "training": count, "validation": len(data.val_set), "source": data.source}
+    inspector.about["original_size"] = list(data.train_set.original_size(0))
     learn_features(module, data.train_set, data.batch_size)
     kept = Kept(artefact_folder(trainer) / "kept" / _fingerprint(inspector, data))
     networks = [module.features, *([module.structural] if module.structural is not None else [])]
@@ -146,6 +149,8 @@ def learn(trainer: ProjectTrainer, module: ComponentInspection, data: Inspection
     _run(trainer, Observation(inspector, networks, kept), data.train_dataloader())
     _say(trainer, "2/4 components")
     inspector.learn_vocabulary(torch.cat([tokens.flatten(0, 1) for tokens in kept.all("tokens", count)]))
+    if earlier is not None:
+        inspector.number_like(earlier)
     _run(trainer, Segmentation(inspector, networks, kept), data.train_dataloader())
     _say(trainer, "3/4 measures and patches")
     if trainer.is_global_zero:

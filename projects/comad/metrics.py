@@ -62,12 +62,22 @@ def alarms(scores: Tensor, is_bad: Tensor, validation: Tensor, quantile: float =
     if scores.shape != is_bad.shape or bool(scores.isnan().any()):
         raise ValueError(f"{len(scores)} scores of {len(is_bad)} pictures, {int(scores.isnan().sum())} NaN: there must be one number a picture")
     threshold = float(torch.quantile(validation.double(), quantile))
-    alarm, bad = scores.double() > threshold, is_bad.bool().to(scores.device)
-    true, false = int((alarm & bad).sum()), int((alarm & ~bad).sum())
-    defects = int(bad.sum())
+    return {"threshold": threshold} | alarm_rates(scores.double() > threshold, is_bad.bool().to(scores.device))
+
+
+def alarm_rates(is_called: Tensor, is_bad: Tensor) -> dict[str, float]:
+    """Count right and wrong alarms.
+
+    Args:
+        is_called: (N,) bool, whether a picture alarms.
+        is_bad: (N,) bool, whether it has a defect.
+
+    Returns:
+        `false_alarm_rate`, `recall` and `f1`, see `alarms`.
+    """
+    true, false, defects = int((is_called & is_bad).sum()), int((is_called & ~is_bad).sum()), int(is_bad.sum())
     return {
-        "threshold": threshold,
-        "false_alarm_rate": _part(false, len(bad) - defects),
+        "false_alarm_rate": _part(false, len(is_bad) - defects),
         "recall": _part(true, defects),
         "f1": 2 * true / (true + false + defects) if defects else math.nan,
     }

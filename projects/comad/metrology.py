@@ -190,9 +190,8 @@ class Metrology:
                 raw[name] = _mean_elongation(pieces, area.numel()).view(area.shape)
             else:
                 logarithm = torch.where(area > 0, area.clamp_min(1).log(), torch.nan)
-                raw[name] = torch.cat(
-                    [value[:, i] - value[:, j] for i, j in self._pairs() for value in (logarithm[..., None], x[..., None], y[..., None])], 1
-                )
+                related = [value[:, i] - value[:, j] for i, j in self._pairs() for value in (logarithm, x, y)]
+                raw[name] = torch.stack(related, 1) if related else area[:, :0]  # a single component has no relations
         return raw
 
     def _pairs(self) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from projects.comad.naming import Rule
 from projects.comad.patches import Coreset
 from projects.comad.spro import SaturatedOverlap, enlarged, tiff_path, write_tiff
 from projects.comad.store import load_state
-from projects.comad.vocabulary import Metric
+from projects.comad.vocabulary import Metric, Rating
 
 if TYPE_CHECKING:
     from projects.comad.data import InspectionData
@@ -49,6 +49,7 @@ class ComponentInspection(L.LightningModule):
         size: side that pictures are resized to for the transformer, or height and width, in pixels; null is 224.
         stride: with offline, pixels from one place of the grid to the next.
         k: clusters of the vocabulary; components are those of them that are no background.
+        choose_k: chooses k among 3 to 12 by silhouette or stability; null takes k.
         fraction: part of each training picture's tokens that the vocabulary is fitted to.
         restarts: beginnings of its k-means.
         metric: compares tokens by cosine or euclidean; null is euclidean for offline, and cosine else.
@@ -69,6 +70,7 @@ class ComponentInspection(L.LightningModule):
         patches: patches that are kept at most.
         candidates: patches that they are chosen from.
         coreset: how they are chosen: greedy or random.
+        like: file of an earlier inspector of the product, whose components keep their numbers, names, weights and rules.
         seed: of every random choice.
 
     Attributes:
@@ -89,6 +91,7 @@ class ComponentInspection(L.LightningModule):
         size: int | list[int] | None = None,
         stride: int = 2,
         k: int = 5,
+        choose_k: Rating | None = None,
         fraction: float = 0.01,
         restarts: int = 10,
         metric: Metric | None = None,
@@ -108,6 +111,7 @@ class ComponentInspection(L.LightningModule):
         patches: int = 5000,
         candidates: int = 100_000,
         coreset: Coreset = "greedy",
+        like: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -116,8 +120,8 @@ class ComponentInspection(L.LightningModule):
         chosen = tuple(EXTENSIONS if extensions is None else extensions)
         metrology = MetrologySettings(filter=filter, extensions=chosen, seed=seed, certainty=certainty, split=split)
         memory = {"count": patches, "candidates": max(patches, candidates), "coreset": coreset}
-        recipe = Recipe(k, fraction, restarts, metric, crf, structural != NONE, seed, metrology, memory)
-        fused = tuple(parts) if parts is not None else FUSED if recipe.structural else FUSED[:1]
+        recipe = Recipe(k, fraction, restarts, metric, choose_k, crf, structural != NONE, seed, metrology, memory)
+        fused = tuple(parts if parts is not None else [part for part in FUSED if part in recipe.parts])
         judgement = Judgement(fused, fusion, quantile, background, dict(component_weights or {}), rules=tuple(Rule.parse(rule) for rule in rules or ()))
         side = 224 if size is None else size if isinstance(size, int) else (size[0], size[1])
         own = build_features(features, side, weights, output, stride, seed)

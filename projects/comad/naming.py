@@ -190,8 +190,8 @@ class Violation(NamedTuple):
     text: str
 
 
-def check_rules(measures: Measures, rules: Sequence[Rule]) -> list[list[Violation]]:
-    """List the rules that each picture breaks; a value that is undefined breaks none.
+def check_rules(measures: Measures, rules: Sequence[Rule], names: Mapping[int, str] | None = None) -> list[list[Violation]]:
+    """List the rules that each picture breaks, in words with the components' names; a value that is undefined breaks none.
 
     Raises:
         ValueError: if a rule is about a component or a measure that there is not.
@@ -200,7 +200,8 @@ def check_rules(measures: Measures, rules: Sequence[Rule]) -> list[list[Violatio
     for row in range(len(measures)):
         table = {entry["component"]: entry for entry in measures.table(row)}
         found = [(rule, _value(table, rule)) for rule in rules]
-        broken.append([Violation(rule, value, _breach(rule, value)) for rule, value in found if value is not None and _breach(rule, value)])
+        said = [(rule, value, _breach(rule, value, names or {})) for rule, value in found if value is not None]
+        broken.append([Violation(*each) for each in said if each[2]])
     return broken
 
 
@@ -216,10 +217,11 @@ def _value(table: dict[int, dict[str, Any]], rule: Rule) -> float | None:
     return values[rule.measure]
 
 
-def _breach(rule: Rule, value: float) -> str:
+def _breach(rule: Rule, value: float, names: Mapping[int, str]) -> str:
     """Say how a value breaks a rule; nothing if it does not."""
+    called = names.get(rule.component, f"component {rule.component}")
     if rule.low is not None and value < rule.low:
-        return f"component {rule.component}: {rule.measure} {value:g} is below {rule.low:g}"
+        return f"{called}: {rule.measure} {value:g} is below {rule.low:g}"
     if rule.high is not None and value > rule.high:
-        return f"component {rule.component}: {rule.measure} {value:g} is above {rule.high:g}"
+        return f"{called}: {rule.measure} {value:g} is above {rule.high:g}"
     return ""

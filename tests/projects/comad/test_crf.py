@@ -7,7 +7,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from projects.comad import bilateral
-from projects.comad.bilateral import BilateralFilter, colour_cells, gaussian_matrix, spatial_terms
+from projects.comad.bilateral import TILE, BilateralFilter, colour_cells, gaussian_matrix, spatial_terms, tiles
 from projects.comad.crf import DenseCRF, mean_field
 
 
@@ -73,21 +73,44 @@ def test_the_filter_with_cells_of_one_level_is_the_kernel_of_all_pairs(sxy, srgb
 def test_cells_join_exactly_the_pairs_within_their_reach():
     image = scene(20, 20)[0]
     cells = colour_cells(image, 3.0, 2, 3.5)
-    colours = torch.unique(image.flatten(1).T.long(), dim=0)
+    colours = image.flatten(1).T.long()
     places, owners = torch.unique(colours // 2, dim=0, return_inverse=True)
-    near = (2 * torch.cdist(places[owners].double(), places.double())) <= 3.5 * 3
+    near = (2 * torch.cdist(places.double(), places.double())) <= 3.5 * 3
     assert torch.equal(cells.kernel.to_dense() > 0, near)
-    assert torch.equal(colours[cells.colours], image.flatten(1).T.long())
-    assert torch.equal(cells.sums.to_dense().sum(1), owners[cells.colours].bincount().float())
+    assert torch.equal(cells.owners, owners)
+    torch.testing.assert_close(cells.means[owners] + cells.offsets, colours.float())
+    torch.testing.assert_close(torch.zeros(len(places), 3).index_add_(0, owners, cells.offsets), torch.zeros(len(places), 3), atol=1e-4, rtol=0)
+
+
+def test_tiles_hold_every_pixel_once_and_pixels_of_one_cell():
+    owners = torch.randint(0, 40, (900,), generator=torch.Generator().manual_seed(0)).unique(return_inverse=True)[1]
+    laid = tiles(owners, int(owners.max()) + 1)
+    filled = laid.pixels < 900
+    assert torch.equal(laid.pixels[filled].sort().values, torch.arange(900))
+    assert torch.equal(laid.pixels[laid.places], torch.arange(900))
+    assert torch.equal(laid.cells.repeat_interleave(TILE)[filled], owners[laid.pixels[filled]])
+    assert torch.equal(laid.sums.to_dense(), F.one_hot(laid.cells).T.float())
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_the_filter_is_near_that_of_all_pairs(noise):
+    image = scene(40, 48, noise)[0]
+    values = torch.cat([torch.ones(1920, 1), torch.rand(1920, 2, generator=torch.Generator().manual_seed(1))], 1)
+    expected = brute_kernel(image, 14, 3) @ values.double()
+    found = BilateralFilter(image, 14, 3)(values).double()
+    assert (found - expected).abs().mean() < 0.03 * expected.mean()
+    assert (found[:, 1:] / found[:, :1] - expected[:, 1:] / expected[:, :1]).abs().mean() < 0.01
 
 
 def test_the_filter_works_in_parts(monkeypatch):
     image, soft, _ = scene(24, 24)
     values = soft.flatten(1).T
-    whole = BilateralFilter(image, 9, 3)
-    expected = whole(values)
-    monkeypatch.setattr(bilateral, "CHUNK", values.numel() * 2)
-    torch.testing.assert_close(whole(values), expected, rtol=1e-5, atol=1e-5)
+    expected = BilateralFilter(image, 9, 3)(values)
+    monkeypatch.setattr(bilateral, "CHUNK", 1)
+    parts = BilateralFilter(image, 9, 3)
+    assert parts.basis is None
+    assert parts.step < parts.terms.rows.shape[1]
+    torch.testing.assert_close(parts(values), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_cells_of_noise_are_widened_until_their_pairs_are_few(monkeypatch):
@@ -96,7 +119,7 @@ def test_cells_of_noise_are_widened_until_their_pairs_are_few(monkeypatch):
     monkeypatch.setattr(bilateral, "MAX_PAIRS", 3000)
     cells = colour_cells(image, 3.0, 1, 3.5)
     assert cells.kernel._nnz() <= 3000
-    assert cells.sums.to_dense().sum() == 1600
+    assert len(cells.owners) == 1600
 
 
 @pytest.mark.parametrize("noise", [0.0, 3.0, 8.0])
@@ -130,7 +153,9 @@ def test_a_large_ground_of_one_colour_keeps_its_colour():
     image = torch.full((3, 300, 300), 201, dtype=torch.uint8)
     image[:, 0, 0] = 203
     cells = colour_cells(image, 3.0, 3, 3.5)  # the sum of 90000 times 201 is no float32
-    torch.testing.assert_close(cells.kernel.to_dense(), torch.exp(-torch.tensor([[0.0], [12.0]]) / 18), rtol=1e-3, atol=0)
+    torch.testing.assert_close(cells.means, torch.full((1, 3), 201 + 2 / 90000), rtol=1e-7, atol=0)
+    torch.testing.assert_close(cells.offsets[:2], torch.tensor([[2.0] * 3, [0.0] * 3]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(cells.kernel.to_dense(), torch.ones(1, 1), rtol=1e-3, atol=0)
 
 
 def test_two_pixels_follow_the_closed_form():

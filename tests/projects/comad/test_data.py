@@ -177,6 +177,15 @@ def test_folders_with_validation_hold_nothing_out(tmp_path):
     assert next(iter(data.test_dataloader()))["label"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
+def test_good_pictures_are_held_out_for_the_test_where_there_are_only_bad_ones(tmp_path):
+    write_rods(tmp_path, {"train": "good", "lack": "bad"})
+    data = set_up(source="folder", root=str(tmp_path), val_fraction=0.3)
+    kinds = [data.test_set[index]["kind"] for index in range(len(data.test_set))]
+    assert (len(data.train_set), len(data.val_set), kinds) == (5, 3, ["good", "good", "bad", "bad"])
+    seen = [data.test_set.pictures[index].path for index in range(2)] + [each.path for each in (*data.train_set.pictures, *data.val_set.pictures)]
+    assert len(set(seen)) == 10
+
+
 def test_bad_training_pictures_are_refused_or_skipped_and_bad_test_pictures_refused(tmp_path):
     write_rods(tmp_path, {"train": "train/good", "good": "test/good"})
     options = {"source": "folder", "root": str(tmp_path), "val_fraction": 0.3}

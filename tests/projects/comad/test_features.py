@@ -7,7 +7,9 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 from timm.layers import resample_abs_pos_embed
 
-from projects.comad.features import OfflineFeatures, ViTFeatures, build_features, cielab
+from projects.comad.features import CNNFeatures, OfflineFeatures, ViTFeatures, build_features, cielab
+from projects.comad.module import ComponentInspection
+from projects.comad.traysim import draw_tray
 
 SMALL = "vit_tiny_patch16_224"
 
@@ -204,14 +206,16 @@ def test_mistakes_are_named(call, message):
 @pytest.mark.parametrize(
     ("name", "size", "output", "message"),
     [
-        ("resnet18", 32, "tokens", "resnet18 is no plain vision transformer"),
+        ("resnet18", 32, "keys", "resnet18 is no plain vision transformer and has no keys"),
+        ("mixer_s32_224", 224, "tokens", "mixer_s32_224 gives no maps of every 8 and 16 pixels: take a network such as resnet18"),
+        ("swin_tiny_patch4_window7_224", 32, "tokens", "no network in stages for pictures of 32 x 32 pixels"),
         ("vit_small_patch8_225.dino", 32, "tokens", "timm has no model"),
         (SMALL, 40, "tokens", "patches of 16 pixels: take a size that is a multiple of it, not 40 x 40"),
         ("eva02_base_patch14_224", 28, "keys", "take its tokens"),
         (SMALL, 32, "values", "tokens or keys, not 'values'"),
     ],
 )
-def test_transformers_that_do_not_fit_are_refused(name, size, output, message):
+def test_networks_that_do_not_fit_are_refused(name, size, output, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build_features(name, size, output=output)
 
@@ -221,6 +225,57 @@ def test_weights_of_another_network_are_refused(stored, tmp_path):
     save_file({name: tensor for name, tensor in net.state_dict().items() if "blocks.3" not in name}, tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"do not fit vit_tiny_patch16_224:\n.*\n.*blocks\.3"):
         build_features(SMALL, 48, str(tmp_path / "vit.safetensors"))
+
+
+def test_a_convolutional_network_gives_its_stages_on_the_finest_grid():
+    torch.manual_seed(3)
+    net = timm.create_model("resnet18").eval()
+    images = pictures(height=64, width=96)
+    features = CNNFeatures("resnet18", (64, 96), seed=1)
+    features.net.load_state_dict({name: tensor for name, tensor in net.state_dict().items() if name in features.net.state_dict()})
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    stem = net.maxpool(net.act1(net.bn1(net.conv1((images / 255 - mean) / std))))
+    second = net.layer2(net.layer1(stem))
+    third = torch.nn.functional.interpolate(net.layer3(second), size=(8, 12), mode="bilinear")
+    found = features(images)
+    assert (features.channels, found.shape) == (384, (2, 384, 8, 12))
+    torch.testing.assert_close(found, torch.cat([second, third], 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("wide_resnet50_2", 1536), ("convnext_tiny", 576)])
+def test_stages_are_chosen_by_their_grids(name, channels):
+    with torch.device("meta"):
+        features = build_features(name, 64)
+        assert features(torch.zeros(1, 3, 70, 50, dtype=torch.uint8)).shape == (1, channels, 8, 8)
+    assert features.channels == channels
+
+
+def test_convolutional_networks_are_frozen_and_those_of_their_seed_or_file(tmp_path):
+    images = pictures(height=32, width=32)
+    first, again, other = (build_features("resnet18", 32, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first(images), again(images))
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    assert not any(module.training for module in first.train().modules())
+    assert again.restore(first.state()) is again
+    with pytest.raises(ValueError, match="fitted to other features: digest"):
+        other.restore(first.state())
+    net = timm.create_model("resnet18")
+    save_file(net.state_dict(), tmp_path / "resnet.safetensors")
+    read = build_features("resnet18", 32, str(tmp_path / "resnet.safetensors"))
+    assert torch.equal(read.net.state_dict()["layer2.0.conv1.weight"], net.layer2[0].conv1.weight)
+
+
+def test_an_inspector_with_a_patch_memory_of_a_convolutional_network_is_rebuilt_from_its_file(tmp_path):
+    images = torch.stack([draw_tray("train", index, size=64).image for index in range(24)])
+    module = ComponentInspection(k=6, restarts=1, crf=False, structural="resnet18", size=64, patches=40, filter="vote", seed=3)
+    module.inspector.fit(images[:16].split(8), [images[16:]])
+    module.inspector.save(tmp_path / "model.safetensors")
+    loaded = ComponentInspection(seed=3).load(tmp_path / "model.safetensors")
+    assert isinstance(loaded.structural, CNNFeatures)
+    assert loaded.inspector.memory.memory.shape == (40, 384)
+    torch.testing.assert_close(loaded(images[16:]), module(images[16:]))
+    with pytest.raises(ValueError, match="fitted to other features: digest"):
+        ComponentInspection(seed=4).load(tmp_path / "model.safetensors")
 
 
 def test_missing_weights_are_named(tmp_path):

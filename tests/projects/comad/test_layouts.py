@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -211,10 +212,20 @@ def test_folders_may_be_named_one_by_one(tmp_path):
     write_folders(tmp_path, ("normal_rods", "scratched"), "")
     folders = {"train": "train/good", "good": "normal_rods", "scratch": "scratched"}
     assert [each.name for each in read_folders(tmp_path, folders).of("test")] == [f"{kind}/{name}" for kind in ("good", "scratch") for name in "abc"]
-    with pytest.raises(ValueError, match="no folder 'good'"):
-        read_folders(tmp_path, {"train": "train/good"})
+    with pytest.raises(ValueError, match="no folder 'train'"):
+        read_folders(tmp_path, {"good": "normal_rods"})
     with pytest.raises(FileNotFoundError, match="absent does not exist"):
         read_folders(tmp_path, {**folders, "paint": "absent"})
+
+
+def test_good_pictures_alone_are_enough_and_others_may_lie_beside_them(tmp_path):
+    write_folders(tmp_path, ("good",), "train/")
+    assert [each.split for each in read_folders(tmp_path).pictures] == ["train"] * 3
+    plain = tmp_path / "plain"
+    write_folders(plain, ("good", "bad"), "")
+    shutil.rmtree(plain / "train", ignore_errors=True)
+    catalogue = read_folders(plain)
+    assert (len(catalogue.of("train")), [each.name for each in catalogue.of("test")]) == (3, ["bad/a", "bad/b", "bad/c"])
 
 
 def test_masks_of_folders_are_read_where_there_are_some(tmp_path):
