@@ -1,4 +1,4 @@
-"""The verb `export`: the part of an inspector that is a network, as an ONNX file, which needs neither this software nor torch (section 11 of the sheet)."""
+"""The verb `export`: the part of an inspector that is a network, as an ONNX file that needs no torch (section 11 of the sheet)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class NetworkPart(nn.Module):
 
     def __init__(self, inspector: Inspector) -> None:
         super().__init__()
-        assert inspector.centres is not None
         self.features, self.metric = inspector.features, inspector.metric
+        assert inspector.centres is not None
         self.register_buffer("centres", inspector.centres.cpu())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,8 @@ def export(trainer: ProjectTrainer, module: ComponentInspection) -> Exported:
     inspector = module.to("cpu").inspector
     height, width = inspector.size
     if isinstance(inspector.features, ViTFeatures) and inspector.features.size != inspector.size:
-        raise ValueError(f"the transformer takes {inspector.features.size} and pictures have {inspector.size}: fit with data.size equal to model.size")
+        sizes = f"the transformer takes {inspector.features.size}, pictures have {inspector.size}"
+        raise ValueError(f"{sizes}: other runtimes resize otherwise, so fit with data.size equal to model.size")
     path, network = artefact_folder(trainer) / "features.onnx", NetworkPart(inspector).eval()
     examples = {"images": pictures(max(BATCHES), height, width)}
     print(f"writing {path.name} for pictures of {height} x {width}, and comparing what it gives with torch ...", flush=True)
@@ -81,7 +82,8 @@ def export(trainer: ProjectTrainer, module: ComponentInspection) -> Exported:
     print(f"  images = ...  # (B, 3, {height}, {width}) float32 from 0 to 255, RGB, scaled to this size with antialiasing")
     print(f'  {", ".join(OUTPUTS)} = session.run(None, {{"images": images}})')
     print("components: of each pixel the probability of each cluster; the largest is its component where there is no CRF")
-    return Exported(rows, {"onnx/megabytes": round(megabytes, 2), "onnx/difference": difference, "onnx/milliseconds": round(rows[0]["milliseconds"], 2)})
+    summary = {"onnx/megabytes": round(megabytes, 2), "onnx/difference": difference, "onnx/milliseconds": round(rows[0]["milliseconds"], 2)}
+    return Exported(rows, summary)
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:

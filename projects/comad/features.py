@@ -203,7 +203,8 @@ class ViTFeatures(FeatureExtractor):
 class CNNFeatures(FeatureExtractor):
     """Stages of a convolutional network of timm, as PatchCore takes them (section 2.7): coarser ones are enlarged to the grid of the first.
 
-    Pictures are resized and normalised as for `ViTFeatures`. PatchCore averages each stage over 3 x 3 places; `PatchMemory` averages them together.
+    Pictures are resized and normalised as for `ViTFeatures`. PatchCore averages each stage over 3 x 3 of its own places. So it is
+    with coarser ones here; `PatchMemory` averages over places of the finest grid.
 
     Args:
         name: timm's name, such as `resnet18` or `wide_resnet50_2`.
@@ -234,7 +235,8 @@ class CNNFeatures(FeatureExtractor):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         first, *others = self.net(_pixels(images, self.size, self.mean, self.std))
-        return torch.cat([first, *(F.interpolate(other, size=first.shape[2:], mode="bilinear") for other in others)], 1)
+        means = [F.avg_pool2d(other, 3, stride=1, padding=1, count_include_pad=False) for other in others]
+        return torch.cat([first, *(F.interpolate(mean, size=first.shape[2:], mode="bilinear") for mean in means)], 1)
 
     def state(self) -> dict[str, Any]:
         return {"name": self.name, "steps": list(self.steps), "size": list(self.size), "digest": weights_digest(self.net)}

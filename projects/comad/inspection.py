@@ -31,7 +31,7 @@ _DIFFERENT = 0.05
 
 @dataclass(frozen=True)
 class Inspected:
-    """What `inspect` returns: a row a component, what changed, the adjusted inspector's file if one was written, and what heads the run's page then."""
+    """What `inspect` returns: a row a component; and if something was changed: what, the file, and what heads the run's page."""
 
     rows: list[dict[str, Any]]
     compared: list[dict[str, Any]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,69 +16,15 @@ from projects.comad.features import FeatureExtractor
 from projects.comad.fusion import Fusion
 from projects.comad.judgement import FUSED, Judgement
 from projects.comad.measures import Measures
-from projects.comad.metrology import Metrology, MetrologySettings
+from projects.comad.metrology import Metrology
 from projects.comad.naming import Finding, Violation, check_rules, name_anomalies, sentence
 from projects.comad.patches import PatchMemory
+from projects.comad.recipe import CANDIDATES, LOGICAL_PARTS, PATCHES, Recipe
 from projects.comad.sampling import sample_tokens
 from projects.comad.scoring import LogicalScorer, Scores, cluster_weights, weighing
 from projects.comad.segmentation import segment
 from projects.comad.store import load_state, save_state
-from projects.comad.vocabulary import Metric, Rating, choose_k, fit_vocabulary, match_centres
-
-PATCHES = "patches"
-CANDIDATES = range(3, 13)
-"""Numbers of clusters among which one is chosen."""
-LOGICAL_PARTS = ("global", "number", "logical")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What an inspector is fitted with.
-
-    Attributes:
-        k: clusters of the vocabulary.
-        fraction: part of each picture's tokens that the vocabulary is fitted to.
-        restarts: beginnings of its k-means.
-        metric: how tokens are compared; None takes what suits the features.
-        choose: rating by which k is chosen among 3 to 12 when the vocabulary is fitted; None leaves it as it is.
-        crf: sharpens maps by the dense CRF; without it each pixel belongs to one cluster.
-        structural: fits a patch memory beside.
-        seed: of all choices.
-        metrology: see there.
-        patches: options of `PatchMemory`, but for its seed.
-    """
-
-    k: int = 5
-    fraction: float = 0.01
-    restarts: int = 10
-    metric: Metric | None = None
-    choose: Rating | None = None
-    crf: bool = True
-    structural: bool = True
-    seed: int = 0
-    metrology: MetrologySettings = field(default_factory=MetrologySettings)
-    patches: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
-        if self.k < 2 or self.restarts < 1:
-            raise ValueError(f"a vocabulary has at least 2 clusters and 1 beginning, got k {self.k} and restarts {self.restarts}")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the scores that there are."""
-        return (*LOGICAL_PARTS, *self.metrology.extensions, *((PATCHES,) if self.structural else ()))
-
-    def state(self) -> dict[str, Any]:
-        """Return plain values that `from_state` takes."""
-        return asdict(self) | {"metrology": asdict(self.metrology) | {"extensions": list(self.metrology.extensions)}, "patches": dict(self.patches)}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Recipe:
-        """Restore what `state` returned."""
-        metrology = MetrologySettings(**(state["metrology"] | {"extensions": tuple(state["metrology"]["extensions"])}))
-        return cls(**(state | {"metrology": metrology}))
+from projects.comad.vocabulary import Metric, choose_k, fit_vocabulary, match_centres
 
 
 @dataclass(frozen=True)
@@ -145,9 +91,9 @@ class Inspector:
         self.centres: Tensor | None = None
         """(K, C) of the vocabulary."""
         self.metrology = Metrology(self.recipe.metrology)
-        self.scorer: LogicalScorer | None = None
+        self._scorer: LogicalScorer | None = None
         self.memory = PatchMemory(**self.recipe.patches, seed=self.recipe.seed) if self.recipe.structural else None
-        self.fusion: Fusion | None = None
+        self._fusion: Fusion | None = None
         self.threshold = float("nan")
         self.map_level = float("nan")
         """Level of the fused map at which it stands for as much as a picture's scores at the threshold; one scale for all pictures' maps."""
@@ -193,14 +139,14 @@ class Inspector:
         Raises:
             ValueError: if the earlier one has other features, or another number of clusters.
         """
-        assert self.centres is not None and earlier.centres is not None
-        self.centres = self.centres[match_centres(earlier.centres, self.centres, self.metric)]
+        own_centres, old_centres = self._vocabulary, earlier._vocabulary
+        self.centres = own_centres[match_centres(old_centres, own_centres, self.metric)]
         own, old = self.judgement, earlier.judgement
         self.judgement = replace(own, weights=old.weights | own.weights, names=old.names | own.names, rules=own.rules or old.rules)
 
     def learn_components(self, levels: Tensor | Iterable[Tensor], images: Tensor | Iterable[Tensor]) -> None:
         """Fit metrology and the logical scorer to heat maps, (N, K, H, W), and their pictures."""
-        self.scorer = LogicalScorer(self.metrology.fit(levels, images))
+        self._scorer = LogicalScorer(self.metrology.fit(levels, images))
 
     def learn_patches(self, features: Iterable[Tensor]) -> None:
         """Fill the patch memory, if there is one, with features (B, C, h, w) of all training pictures."""
@@ -217,7 +163,7 @@ class Inspector:
 
     def calibrate_with(self, scores: Mapping[str, Tensor]) -> Self:
         """Set scales and threshold by the scores, (N,) by part, of good validation pictures."""
-        self.fusion = Fusion(self.judgement.fusion).fit({part: scores[part] for part in self.judgement.parts})
+        self._fusion = Fusion(self.judgement.fusion).fit({part: scores[part] for part in self.judgement.parts})
         self.threshold = float(torch.quantile(self.fuse(scores), self.judgement.quantile))
         heights = [scores[_mapped(part)] / scale for part, scale in self.fusion.scales().items()]  # as `maps` adds maps: scaled, not centred
         self.map_level = float(torch.quantile(torch.stack(heights).sum(0), self.judgement.quantile))
@@ -230,8 +176,7 @@ class Inspector:
             ValueError: if there is no such score, component or measure.
         """
         self._check_parts(judgement)
-        cluster_weights(len(self._fitted.keep), self.metrology.keep, judgement.weights, judgement.background)
-        assert self.scorer is not None
+        cluster_weights(len(self._vocabulary), self.metrology.keep, judgement.weights, judgement.background)
         check_rules(self.scorer.training.take([0]), judgement.rules)
         if unknown := set(judgement.names) - set(self.metrology.components):
             raise ValueError(f"there is no component {min(unknown)} to name: components are {', '.join(map(str, self.metrology.components))}")
@@ -245,23 +190,44 @@ class Inspector:
     # ---- inspecting
 
     @property
-    def _fitted(self) -> Metrology:
-        if self.centres is None or self.scorer is None:
+    def _vocabulary(self) -> Tensor:
+        if self.centres is None:
+            raise ValueError("there is no vocabulary yet: fit the inspector to good pictures")
+        return self.centres
+
+    @property
+    def scorer(self) -> LogicalScorer:
+        """The logical scorer, with the measures of the training pictures.
+
+        Raises:
+            ValueError: if nothing was fitted.
+        """
+        if self._scorer is None:
             raise ValueError("the inspector knows no product yet: fit it to good pictures")
-        return self.metrology
+        return self._scorer
+
+    @property
+    def fusion(self) -> Fusion:
+        """The scales of scores.
+
+        Raises:
+            ValueError: if they were not set.
+        """
+        if self._fusion is None:
+            raise ValueError("scales and threshold are not known yet: calibrate the inspector with good validation pictures")
+        return self._fusion
 
     @property
     def weights(self) -> Tensor | None:
         """(K,) weights of all clusters; None where all weigh 1."""
-        weights = cluster_weights(len(self._fitted.keep), self.metrology.keep, self.judgement.weights, self.judgement.background)
+        weights = cluster_weights(len(self._vocabulary), self.metrology.keep, self.judgement.weights, self.judgement.background)
         return None if bool((weights == 1).all()) else weights
 
     def segment(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Segment pictures, (B, 3, H, W) uint8, into heat maps, (B, K, H, W) uint8 levels; features are computed unless given."""
-        if self.centres is None:
-            raise ValueError("there is no vocabulary yet: fit the inspector to good pictures")
+        centres = self._vocabulary
         found = self.features(images) if features is None else features
-        return to_levels(segment(found, images.to(found.device), self.centres, self.crf, self.metric))
+        return to_levels(segment(found, images.to(found.device), centres, self.crf, self.metric))
 
     def structural_features(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Return what the patch memory sees of pictures: features of its own, or those of the components, which are computed unless given."""
@@ -279,7 +245,6 @@ class Inspector:
         features = self.features(images)
         levels = self.segment(images, features)
         measures = self.metrology.measure(levels, images)
-        assert self.scorer is not None
         weights = self.weights
         logical = self.scorer.score(measures, weights)
         scores, structural = dict(logical.parts), None
@@ -290,25 +255,21 @@ class Inspector:
 
     def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
         """Fuse scores, (B,) by part, as the judgement says; (B,) float64."""
-        if self.fusion is None:
-            raise ValueError("scales and threshold are not known yet: calibrate the inspector with good validation pictures")
         return self.fusion({part: scores[part] for part in self.judgement.parts})
 
     def judge(self, examined: Examined) -> Verdicts:
         """Say what is wrong, and whether a picture alarms: its fused score exceeds the threshold."""
-        assert self.scorer is not None
         scores = self.fuse(examined.scores)
         findings = name_anomalies(examined.measures, self.scorer.training, self.weights)
         broken = check_rules(examined.measures, self.judgement.rules, self.judgement.names)
-        texts = ["; ".join([sentence(found, self.judgement.names), *(rule.text for rule in rules)]) for found, rules in zip(findings, broken, strict=True)]
-        return Verdicts(scores, scores > self.threshold, findings, broken, texts)
+        words = [[sentence(found, self.judgement.names), *(rule.text for rule in rules)] for found, rules in zip(findings, broken, strict=True)]
+        return Verdicts(scores, scores > self.threshold, findings, broken, ["; ".join(each) for each in words])
 
     def maps(self, examined: Examined) -> dict[str, Tensor]:
         """Return anomaly maps, (B, 1, H, W) float32 by fused part, and `fused`: their sum, each divided by the scale of its scores.
 
         `logical` and extensions show which components contribute (section 2.6); `global` and `number` have no map of their own, and show the same.
         """
-        assert self.scorer is not None and self.fusion is not None
         found, scales = {}, self.fusion.scales()
         for part in self.judgement.parts:
             if part == PATCHES and examined.structural is not None:
@@ -318,8 +279,6 @@ class Inspector:
         return found | {"fused": torch.stack([found[part] / scales[part] for part in found]).sum(0)}
 
     def _check_size(self, images: Tensor) -> None:
-        self._fitted  # noqa: B018 - it raises
-        assert self.scorer is not None
         if _size(images) != self.scorer.training.size:
             raise ValueError(f"pictures have {_size(images)} pixels, those that were learnt {self.scorer.training.size}: bring them to that size")
 
@@ -328,13 +287,10 @@ class Inspector:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pictures that were learnt."""
-        self._fitted  # noqa: B018 - it raises
-        assert self.scorer is not None
         return self.scorer.training.size
 
     def state(self) -> dict[str, Any]:
         """Return tensors and plain values that `restore` takes."""
-        assert self.scorer is not None and self.fusion is not None
         return {
             "about": self.about,
             "features": self.features.state(),
@@ -363,9 +319,9 @@ class Inspector:
         self.map_level = state["map_level"]
         self.recipe, self.judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
         self.metric, self.crf = self.recipe.metric or self.features.metric, DenseCRF() if self.recipe.crf else None
-        self.metrology, self.scorer = Metrology.from_state(state["metrology"]), LogicalScorer.from_state(state["scorer"])
+        self.metrology, self._scorer = Metrology.from_state(state["metrology"]), LogicalScorer.from_state(state["scorer"])
         self.memory = None if state["memory"] is None else PatchMemory.from_state(state["memory"])
-        self.fusion = Fusion.from_state(state["fusion"])
+        self._fusion = Fusion.from_state(state["fusion"])
         return self
 
     def save(self, path: str | Path) -> None:
@@ -403,5 +359,3 @@ def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     if not parts:
         raise ValueError("scales and threshold need good validation pictures, and there are none")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-

@@ -96,7 +96,7 @@ class ComponentInspection(L.LightningModule):
         restarts: int = 10,
         metric: Metric | None = None,
         crf: bool = True,
-        filter: FilterName = "first",
+        filter: FilterName = "first",  # noqa: A002 - the paper's word
         certainty: float = 0.5,
         extensions: list[str] | None = None,
         split: bool = False,
@@ -122,7 +122,8 @@ class ComponentInspection(L.LightningModule):
         memory = {"count": patches, "candidates": max(patches, candidates), "coreset": coreset}
         recipe = Recipe(k, fraction, restarts, metric, choose_k, crf, structural != NONE, seed, metrology, memory)
         fused = tuple(parts if parts is not None else [part for part in FUSED if part in recipe.parts])
-        judgement = Judgement(fused, fusion, quantile, background, dict(component_weights or {}), rules=tuple(Rule.parse(rule) for rule in rules or ()))
+        parsed = tuple(Rule.parse(rule) for rule in rules or ())
+        judgement = Judgement(fused, fusion, quantile, background, dict(component_weights or {}), rules=parsed)
         side = 224 if size is None else size if isinstance(size, int) else (size[0], size[1])
         own = build_features(features, side, weights, output, stride, seed)
         other = None if structural in (SAME, NONE) else build_features(structural, side, structural_weights, "tokens", stride, given.seed)
@@ -134,7 +135,7 @@ class ComponentInspection(L.LightningModule):
         self.maps_folder: Path | None = None
 
     def load(self, path: str | Path) -> Self:
-        """Take the inspector in a file with its features, recipe and judgement, whatever the options; but weights of features are those of the options.
+        """Take the inspector in a file with its features, recipe and judgement, whatever the options; weights of features are those of the options.
 
         Raises:
             FileNotFoundError: if there is no such file.

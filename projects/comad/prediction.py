@@ -155,7 +155,7 @@ def describe(inspector: Inspector, examined: Examined) -> list[dict[str, Any]]:
         are None.
     """
     verdicts, judgement = inspector.judge(examined), inspector.judgement
-    normalised = inspector.fusion.normalised({part: examined.scores[part] for part in judgement.parts}) if inspector.fusion is not None else {}
+    normalised = inspector.fusion.normalised({part: examined.scores[part] for part in judgement.parts})
     described = []
     for place, (measures, findings) in enumerate(zip(measured(inspector, examined), verdicts.findings, strict=True)):
         shares = {part: float(values[place]) for part, values in normalised.items()}
@@ -188,7 +188,6 @@ def measured(inspector: Inspector, examined: Examined) -> list[dict[str, Any]]:
         Of each picture `components`, each with its number, `name`, `weight` and `measures`; and `relations` of two `components`. A measure has its
         `value`, the `usual` one, which is the training pictures' median, and the `deviation` from their mean, by their standard deviation.
     """
-    assert inspector.scorer is not None
     columns, z, raw, usual = deviations(examined.measures, inspector.scorer.training)
     weights, judgement = inspector.weights, inspector.judgement
     tables = []

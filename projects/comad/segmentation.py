@@ -45,7 +45,7 @@ def soft_maps(features: Tensor, centres: Tensor, size: int | tuple[int, int], me
         metric: that of the vocabulary.
 
     Returns:
-        (B, K, H, W) float32 of sum 1 over k, from which the CRF starts. They are nearly flat with `cosine`: the similarities differ by about 1 at most.
+        (B, K, H, W) float32 of sum 1 over k, from which the CRF starts. They are nearly flat with `cosine`, whose similarities differ by 1 at most.
 
     Raises:
         ValueError: if the features have other channels than the centres.

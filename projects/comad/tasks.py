@@ -192,7 +192,6 @@ def overlap_rows(outcome: Outcome, parts: Iterable[str]) -> list[dict[str, Any]]
 
 def alarm_rows(outcome: Outcome, inspector: Inspector) -> list[dict[str, Any]]:
     """Return what the threshold, a quantile of the good validation pictures' scores, means on the line; in a second row, the user's rules if any."""
-    assert inspector.fusion is not None
     validation = len(next(iter(inspector.fusion.references.values())))
     rows = [_alarm_row("score", outcome.alarms, outcome)]
     rows[0] |= {"threshold": inspector.threshold, "quantile": inspector.judgement.quantile, "validation": validation}

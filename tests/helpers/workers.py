@@ -92,3 +92,18 @@ def certify_until_killed(arguments, rounds):
 
     Certification._advance = stopping(Certification._advance, signal.SIGKILL, rounds)
     command_line(arguments, "drs")
+
+
+def comad_until_killed(arguments, batches):
+    """Run a command line of comad; the process is killed when the segmentation has kept the maps of so many batches."""
+    from projects.comad.learning import Segmentation
+
+    step, left = Segmentation.predict_step, iter(range(batches))
+
+    def until_killed(self, batch, batch_idx):
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, batch, batch_idx)
+
+    Segmentation.predict_step = until_killed
+    command_line(arguments, "comad")
