@@ -5,10 +5,13 @@ from __future__ import annotations
 import glob
 import hashlib
 import inspect
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 
 from shared.runs import digest
 
@@ -53,6 +56,16 @@ def extract(options: list[str], *names: str) -> tuple[list[str], list[str]]:
         else:
             others.append(option)
     return others, values
+
+
+def joined(options: list[str], repeated: Collection[str]) -> list[str]:
+    """Write an option that is given several times, with a value or a list of values, once with a list of all, as `--set a --set '[b, c]'`."""
+    for name in sorted(repeated):
+        options, values = extract(options, f"--{name}")
+        if values:
+            parts = [part for value in values for part in (yaml.safe_load(value) if value.startswith("[") else [value])]
+            options = [*options, f"--{name}={json.dumps(parts)}"]
+    return options
 
 
 def spell_out(options: list[str], switches: set[str]) -> list[str]:

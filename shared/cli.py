@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from shared.arguments import SUPPLIED, as_list, extract, fingerprint_of, first_option, named, spell_out, switches_of, verbs_of
+from shared.arguments import SUPPLIED, as_list, extract, fingerprint_of, first_option, joined, named, spell_out, switches_of, verbs_of
 from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
 from shared.distributed import rank
@@ -45,6 +45,8 @@ class ProjectTrainer(L.Trainer):
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
     reads: frozenset[str] = frozenset()
     """Further options that name files or folders: a verb is done again when what lies there has changed."""
+    repeated: frozenset[str] = frozenset()
+    """Options that may be given several times: their values make one list."""
     independent: frozenset[str] = frozenset()
     """Verbs that judge a model by itself: settings that lie beside it, which may be a stranger's, are not read."""
     resumable: frozenset[str] = frozenset({"fit"})
@@ -194,6 +196,7 @@ class ProjectCLI(LightningCLI):
         if options and not options[0].startswith("-"):
             options = [f"--{first_option(self._trainer_type, self.chosen)}", *options]
         options = spell_out(options, switches_of(self._trainer_type, self.chosen))
+        options = joined(options, self._trainer_type.repeated)
         options, configs = extract(options, "-c", "--config")
         self._given = {name: next(reversed(extract(options, f"--{name}")[1]), None) for name in ("run", "ckpt_path", *self._trainer_type.outside)}
         self._resume = "--resume" in options

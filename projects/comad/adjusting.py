@@ -11,11 +11,12 @@ import lightning as L
 from torch import Tensor
 
 from projects.comad.data import InspectionData
-from projects.comad.inspector import PATCHES, Inspector
+from projects.comad.inspector import Inspector
 from projects.comad.judgement import Judgement
 from projects.comad.learning import Calibration
 from projects.comad.module import ComponentInspection
 from projects.comad.naming import Rule, check_rules
+from projects.comad.recipe import PATCHES
 from projects.comad.store import load_state
 
 if TYPE_CHECKING:
@@ -112,7 +113,6 @@ def _standing(inspector: Inspector, scores: Mapping[str, Tensor]) -> dict[str, A
     """Say how an inspector judges, and what comes of it for good pictures; the first three are worth saying always."""
     judgement, components = inspector.judgement, inspector.metrology.components
     alarms, pictures = int((inspector.fuse(scores) > inspector.threshold).sum()), len(next(iter(scores.values())))
-    assert inspector.scorer is not None
     broken = sum(bool(found) for found in check_rules(inspector.scorer.training, judgement.rules))
     return {
         "threshold": inspector.threshold,

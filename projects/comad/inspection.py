@@ -89,7 +89,6 @@ def _show(
     option: str,
 ) -> Inspected:
     """Write pages and tables, and print the components; `option` names the inspector in commands."""
-    assert inspector.scorer is not None
     folder, rows = artefact_folder(trainer), component_rows(inspector)
     measured = distributions(inspector.metrology, inspector.scorer.training)
     adjusted = Adjusted(shown_path(target), compared, f"{COMMAND} predict PICTURES {option}") if target else None
@@ -108,7 +107,6 @@ def check_pictures(inspector: Inspector, data: InspectionData, examples: Example
     Raises:
         ValueError: if they are others.
     """
-    assert inspector.scorer is not None
     training, product = inspector.scorer.training, inspector.about.get("product", "its product")
     mend = "give those that it was fitted to by data.source, data.root and data.category, or their settings by --config"
     if len(training) != len(data.train_set):

@@ -91,7 +91,7 @@ def write_pages(folder: Path, content: Content) -> None:
 
 def _components(inspector: Inspector) -> list[dict[str, Any]]:
     """Return the table's rows, each with its page, its colour, what it is called, and how many pieces a picture has."""
-    colours, pictures = [colour for colour, _ in legend(inspector)], len(inspector.scorer.training)  # type: ignore[union-attr]  # it is fitted
+    colours, pictures = [colour for colour, _ in legend(inspector)], len(inspector.scorer.training)
     rows = []
     for row in component_rows(inspector):
         k = row["component"]
@@ -139,7 +139,6 @@ def _index(content: Content, components: list[dict[str, Any]]) -> dict[str, Any]
 def _odd(content: Content) -> list[tuple[str, str, str, str]]:
     """Return name, picture, leave-one-out score and words of the training pictures that look least like the others, the oddest first."""
     scorer, weights = content.inspector.scorer, content.inspector.weights
-    assert scorer is not None
     if len(scorer.training) < 2:
         return []
     scores = scorer.training_scores(weights).logical
@@ -151,7 +150,6 @@ def _odd(content: Content) -> list[tuple[str, str, str, str]]:
 
 def _component(content: Content, place: int, components: list[dict[str, Any]]) -> dict[str, Any]:
     inspector, examples, own = content.inspector, content.examples, components[place]
-    assert inspector.scorer is not None
     training, report = inspector.scorer.training, inspector.metrology.report()[place]
     facts = {
         "Weight": text(own["weight"]),
@@ -182,7 +180,6 @@ def _rules(inspector: Inspector, rules: Sequence[Rule]) -> Table | None:
     """Make a table of rules, with the training pictures that break each: these are good ones."""
     if not rules:
         return None
-    assert inspector.scorer is not None
     broken = [violation.rule for found in check_rules(inspector.scorer.training, rules) for violation in found]
     rows = [[inspector.judgement.called(rule.component), rule.measure, rule.low, rule.high, broken.count(rule)] for rule in rules]
     return make_table(["of", "measure", "least", "most", "training pictures that break it"], rows)
@@ -190,7 +187,6 @@ def _rules(inspector: Inspector, rules: Sequence[Rule]) -> Table | None:
 
 def _forms(inspector: Inspector, place: int, forms: Sequence[tuple[str, str]]) -> Table:
     """Make a table of changes, those of components for one of them."""
-    assert inspector.scorer is not None
     training = inspector.scorer.training
     values = {"k": training.components[place], "number": int(training.number[:, place].median())}
     return make_table(["change", ""], [[form.format(**values), what] for form, what in forms])
@@ -206,7 +202,6 @@ def _presence(inspector: Inspector, place: int) -> Tensor:
     """Return how often each pixel belongs to a component, from black for never to pale yellow for always, (3, H, W) uint8."""
     from shared.pictures import heat
 
-    assert inspector.scorer is not None
     training = inspector.scorer.training
     return (heat(unpack(training.masks[:, place], training.size).float().mean(0)) * 255).byte()
 
