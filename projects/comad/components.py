@@ -6,6 +6,7 @@ picture here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -130,12 +131,12 @@ def is_component(heat: Tensor, certainty: float = 0.5, crop: float = CROP, contr
 
 
 def find_components(
-    heat: Tensor, how: FilterName = "first", seed: int = 0, certainty: float = 0.5, crop: float = CROP, contrast: float = CONTRAST
+    heat: Sequence[Tensor] | Tensor, how: FilterName = "first", seed: int = 0, certainty: float = 0.5, crop: float = CROP, contrast: float = CONTRAST
 ) -> Tensor:
     """Choose the clusters that are components of the product.
 
     Args:
-        heat: (N, K, H, W) maps of the training pictures, in [0, 1] or uint8 levels.
+        heat: N maps (K, H, W) of the training pictures, in [0, 1] or uint8 levels.
         how: `first` asks the first picture, as the reference does; `vote` the majority of 20 random ones.
         seed: of the choice of the voters.
         certainty: as for `is_component`.
@@ -153,5 +154,5 @@ def find_components(
     if how not in ("first", "vote"):
         raise ValueError(f"filter {how!r} is not known: use first or vote")
     voters = torch.randperm(len(heat), generator=generator(seed, "components"))[:VOTERS].sort().values if how == "vote" else torch.zeros(1).long()
-    votes = torch.stack([is_component(heat[voter : voter + 1], certainty, crop, contrast)[0] for voter in voters.tolist()])
+    votes = torch.stack([is_component(heat[voter][None], certainty, crop, contrast)[0] for voter in voters.tolist()])
     return 2 * votes.sum(0) > len(votes)

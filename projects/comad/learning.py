@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from shared.cli import ProjectTrainer
+
+
+class Reader(Sequence[Tensor]):
+    """A sequence of tensors that are read, each time, when they are asked for.
+
+    Args:
+        read: returns one of them.
+        length: how many there are.
+    """
+
+    def __init__(self, read: Callable[[int], Tensor], length: int) -> None:
+        self.read, self.length = read, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.read(place)
 
 
 class Kept:
@@ -57,6 +75,10 @@ class Kept:
     def all(self, name: str, count: int) -> Iterator[Tensor]:
         """Yield (1, ...) of each of `count` pictures, in order."""
         return (self.get(name, [place]) for place in range(count))
+
+    def each(self, name: str, count: int) -> Reader:
+        """Return a sequence of (...) of `count` pictures, each read when it is asked for."""
+        return Reader(lambda place: self.get(name, [place])[0], count)
 
     def _file(self, name: str, place: int) -> Path:
         return self.folder / f"{name}-{place:06}.safetensors"
@@ -154,7 +176,7 @@ def learn(trainer: ProjectTrainer, module: ComponentInspection, data: Inspection
     _run(trainer, Segmentation(inspector, networks, kept), data.train_dataloader())
     _say(trainer, "3/4 measures and patches")
     if trainer.is_global_zero:
-        inspector.learn_components(kept.all("levels", count), (data.train_set[place]["image"] for place in range(count)))
+        inspector.learn_components(kept.each("levels", count), Reader(lambda place: data.train_set[place]["image"], count))
         inspector.learn_patches(kept.all("features" if module.structural is None else "structural", count))
         inspector.calibrate_with({part: torch.zeros(1, dtype=torch.float64) for part in inspector.recipe.parts})
         inspector.save(trainer.run.path / MODEL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -95,12 +95,12 @@ class Metrology:
         self.norms: dict[str, Tensor] = {}
         self.means: dict[str, Tensor] = {}
 
-    def fit(self, heat: Tensor | Iterable[Tensor], images: Tensor | Iterable[Tensor], keep: Tensor | None = None) -> Measures:
-        """Fit everything to good pictures; a byte for each pixel and cluster is held meanwhile.
+    def fit(self, heat: Sequence[Tensor] | Tensor, images: Sequence[Tensor] | Tensor, keep: Tensor | None = None) -> Measures:
+        """Fit everything to good pictures, which are gone through three times; only measures, and a bit a pixel and component, are held.
 
         Args:
-            heat: (N, K, H, W) maps in [0, 1] or uint8 levels, or pictures or batches of such.
-            images: (N, 3, H, W) uint8 RGB, or pictures or batches of such.
+            heat: N maps (K, H, W) in [0, 1] or uint8 levels, such as a tensor of them, or a sequence that reads them.
+            images: N pictures (3, H, W), uint8 RGB.
             keep: (K,) bool, clusters that are components; found by the filter if None.
 
         Returns:
@@ -109,19 +109,19 @@ class Metrology:
         Raises:
             ValueError: if there is no picture, sizes differ, no cluster is a component, or one is nowhere to be seen.
         """
-        levels, pictures = _gathered(heat), _gathered(images, is_heat=False)
-        _check(levels, pictures)
+        if not len(heat):
+            raise ValueError("no pictures to measure: give at least one")
         s = self.settings
-        self.keep = (find_components(levels, s.filter, s.seed, s.certainty, s.crop, s.contrast) if keep is None else keep).cpu()
+        self.keep = (find_components(heat, s.filter, s.seed, s.certainty, s.crop, s.contrast) if keep is None else keep).cpu()
         self.components = tuple(self.keep.nonzero()[:, 0].tolist())
         if not self.components:
             advice = "use filter: vote, a smaller certainty (soft maps without a CRF never reach 0.5), or another number of clusters"
             raise ValueError(f"none of {len(self.keep)} clusters is a component: all are uncertain or reach into three corners; {advice}")
-        self.offsets = self._best_offsets(levels)
-        observed = list(self._observe(levels, pictures))
+        self.offsets = self._best_offsets(heat)
+        observed = list(self._observe(heat, images))
         self._fit_classes(observed)
         self._fit_norms({name: torch.cat([part.raw[name] for part in observed]) for name in observed[0].raw})
-        return self._compared(observed, levels.shape[2:])
+        return self._compared(observed, heat[0].shape[1:])
 
     def measure(self, heat: Tensor, images: Tensor) -> Measures:
         """Measure pictures.
@@ -135,13 +135,11 @@ class Metrology:
         """
         if not self.components:
             raise ValueError("metrology knows no components yet: call fit with good pictures first")
-        levels, pictures = _gathered(heat), _gathered(images, is_heat=False)
-        _check(levels, pictures)
-        if levels.shape[1] != len(self.keep):
-            raise ValueError(
-                f"expected heat maps of {len(self.keep)} clusters, got {levels.shape[1]}: use the vocabulary that metrology was fitted with"
-            )
-        return self._compared(list(self._observe(levels, pictures)), levels.shape[2:])
+        heat, images = (one if one.ndim == 4 else one[None] for one in (heat, images))
+        if heat.shape[1] != len(self.keep):
+            there = f"expected heat maps of {len(self.keep)} clusters, got {heat.shape[1]}"
+            raise ValueError(f"{there}: use the vocabulary that metrology was fitted with")
+        return self._compared(list(self._observe(heat, images)), heat.shape[2:])
 
     def masks(self, heat: Tensor) -> Tensor:
         """Binarise (B, K, H, W) heat maps as they are measured: (B, M, H, W) bool."""
@@ -151,11 +149,11 @@ class Metrology:
         cuts = thresholds(levels, self.settings.crop, self.settings.contrast)
         return levels > _multiplied(cuts, self.offsets)[..., None, None]
 
-    def _best_offsets(self, levels: Tensor) -> Tensor:
-        """Return the (M,) multipliers for which areas vary least, by their mean, over (N, K, H, W) levels; of equals the smallest."""
+    def _best_offsets(self, heat: Sequence[Tensor] | Tensor) -> Tensor:
+        """Return the (M,) multipliers for which areas vary least, by their mean; of equals the smallest."""
         areas = []
-        for part in _chunks(levels):
-            chosen = levels[part][:, list(self.components)]
+        for part in _chunks(heat):
+            chosen = to_levels(_stacked(heat, part))[:, list(self.components)]
             above = chosen.shape[2] * chosen.shape[3] - histograms(chosen).cumsum(-1)  # pixels above each level
             cuts = thresholds(chosen, self.settings.crop, self.settings.contrast)
             areas.append(torch.stack([above.gather(-1, _multiplied(cuts, m)[..., None])[..., 0] for m in OFFSETS]))
@@ -166,11 +164,15 @@ class Metrology:
             raise ValueError(f"clusters {unseen} are in no training picture, so they cannot be components: leave them out of keep")
         return torch.tensor(OFFSETS, dtype=torch.float64)[variation.argmin(0)]
 
-    def _observe(self, levels: Tensor, pictures: Tensor) -> Iterator[_Observed]:
-        for part in _chunks(levels):
-            masks = self._masks(levels[part][:, list(self.components)])
+    def _observe(self, heat: Sequence[Tensor] | Tensor, images: Sequence[Tensor] | Tensor) -> Iterator[_Observed]:
+        for part in _chunks(heat):
+            levels, pictures = _stacked(heat, part), _stacked(images, part)
+            if len(heat) != len(images) or levels.shape[2:] != pictures.shape[2:] or pictures.shape[1] != 3 or pictures.dtype != torch.uint8:
+                shapes = f"{len(heat)} heat maps {tuple(levels.shape[1:])} and {len(images)} {pictures.dtype} pictures {tuple(pictures.shape[1:])}"
+                raise ValueError(f"{shapes} do not belong together: give as many (K, H, W) as (3, H, W) uint8 of one size")
+            masks = self._masks(to_levels(levels)[:, list(self.components)])
             pieces = find_pieces(masks.flatten(0, 1), self.settings.least_area * masks[0, 0].numel(), self.settings.split)
-            yield _Observed(self._raw(masks, pictures[part].to(masks.device), pieces), pieces, pack(masks))
+            yield _Observed(self._raw(masks, pictures.to(masks.device), pieces), pieces, pack(masks))
 
     def _raw(self, masks: Tensor, images: Tensor, pieces: Pieces) -> dict[str, Tensor]:
         """Return raw measures of (B, M, H, W) masks by group, (B, D) on the CPU."""
@@ -314,22 +316,14 @@ def _mean_elongation(pieces: Pieces, masks: int) -> Tensor:
     return torch.bincount(pieces.owner, pieces.elongation, minlength=masks) / torch.where(count > 0, count.double(), torch.nan)
 
 
-def _chunks(levels: Tensor) -> Iterator[slice]:
-    step = max(1, PIXELS // (levels.shape[2] * levels.shape[3]))
-    return (slice(start, start + step) for start in range(0, len(levels), step))
+def _chunks(heat: Sequence[Tensor] | Tensor) -> Iterator[range]:
+    """Yield the numbers of as many pictures as are measured at once."""
+    step = max(1, PIXELS // heat[0][0].numel())
+    return (range(start, min(start + step, len(heat))) for start in range(0, len(heat), step))
 
 
-def _gathered(pictures: Tensor | Iterable[Tensor], is_heat: bool = True) -> Tensor:
-    """Return pictures as one tensor of four dimensions, heat maps as levels."""
-    parts = [pictures] if isinstance(pictures, Tensor) else list(pictures) if not is_heat else (to_levels(part) for part in pictures)
-    stacked = [part if part.ndim == 4 else part[None] for part in parts]
-    if not sum(len(part) for part in stacked):
-        raise ValueError("no pictures to measure: give at least one")
-    whole = stacked[0] if len(stacked) == 1 else torch.cat(stacked)
-    return torch.cat([to_levels(whole[part]) for part in _chunks(whole)]) if is_heat else whole
-
-
-def _check(levels: Tensor, images: Tensor) -> None:
-    if len(levels) != len(images) or levels.shape[2:] != images.shape[2:] or images.shape[1] != 3 or images.dtype != torch.uint8:
-        shapes = f"heat maps {tuple(levels.shape)} and {images.dtype} pictures {tuple(images.shape)}"
-        raise ValueError(f"{shapes} do not belong together: give (N, K, H, W) and (N, 3, H, W) uint8 of one size")
+def _stacked(pictures: Sequence[Tensor] | Tensor, part: range) -> Tensor:
+    """Return some pictures as one tensor."""
+    if isinstance(pictures, Tensor):
+        return pictures[part.start : part.stop]
+    return torch.stack([pictures[number] for number in part if number < len(pictures)])

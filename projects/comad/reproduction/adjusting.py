@@ -68,11 +68,12 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether scratches are silenced, and other anomalies are not."""
+    """Say whether scratches are silenced, of which there must be alarms before, and other anomalies are not."""
     held = {}
     for row in summary:
         about = f"{row['silenced']} silenced, {row['score']}"
         rate = {column: row[column]["mean"] for column in row if column not in ("silenced", "score")}
+        held[f"(5) {about}: before, at least half of the scratches alarm"] = rate["scratched before"] >= 0.5
         held[f"(5) {about}: scratches alarm as good trays do, within {TOLERANCE}"] = rate["scratched after"] <= rate["good after"] + TOLERANCE
         if row["score"] == "fused":
             held[f"(5) {about}: missing pieces alarm as before, within {TOLERANCE}"] = rate["missing after"] >= rate["missing before"] - TOLERANCE

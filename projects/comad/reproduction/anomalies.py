@@ -67,19 +67,19 @@ def expectations(summary: Rows) -> dict[str, bool]:
 
 
 def figures(summary: Rows) -> dict[str, Figure]:
-    """Draw the AUROCs of detectors and kinds as a table in colour, red where a detector knows nothing or worse."""
+    """Draw the AUROCs of detectors and kinds as a table in colour, white where a detector knows nothing."""
     import matplotlib.pyplot as plt
 
     columns = [*worlds.KINDS, LOGICAL_MEAN]
     means = [[row[column]["mean"] for column in columns] for row in summary]
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    image = axis.imshow(means, vmin=0.5, vmax=1, cmap="RdYlGn", aspect="auto")
+    image = axis.imshow(means, vmin=0.5, vmax=1, cmap="Greens", aspect="auto")
     for y, line in enumerate(means):
         for x, value in enumerate(line):
-            axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9)
-    axis.set_xticks(range(len(columns)), columns)
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if value > 0.85 else "black")
+    axis.set_xticks(range(len(columns)), [column.replace(" ", "\n") for column in columns])
     axis.set_yticks(range(len(summary)), [row["detector"] for row in summary])
-    axis.axvline(len(columns) - 1.5, color="white", linewidth=4)
+    axis.axvline(len(columns) - 1.5, color="black", linewidth=2)
     axis.set_title("AUROC of good trays against a kind, mean over seeds", fontsize=10)
     figure.colorbar(image, label="AUROC", extend="min")
     figure.tight_layout()

@@ -109,8 +109,8 @@ def test_pictures_can_come_one_by_one_and_as_levels(fitted):
     metrology, training = fitted
     heat, images = good()
     other = Metrology()
-    levels = ((one * 128).round().to(torch.uint8) for one in heat)
-    one_by_one = other.fit(levels, (image for image in images))
+    levels = [(one * 128).round().to(torch.uint8) for one in heat]
+    one_by_one = other.fit(levels, list(images))
     torch.testing.assert_close(one_by_one.groups["global"].normalised, training.groups["global"].normalised)
     assert torch.equal(other.offsets, metrology.offsets)
 

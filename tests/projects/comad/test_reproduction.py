@@ -80,21 +80,16 @@ def test_comad_must_be_far_above_the_patch_memory():
 
 
 def test_silencing_must_end_alarms_of_scratches_and_no_others():
-    def judged(scratched=0.1, missing=0.95, score="fused"):
-        row = line(
-            {"silenced": "grain", "score": score},
-            scratched_after=scratched,
-            good_after=0.08,
-            missing_before=0.98,
-            missing_after=missing,
-            good_before=0.1,
-        )
+    def judged(before=0.9, after=0.1, missing=0.95, score="fused"):
+        rates = {"scratched_before": before, "scratched_after": after, "good_before": 0.1, "good_after": 0.08}
+        row = line({"silenced": "grain", "score": score}, **rates, missing_before=0.98, missing_after=missing)
         return list(adjusting.expectations([row]).values())
 
-    assert judged() == [True, True]
-    assert judged(scratched=0.14) == [False, True]
-    assert judged(missing=0.92) == [True, False]
-    assert judged(missing=0.0, score="patch memory") == [True], "which does not find them anyway"
+    assert judged() == [True, True, True]
+    assert judged(before=0.49) == [False, True, True], "there is nothing to silence"
+    assert judged(after=0.14) == [True, False, True]
+    assert judged(missing=0.92) == [True, True, False]
+    assert judged(missing=0.0, score="patch memory") == [True, True], "which does not find them anyway"
 
 
 def test_the_altered_component_must_be_named_in_four_of_five():
@@ -306,8 +301,10 @@ def test_figures_show_every_detector():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(anomalies.DETECTORS)
 
 
-def test_a_quick_run_makes_a_table(run_folder, capsys, monkeypatch):
+def test_a_quick_run_makes_a_table(kept, run_folder, capsys, monkeypatch):
+    scored = worlds.scored
     monkeypatch.setattr(worlds, "QUICK", FEW)
+    monkeypatch.setattr(worlds, "scored", lambda folder, size, seed: scored(kept, size, seed))
     main(["reproduce", "--table", "anomalies", "--quick", "--run", "quick"])
     results = json.loads((run_folder / "comad" / "quick" / "results-anomalies.json").read_text())
     assert [row["detector"] for row in results["rows"]] == list(anomalies.DETECTORS)
