@@ -112,12 +112,21 @@ def claim_folder(folder: Path | str, mark: str, source: Path | str | None = None
         raise ValueError(f"{folder} is a file: name a folder")
     if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
         raise ValueError(f"{folder} is not empty and no earlier result (it has no {mark}), so it is not replaced: name another folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise OSError(f"cannot write into {path.parent} ({error.strerror}): choose another folder") from error
+    check_writable(path.parent, "choose another folder")
     return path
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Make a folder, if need be, and see that files can be written there.
+
+    Raises:
+        OSError: if not, with the advice.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"cannot write into {folder} ({error.strerror}): {advice}") from error
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from projects.comad.module import ComponentInspection
 from projects.comad.naming import Rule, check_rules
 from projects.comad.recipe import PATCHES
 from projects.comad.store import load_state
+from shared.runs import check_writable
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
@@ -65,11 +65,7 @@ def check_target(path: Path) -> Path:
             raise ValueError(f"{path} is no inspector, so it is not replaced: name another file by --output ({error})") from error
         if not earlier.changes:
             raise ValueError(f"{path} holds an inspector as it was fitted, which is not replaced: name another file by --output")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise OSError(f"cannot write into {path.parent} ({error.strerror}): name another file by --output") from error
+    check_writable(path.parent, "name another file by --output")
     return path
 
 

@@ -11,6 +11,7 @@ from projects.comad.module import MODEL, ComponentInspection
 from shared.cli import ProjectCLI, ProjectTrainer, run
 
 if TYPE_CHECKING:
+    from projects.comad.distilling import Distilled
     from projects.comad.export import Exported
     from projects.comad.inspection import Inspected
     from projects.comad.prediction import Predicted
@@ -23,7 +24,7 @@ class Trainer(ProjectTrainer):
     outside = frozenset({"inspector"})
     reads = frozenset({"path"})
     repeated = frozenset({"set"})
-    resumable = frozenset({"fit", "predict", "reproduce"})
+    resumable = frozenset({"fit", "predict", "distil", "reproduce"})
     follow_up = MappingProxyType({"fit": "inspect", "test": "inspect"})
 
     def fit(self, model: ComponentInspection, datamodule: InspectionData) -> Tested | None:  # type: ignore[override]
@@ -101,6 +102,34 @@ class Trainer(ProjectTrainer):
         in_one_process(self)
         self._load(model, datamodule, inspector)
         return inspect(self, model, datamodule, set or [], output, inspector)
+
+    def distil(
+        self,
+        model: ComponentInspection,
+        datamodule: InspectionData,
+        epochs: int = 15,
+        patches: bool = False,
+        output: str | None = None,
+        inspector: str | None = None,
+    ) -> Distilled:
+        """Train a small network to give the inspector's components, and write an inspector that needs neither transformer nor CRF.
+
+        Its measures are learnt anew, and its scales and threshold set anew; components keep their numbers, names, weights and rules.
+
+        Args:
+            model: supplied.
+            datamodule: supplied; the pictures that the inspector was fitted to.
+            epochs: passes through the training pictures.
+            patches: keeps the patch memory, whose features then have to be computed; without it what looks odd at one place is hardly noticed.
+            output: file of the light inspector; null is light.safetensors in the run.
+            inspector: file of an inspector; null is that of the run.
+        """
+        from projects.comad.distilling import distil
+        from shared.distributed import in_one_process
+
+        in_one_process(self)
+        self._load(model, datamodule, inspector)
+        return distil(self, model, datamodule, epochs, patches, output)
 
     def export(self, model: ComponentInspection, datamodule: InspectionData, inspector: str | None = None) -> Exported:
         """Write the network of the features as features.onnx for other runtimes, check it against this software, and time it; needs the extra onnx.

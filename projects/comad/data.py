@@ -191,6 +191,8 @@ class InspectionData(DataModule):
         options = self.options
         if self.source == "traysim" and self.size[0] != self.size[1]:
             raise ValueError(f"data.size must be one number with data.source traysim, whose trays are square, got {list(self.size)}")
+        if given := [name for name in ("root", "category", "folders", "groups") if self.source == "traysim" and options[name] is not None]:
+            raise ValueError(f"data.{given[0]} is not used with data.source traysim, which draws trays: add --data.source folder (or loco, cad_sd)")
         if not 0 < options.val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in (0, 1), got {options.val_fraction}")
         if options.on_bad_file not in get_args(OnBadFile):

@@ -79,7 +79,7 @@ def read_config(path: Path) -> dict[int, DefectType]:
         BadFileError: if it is damaged, lacks a value or holds one that is out of its range, or has two defects of one pixel value.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: it belongs to the data set and says what the values of masks mean; put it there")
+        raise FileNotFoundError(f"no file {path}: it belongs to MVTec LOCO AD; put it there, or read other folders by data.source folder")
     try:
         lines = json.loads(path.read_text(encoding="utf-8"))
         types = [_type(line) for line in lines]

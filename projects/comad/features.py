@@ -145,6 +145,22 @@ class OfflineFeatures(FeatureExtractor):
         return self
 
 
+class NoFeatures(FeatureExtractor):
+    """Stands where a light network gives the components of pictures, so that nothing asks for features."""
+
+    name = "distilled"
+    channels = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise ValueError("a light inspector gives components without features: take the one that it was distilled from, or other model.features")
+
+    def state(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def restore(self, state: dict[str, Any]) -> Self:
+        return self._compared(state)
+
+
 class ViTFeatures(FeatureExtractor):
     """The patch tokens of a vision transformer of timm: those of its last block, through its final LayerNorm (section 2.1).
 
@@ -247,7 +263,7 @@ class CNNFeatures(FeatureExtractor):
 
 def build_features(
     name: str, size: Size = 224, weights: str | None = None, output: Output = "tokens", stride: int = 2, seed: int = 0
-) -> OfflineFeatures | ViTFeatures | CNNFeatures:
+) -> OfflineFeatures | NoFeatures | ViTFeatures | CNNFeatures:
     """Build a feature extractor, (B, 3, H, W) uint8 -> (B, C, h, w).
 
     Args:
@@ -262,6 +278,8 @@ def build_features(
         ValueError: if there are no such features, or the options do not fit them.
         FileNotFoundError: if the weights are not there.
     """
+    if name == NoFeatures.name:
+        return NoFeatures()
     if name != OfflineFeatures.name:
         if _is_transformer(name):
             return ViTFeatures(name, size, weights, output, seed)

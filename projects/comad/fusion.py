@@ -23,7 +23,7 @@ class Fusion:
     - `sum`: itself.
     - `zscore`: (s - mean) / std of the validation scores, in the manner of a population; a std of 0 only subtracts.
     - `trimmed-z`: the same with mean and std of those between the 20th and the 80th percentile, ends included. One outlier does not stretch it.
-    - `max`: s / the largest validation score, as in PSAD; itself if that is not above 0.
+    - `max`: s / the largest validation score (PSAD: the largest leave-one-out training score); itself if that is not above 0.
     - `rank`: the part of the validation scores below it, in [0, 1], equal ones counting one half. All scores beyond the validation's are alike.
 
     Args:

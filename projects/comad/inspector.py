@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from projects.comad.components import to_levels
 from projects.comad.crf import DenseCRF
-from projects.comad.features import FeatureExtractor
+from projects.comad.features import FeatureExtractor, NoFeatures
 from projects.comad.fusion import Fusion
 from projects.comad.judgement import FUSED, Judgement
+from projects.comad.light import LightSegmenter
 from projects.comad.measures import Measures
 from projects.comad.metrology import Metrology
 from projects.comad.naming import Finding, Violation, check_rules, name_anomalies, sentence
@@ -25,6 +27,9 @@ from projects.comad.scoring import LogicalScorer, Scores, cluster_weights, weigh
 from projects.comad.segmentation import segment
 from projects.comad.store import load_state, save_state
 from projects.comad.vocabulary import Metric, choose_k, fit_vocabulary, match_centres
+
+LOOK = "no measure stands out: look at the anomaly map"
+"""What is said of an alarm without a finding."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Inspector:
         self.crf = DenseCRF() if self.recipe.crf else None
         self.centres: Tensor | None = None
         """(K, C) of the vocabulary."""
+        self.light: LightSegmenter | None = None
+        """A network that gives heat maps instead of features, vocabulary and CRF."""
         self.metrology = Metrology(self.recipe.metrology)
         self._scorer: LogicalScorer | None = None
         self.memory = PatchMemory(**self.recipe.patches, seed=self.recipe.seed) if self.recipe.structural else None
@@ -104,7 +111,7 @@ class Inspector:
     # ---- learning
 
     def fit(self, training: Sequence[Tensor], validation: Iterable[Tensor]) -> Self:
-        """Learn from good pictures in batches, (B, 3, H, W) uint8, which are gone through three times; validation pictures set scales and threshold.
+        """Learn from good pictures in batches, (B, 3, H, W) uint8, whose features are held; validation pictures set scales and threshold.
 
         Raises:
             ValueError: if there are too few pictures, or no cluster is a component.
@@ -112,13 +119,13 @@ class Inspector:
         self.features.fit(training)
         if self.structural is not None:
             self.structural.fit(training)
-        first, tokens = 0, []
-        for images in training:
-            tokens.append(self.sample(self.features(images), first))
-            first += len(images)
-        self.learn_vocabulary(torch.cat(tokens))
-        self.learn_components(torch.cat([self.segment(images) for images in training]), torch.cat(list(training)))
-        self.learn_patches(self.structural_features(images) for images in training)
+        features = [self.features(images) for images in training]
+        firsts = itertools.accumulate((len(images) for images in training), initial=0)
+        self.learn_vocabulary(torch.cat([self.sample(own, first) for own, first in zip(features, firsts, strict=False)]))
+        levels = torch.cat([self.segment(images, own) for images, own in zip(training, features, strict=True)])
+        self.learn_components(levels, torch.cat(list(training)))
+        self.judged_by(self.judgement)
+        self.learn_patches(self.structural_features(images, own) for images, own in zip(training, features, strict=True))
         return self.calibrate(self.examine(images) for images in validation)
 
     def sample(self, features: Tensor, first: int) -> Tensor:
@@ -144,9 +151,19 @@ class Inspector:
         own, old = self.judgement, earlier.judgement
         self.judgement = replace(own, weights=old.weights | own.weights, names=old.names | own.names, rules=own.rules or old.rules)
 
-    def learn_components(self, levels: Tensor | Iterable[Tensor], images: Tensor | Iterable[Tensor]) -> None:
-        """Fit metrology and the logical scorer to heat maps, (N, K, H, W), and their pictures."""
-        self._scorer = LogicalScorer(self.metrology.fit(levels, images))
+    def drop_absent(self) -> list[str]:
+        """Drop names and rules, as `number_like` may have brought, of clusters that are no components, and say which."""
+        own, there = self.judgement, self.metrology.components
+        names = {k: name for k, name in own.names.items() if k in there}
+        rules = tuple(rule for rule in own.rules if rule.component in there)
+        self.judgement = replace(own, names=names, rules=rules)
+        absent = [f"the name {own.names[k]}" for k in own.names if k not in names]
+        absent += [f"a rule about {rule.measure} of {own.called(rule.component)}" for rule in own.rules if rule not in rules]
+        return [f"{what} is dropped, for its cluster is no component any more" for what in absent]
+
+    def learn_components(self, levels: Sequence[Tensor] | Tensor, images: Sequence[Tensor] | Tensor, keep: Tensor | None = None) -> None:
+        """Fit metrology and the scorer to heat maps, (N, K, H, W), and their pictures; the filter finds components unless `keep` has them."""
+        self._scorer = LogicalScorer(self.metrology.fit(levels, images, keep))
 
     def learn_patches(self, features: Iterable[Tensor]) -> None:
         """Fill the patch memory, if there is one, with features (B, C, h, w) of all training pictures."""
@@ -185,7 +202,11 @@ class Inspector:
 
     def _check_parts(self, judgement: Judgement) -> None:
         if unknown := [part for part in judgement.parts if part not in self.recipe.parts]:
-            raise ValueError(f"there is no score {unknown[0]!r} to fuse: there are {', '.join(self.recipe.parts)}")
+            known = f"there are {', '.join(self.recipe.parts)}"
+            raise ValueError(f"there is no score {unknown[0]!r} to fuse: {known}; leave it out of model.parts, or of --set parts=...")
+        numbers = {*judgement.weights, *judgement.names, *(rule.component for rule in judgement.rules)}
+        if self.recipe.choose is None and (beyond := [number for number in numbers if not 0 <= number < self.recipe.k]):
+            raise ValueError(f"there is no component {beyond[0]}: clusters are numbered from 0 to {self.recipe.k - 1}")
 
     # ---- inspecting
 
@@ -225,9 +246,16 @@ class Inspector:
 
     def segment(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Segment pictures, (B, 3, H, W) uint8, into heat maps, (B, K, H, W) uint8 levels; features are computed unless given."""
+        if self.light is not None:
+            return self.light.levels(images)
         centres = self._vocabulary
         found = self.features(images) if features is None else features
         return to_levels(segment(found, images.to(found.device), centres, self.crf, self.metric))
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether features are needed: for components unless a light network gives them, or for a patch memory without features of its own."""
+        return self.light is None or (self.memory is not None and self.structural is None)
 
     def structural_features(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Return what the patch memory sees of pictures: features of its own, or those of the components, which are computed unless given."""
@@ -242,7 +270,7 @@ class Inspector:
             ValueError: if nothing was fitted, or pictures have another size.
         """
         self._check_size(images)
-        features = self.features(images)
+        features = self.features(images) if self.uses_features else None
         levels = self.segment(images, features)
         measures = self.metrology.measure(levels, images)
         weights = self.weights
@@ -262,8 +290,11 @@ class Inspector:
         scores = self.fuse(examined.scores)
         findings = name_anomalies(examined.measures, self.scorer.training, self.weights)
         broken = check_rules(examined.measures, self.judgement.rules, self.judgement.names)
-        words = [[sentence(found, self.judgement.names), *(rule.text for rule in rules)] for found, rules in zip(findings, broken, strict=True)]
-        return Verdicts(scores, scores > self.threshold, findings, broken, ["; ".join(each) for each in words])
+        alarms, words = scores > self.threshold, []
+        for found, rules, is_alarm in zip(findings, broken, alarms.tolist(), strict=True):
+            first = LOOK if is_alarm and not found else sentence(found, self.judgement.names)
+            words.append("; ".join([first, *(rule.text for rule in rules)]))
+        return Verdicts(scores, alarms, findings, broken, words)
 
     def maps(self, examined: Examined) -> dict[str, Tensor]:
         """Return anomaly maps, (B, 1, H, W) float32 by fused part, and `fused`: their sum, each divided by the scale of its scores.
@@ -298,6 +329,7 @@ class Inspector:
             "recipe": self.recipe.state(),
             "judgement": self.judgement.state(),
             "centres": self.centres,
+            "light": None if self.light is None else self.light.state(),
             "metrology": self.metrology.state(),
             "scorer": self.scorer.state(),
             "memory": None if self.memory is None else self.memory.state(),
@@ -317,6 +349,7 @@ class Inspector:
             self.structural.restore(state["structural"])
         self.about, self.centres, self.threshold = state["about"], state["centres"], state["threshold"]
         self.map_level = state["map_level"]
+        self.light = None if state.get("light") is None else LightSegmenter.from_state(state["light"])
         self.recipe, self.judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
         self.metric, self.crf = self.recipe.metric or self.features.metric, DenseCRF() if self.recipe.crf else None
         self.metrology, self._scorer = Metrology.from_state(state["metrology"]), LogicalScorer.from_state(state["scorer"])
@@ -329,12 +362,12 @@ class Inspector:
         save_state(self.state(), path)
 
     @classmethod
-    def load(cls, path: str | Path, features: FeatureExtractor, structural: FeatureExtractor | None = None) -> Inspector:
+    def load(cls, path: str | Path, features: FeatureExtractor | None = None, structural: FeatureExtractor | None = None) -> Inspector:
         """Read what `save` wrote.
 
         Args:
             path: the file.
-            features: those that were fitted.
+            features: those that were fitted; None for a light inspector, which needs none.
             structural: those of the patch memory, if it has its own.
 
         Raises:
@@ -343,7 +376,7 @@ class Inspector:
         """
         state = load_state(path)
         recipe, judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
-        return cls(features, recipe, judgement, structural).restore(state)
+        return cls(features or NoFeatures(), recipe, judgement, structural).restore(state)
 
 
 def _mapped(part: str) -> str:

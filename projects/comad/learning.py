@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from projects.comad.data import InspectionData, Pictures
+from projects.comad.data import InspectionData, PictureFiles
+from projects.comad.features import FeatureExtractor
 from projects.comad.inspector import Inspector
 from projects.comad.module import MODEL, ComponentInspection
 from shared.distributed import gather_objects
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from shared.cli import ProjectTrainer
+
+
+FEW = 10
+"""Training pictures below which a note is made."""
 
 
 class Reader(Sequence[Tensor]):
@@ -93,10 +100,17 @@ class Pass(L.LightningModule):
         kept: where it is kept.
     """
 
-    def __init__(self, inspector: Inspector, networks: Sequence[torch.nn.Module], kept: Kept) -> None:
+    def __init__(self, inspector: Inspector, networks: Sequence[FeatureExtractor], kept: Kept) -> None:
         super().__init__()
         self.inspector, self.kept = inspector, kept
         self.networks = torch.nn.ModuleList(networks)
+
+
+class Collection(Pass):
+    """Keeps the pictures, at the size that they are looked at, so that files are read once."""
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.kept.put("image", batch["index"].tolist(), batch["image"])
 
 
 class Observation(Pass):
@@ -121,6 +135,24 @@ class Segmentation(Pass):
         if not self.kept.has("levels", places):
             features = self.kept.get("features", places).to(self.device)
             self.kept.put("levels", places, self.inspector.segment(batch["image"], features))
+
+
+class KeptPictures(Dataset):
+    """Pictures that were kept, as batches have them.
+
+    Args:
+        kept: where they are.
+        count: how many there are.
+    """
+
+    def __init__(self, kept: Kept, count: int) -> None:
+        self.kept, self.count = kept, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {"image": self.kept.get("image", [place])[0], "index": place}
 
 
 class Calibration(L.LightningModule):
@@ -161,28 +193,41 @@ def learn(trainer: ProjectTrainer, module: ComponentInspection, data: Inspection
     data.prepare_data()
     data.setup()
     inspector, count = module.inspector, len(data.train_set)
-    earlier = None if module.hparams.like is None else copy.deepcopy(module).load(module.hparams.like).inspector
+    earlier = _earlier(module)
+    for remark in remarks(inspector, data):
+        _say(trainer, remark)
     inspector.about = {"product": data.name, "training": count, "validation": len(data.val_set), "source": data.source}
     inspector.about["original_size"] = list(data.train_set.original_size(0))
-    learn_features(module, data.train_set, data.batch_size)
     kept = Kept(artefact_folder(trainer) / "kept" / _fingerprint(inspector, data))
     networks = [module.features, *([module.structural] if module.structural is not None else [])]
     _say(trainer, f"1/4 features of {count} training pictures")
-    _run(trainer, Observation(inspector, networks, kept), data.train_dataloader())
+    if not kept.has("image", range(count)):
+        _run(trainer, Collection(inspector, networks, kept), data.train_dataloader())
+    pictures = data.evaluation_loader(KeptPictures(kept, count))
+    for features in networks:
+        if features.learns:
+            features.fit(kept.all("image", count))  # by every process, with all pictures
+    _run(trainer, Observation(inspector, networks, kept), pictures)
     _say(trainer, "2/4 components")
     inspector.learn_vocabulary(torch.cat([tokens.flatten(0, 1) for tokens in kept.all("tokens", count)]))
+    if inspector.recipe.choose is not None:
+        _say(trainer, f"    {inspector.recipe.k} clusters by {inspector.recipe.choose}")
     if earlier is not None:
         inspector.number_like(earlier)
-    _run(trainer, Segmentation(inspector, networks, kept), data.train_dataloader())
+    _run(trainer, Segmentation(inspector, networks, kept), pictures)
     _say(trainer, "3/4 measures and patches")
+    draft = kept.folder / MODEL  # without scales and threshold: nobody may take it for a model
     if trainer.is_global_zero:
-        inspector.learn_components(kept.each("levels", count), Reader(lambda place: data.train_set[place]["image"], count))
+        inspector.learn_components(kept.each("levels", count), kept.each("image", count))
+        for dropped in inspector.drop_absent() if earlier is not None else ():
+            _say(trainer, f"    {dropped}")
+        inspector.judged_by(inspector.judgement)
         inspector.learn_patches(kept.all("features" if module.structural is None else "structural", count))
         inspector.calibrate_with({part: torch.zeros(1, dtype=torch.float64) for part in inspector.recipe.parts})
-        inspector.save(trainer.run.path / MODEL)
+        inspector.save(draft)
     trainer.strategy.barrier()
-    module.load(trainer.run.path / MODEL)
-    _say(trainer, f"4/4 scores of {len(data.val_set)} good pictures of validation")
+    module.load(draft)
+    _say(trainer, f"4/4 scores of good pictures of validation: {len(data.val_set)}")
     calibrate(trainer, module, data)
     if trainer.is_global_zero:
         module.inspector.save(trainer.run.path / MODEL)
@@ -190,12 +235,40 @@ def learn(trainer: ProjectTrainer, module: ComponentInspection, data: Inspection
     trainer.strategy.barrier()
 
 
-def learn_features(module: ComponentInspection, pictures: Pictures, batch_size: int) -> None:
-    """Fit what features depend on training pictures for; every process does, with all pictures."""
-    for features in (module.features, module.structural):
-        if features is not None and features.learns:
-            places = torch.arange(len(pictures)).split(batch_size)
-            features.fit(torch.stack([pictures[place]["image"] for place in batch.tolist()]) for batch in places)
+def remarks(inspector: Inspector, data: InspectionData) -> list[str]:
+    """Say what a user should know before the work begins.
+
+    Raises:
+        ValueError: if there is only one training picture.
+    """
+    training, validation, needed = len(data.train_set), len(data.val_set), math.ceil(1 / max(1 - inspector.judgement.quantile, 1e-9))
+    if training < 2:
+        raise ValueError("there is one training picture after some are held out: nothing can be compared with others; add good pictures")
+    said = []
+    if training < FEW:
+        said.append(f"note: {training} training pictures are few: measures need some dozens to tell what is usual")
+    if inspector.judgement.quantile < 1 and validation < needed:
+        quantile = f"the quantile {inspector.judgement.quantile:g} of the scores needs {needed} good pictures of validation"
+        said.append(f"note: {quantile}, and there are {validation}: expect more false alarms, or add good pictures")
+    return said
+
+
+def _earlier(module: ComponentInspection) -> Inspector | None:
+    """Return the inspector whose components keep their numbers, if any.
+
+    Raises:
+        ValueError: if it has other features, or another number of clusters.
+    """
+    if module.hparams.like is None:
+        return None
+    own, earlier = module.inspector, copy.deepcopy(module).load(module.hparams.like).inspector
+    if earlier.features.name != own.features.name:
+        raise ValueError(
+            f"{module.hparams.like} was fitted to features {earlier.features.name}, model.features is {own.features.name}: give the same"
+        )
+    if own.recipe.choose is not None or earlier.recipe.k != own.recipe.k:
+        raise ValueError(f"{module.hparams.like} has {earlier.recipe.k} clusters: give --model.k {earlier.recipe.k} and no model.choose_k")
+    return earlier
 
 
 def calibrate(trainer: ProjectTrainer, module: ComponentInspection, data: InspectionData) -> None:
@@ -216,8 +289,10 @@ def _say(trainer: ProjectTrainer, text: str) -> None:
 
 
 def _fingerprint(inspector: Inspector, data: InspectionData) -> str:
-    """Return a name for what is kept, which other settings do not share."""
+    """Return a name for what is kept, which other settings and other pictures do not share."""
     options = {name: value for name, value in data.hparams.items() if name not in ("batch_size", "num_workers")}
-    tensors = [part.tolist() if isinstance(part, Tensor) else part for part in inspector.features.state().values()]
-    text = repr((inspector.recipe.state(), tensors, None if inspector.structural is None else inspector.structural.name, sorted(options.items())))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    networks = [None if features is None else features.state() for features in (inspector.features, inspector.structural)]
+    plain = [state and [part.tolist() if isinstance(part, Tensor) else part for part in state.values()] for state in networks]
+    paths = [picture.path for picture in data.train_set.pictures] if isinstance(data.train_set, PictureFiles) else []
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(repr((inspector.recipe.state(), plain, sorted(options.items()), files)).encode()).hexdigest()[:12]

@@ -115,8 +115,9 @@ class Metrology:
         self.keep = (find_components(heat, s.filter, s.seed, s.certainty, s.crop, s.contrast) if keep is None else keep).cpu()
         self.components = tuple(self.keep.nonzero()[:, 0].tolist())
         if not self.components:
-            advice = "use filter: vote, a smaller certainty (soft maps without a CRF never reach 0.5), or another number of clusters"
-            raise ValueError(f"none of {len(self.keep)} clusters is a component: all are uncertain or reach into three corners; {advice}")
+            advice = f"{'take filter vote, ' if s.filter == 'first' else ''}another k, or a smaller certainty"
+            reasons = "all are without contrast, nowhere certain, or reach into three corners"
+            raise ValueError(f"none of {len(self.keep)} clusters is a component: {reasons}; {advice}")
         self.offsets = self._best_offsets(heat)
         observed = list(self._observe(heat, images))
         self._fit_classes(observed)
@@ -217,7 +218,8 @@ class Metrology:
             areas = torch.cat([part.pieces.area[part.pieces.owner % count == index] for part in observed]).sort().values
             reach = self.settings.reach * float(areas.double().mean()) if len(areas) else 0.0
             self.sizes.append(areas)
-            self.classes.append(size_classes(areas, reach, self.settings.least_pieces))
+            classes = size_classes(areas, reach, self.settings.least_pieces)
+            self.classes.append(classes if bool((classes != NOISE).any()) else torch.zeros_like(classes))  # all sizes are one class
 
     def _fit_norms(self, raw: dict[str, Tensor]) -> None:
         for name, values in raw.items():

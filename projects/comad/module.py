@@ -62,7 +62,7 @@ class ComponentInspection(L.LightningModule):
         fusion: sum, zscore, trimmed-z, max or rank.
         quantile: of the validation scores, above which a picture alarms.
         background: weight of what is no component; 0 silences dirt on the belt.
-        component_weights: weights of components by number; others weigh 1.
+        component_weights: weights of components by number, as '{3: 0}' with the space; others weigh 1.
         rules: intervals, as 3:number:2:2 or 1:area::1.2 (component:measure:low:high).
         structural: features of the patch memory: same as the components', none for no memory, or a name as in features, also of timm's
             convolutional networks.

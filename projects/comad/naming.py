@@ -16,6 +16,8 @@ FLOORS = {"global": 0.01, "number": 0.25}
 """Least training deviation of area and colour, by the training mean, and of numbers; that of extensions is 1, as they are in deviations already."""
 BOUND = 3.0
 """Deviations beyond which a measure stands out."""
+PHRASES = 4
+"""Measures of a component that a sentence names at most."""
 
 
 class Finding(NamedTuple):
@@ -129,12 +131,15 @@ def sentence(findings: Sequence[Finding], names: Mapping[int, str] | None = None
     for finding in findings:
         if finding.components == components:
             parts.setdefault(finding.measure, _phrase(finding))
-    return f"{' and '.join(called)}: {'; '.join(parts.values())}"
+    if "number" in parts:
+        parts = {measure: phrase for measure, phrase in parts.items() if not measure.startswith("number of size")}
+    return f"{' and '.join(called)}: {'; '.join(list(parts.values())[:PHRASES])}"
 
 
 def _phrase(finding: Finding) -> str:
     if finding.measure.startswith("number"):
-        return f"{finding.measure} {finding.value:g} instead of {finding.usual:g}"
+        colon = ":" * finding.measure.startswith("number of size")
+        return f"{finding.measure}{colon} {finding.value:g} instead of {finding.usual:g}"
     return f"{finding.measure} {finding.deviations:+.1f} sd"
 
 

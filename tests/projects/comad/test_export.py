@@ -17,6 +17,7 @@ def trays():
     return torch.stack([draw_tray("test", number).image for number in range(4)])
 
 
+@pytest.mark.slow
 def test_the_file_cuts_pictures_into_the_same_components(run, trays):
     cli = main(["export"])
     session = onnxruntime.InferenceSession(run / "artefacts" / "export" / "features.onnx")
@@ -28,6 +29,7 @@ def test_the_file_cuts_pictures_into_the_same_components(run, trays):
     assert cli.result.summary["onnx/difference"] < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["tokens", "keys"])
 def test_a_transformer_is_exported_too(tmp_path, trays, output):
     features = build_features("vit_tiny_patch16_224", 128, output=output)

@@ -190,6 +190,7 @@ def test_what_only_a_silenced_component_shows_does_not_alarm(run, capsys):
     assert f"component.{k}.weight=0</code>" in (run / "artefacts" / "inspect" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_scales_and_threshold_are_set_anew_by_the_pictures_of_validation(run, without_pages):
     result = inspect(change("background.weight=0", "quantile=0.8"))
     adjusted, other = load(result.adjusted), load(run / "model.safetensors")
@@ -205,6 +206,7 @@ def test_scales_and_threshold_are_set_anew_by_the_pictures_of_validation(run, wi
     assert compared["quantile"] == (0.95, 0.8)
 
 
+@pytest.mark.slow
 def test_names_stand_in_texts_and_rules_are_reported_beside(run):
     fitted = load(run / "model.safetensors")
     k = largest(fitted)
@@ -232,6 +234,7 @@ def test_changes_add_up_over_files(run, tmp_path, without_pages):
     assert load(first.adjusted).judgement.names == {}
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_last_changes_also_if_they_were_made_before(run, capsys, without_pages):
     for quantile in (0.9, 0.8, 0.9):
         inspect(change(f"quantile={quantile}"), "--data.val_length=4")

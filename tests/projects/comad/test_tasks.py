@@ -141,6 +141,7 @@ def test_the_means_head_the_runs_page(run):
 # ---- files, maps and rules through the command line
 
 
+@pytest.mark.slow
 def test_the_same_trays_in_files_give_the_same_numbers_and_maps_of_their_size(run, apart, tmp_path, capsys):
     write_loco(tmp_path / "loco", length=1, val_length=1, test_length=4)
     files = ["--data.source=loco", f"--data.root={tmp_path / 'loco'}", f"--inspector={run / 'model.safetensors'}"]

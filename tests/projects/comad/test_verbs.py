@@ -70,6 +70,7 @@ def test_fit_leaves_one_file_that_inspects(run):
     assert not (run / "artefacts" / "fit" / "kept").exists()
 
 
+@pytest.mark.slow
 def test_fit_in_passes_learns_what_fit_in_one_go_learns(run_folder):
     cli = main(["fit", *SMALL, "--run", "passes"])
     module, data = cli.model, cli.datamodule
@@ -86,6 +87,7 @@ def test_good_pictures_alone_are_enough_to_fit(run_folder, tmp_path):
     assert load_state(run_folder / "comad" / "good" / "model.safetensors")["about"]["validation"] == 1
 
 
+@pytest.mark.slow
 def test_another_fit_keeps_the_numbers_of_components(run, run_folder):
     """Of the same trays with other beginnings of the k-means, so that clusters come in another order."""
     earlier = run / "model.safetensors"
@@ -100,6 +102,35 @@ def test_the_dashboard_shows_what_is_logged(run):
     summary = json.loads((run / "manifest.json").read_text())["stages"][-1]["summary"]
     wanted = {name for name in validate(PROJECT / "dashboard.yaml").metrics if name.startswith("test/")}
     assert wanted <= {name if name.startswith("test/") else f"test/{name}" for name in summary}
+
+
+# ---- what a user should know
+
+
+def test_few_pictures_are_told(run_folder, capsys):
+    main(["fit", *SMALL, "--data.length=6", "--data.val_length=3", "--data.kinds=[missing]", "--run", "few"])
+    said = capsys.readouterr().out
+    assert "note: 6 training pictures are few" in said
+    assert "the quantile 0.95 of the scores needs 20 good pictures of validation, and there are 3" in said
+
+
+def test_rules_about_what_is_no_component_end_a_fit_before_anything_is_left(run_folder, capsys):
+    """Cluster 0 is the floor of the trays, which the filter leaves out."""
+    options = ["fit", *SMALL, "--run", "ruled", "--model.rules", "[0:number:1:1, 1:number:1:1]"]
+    message = fails(options, capsys)
+    assert "rule about component 0" in message or "rule about component 1" in message
+    assert not (run_folder / "comad" / "ruled" / "model.safetensors").exists()
+
+
+def test_a_fit_that_is_stopped_before_its_threshold_is_known_leaves_no_model(run_folder, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(learning.Calibration, "predict_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert "fit --resume" not in fails(["fit", *SMALL, "--run", "broken"], capsys, 130).partition("go on with")[0]
+    assert not (run_folder / "comad" / "broken" / "model.safetensors").exists()
+    monkeypatch.setattr(learning.Segmentation, "predict_step", lambda *_: None)
+    monkeypatch.setattr(Inspector, "sample", lambda *_: pytest.fail("features were computed again"))
+    main(["fit", "--resume", "--run", "broken"])
+    assert (run_folder / "comad" / "broken" / "model.safetensors").exists()
 
 
 # ---- the paper's setting
@@ -139,6 +170,7 @@ def test_the_papers_setting_has_the_papers_size(tmp_path):
 # ---- going on, and several processes
 
 
+@pytest.mark.slow
 def test_a_killed_fit_goes_on_and_learns_the_same(run_folder, monkeypatch):
     process = start(comad_until_killed, ["fit", *SMALL, "--run", "broken"], 2, environment={"TOUCHSTONE_RUNS": str(run_folder)})
     process.join()
@@ -153,6 +185,7 @@ def test_a_killed_fit_goes_on_and_learns_the_same(run_folder, monkeypatch):
     same(model_of(run_folder, "broken"), model_of(run_folder, "whole"))
 
 
+@pytest.mark.slow
 def test_what_was_kept_under_other_settings_is_not_taken(run_folder, monkeypatch, capsys):
     monkeypatch.setattr(learning.Segmentation, "predict_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert "fit --resume --run broken" in fails(["fit", *SMALL, "--run", "broken"], capsys, 130).replace(" ".join(SMALL) + " ", "")
@@ -219,7 +252,13 @@ def loco(root, *options):
         (["--model.quantile=2"], 1, r"quantile must be in [0, 1], got 2"),
         (["--model.rules=[prayer]"], 1, "rule 'prayer' will not do: write component:measure:low:high"),
         (["--model.component_weights={1: -1}"], 1, "not negative, got {1: -1.0}"),
-        (["--model.filter=first", "--model.certainty=1"], 1, "none of 8 clusters is a component"),
+        (["--model.component_weights={99: 0}"], 1, "there is no component 99: clusters are numbered from 0 to 7"),
+        (["--model.rules=[99:number:1:1]"], 1, "there is no component 99"),
+        (["--data.root=good"], 1, "data.root is not used with data.source traysim"),
+        (["--data.length=1"], 1, "there is one training picture"),
+        (["--model.structural=none"], 1, "leave it out of model.parts"),
+        (["--model.like=nowhere.safetensors"], 1, "no inspector nowhere.safetensors"),
+        (["--model.filter=first", "--model.certainty=1"], 1, "none of 8 clusters is a component: all are without contrast"),
         (["--data.source=prayer"], 1, "data.source 'prayer' is not known; choose one of: traysim"),
         (["--data.source=loco"], 1, "say where they lie with --data.root FOLDER"),
         (loco("nowhere"), 1, "nowhere"),
@@ -255,6 +294,7 @@ def test_a_run_that_was_never_fitted_says_so(run, capsys):
     assert "no inspector" in fails(["test"], capsys)
 
 
+@pytest.mark.slow
 def test_an_inspector_of_a_transformer_asks_for_its_weights(run_folder, tmp_path, capsys):
     """The file does not hold them: others are told by their digest."""
     options = ["--model.features=vit_tiny_patch16_224", "--model.size=64", "--model.fraction=0.1", "--model.filter=vote"]
@@ -273,6 +313,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_of_a_model(run_folder, capsys, 
     assert not list((run_folder / "comad").rglob("model.safetensors"))
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_can_be_left_out(wrong):
     cli = main(["fit", "--run", "skip", *SMALL, *loco("damaged", "--data.on_bad_file=skip")])
     assert cli.model.inspector.about["training"] == 3
