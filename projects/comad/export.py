@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 BATCHES = (1, 2)
 TOLERANCE = 1e-3
 """Difference that is let pass, of probabilities, and of features of about 1 to 10."""
-OUTPUTS = ("features", "components")
 
 
 @dataclass(frozen=True)
@@ -38,19 +37,30 @@ class Exported:
 class NetworkPart(nn.Module):
     """What the file computes of pictures, (B, 3, H, W) from 0 to 255 in RGB, and nothing that the CRF, the metrology or the patch memory does.
 
-    It gives the features, (B, C, h, w), and the soft maps of the K clusters, (B, K, H, W), from which the CRF starts.
+    It gives the features, (B, C, h, w), and the soft maps of the K clusters, (B, K, H, W), from which the CRF starts; a light one has only maps.
     """
 
     centres: Tensor
 
     def __init__(self, inspector: Inspector) -> None:
         super().__init__()
-        self.features, self.metric = inspector.features, inspector.metric
-        assert inspector.centres is not None
-        self.register_buffer("centres", inspector.centres.cpu())
+        self.light, self.metric = inspector.light, inspector.metric
+        self.features = inspector.features if self.light is None else None
+        if self.light is None:
+            assert inspector.centres is not None
+            self.register_buffer("centres", inspector.centres.cpu())
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.features(images.round().clamp(0, 255).to(torch.uint8))
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what it gives."""
+        return ["features", "components"] if self.light is None else ["components"]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        levels = images.round().clamp(0, 255).to(torch.uint8)
+        if self.light is not None:
+            return self.light(levels)
+        assert self.features is not None
+        features = self.features(levels)
         return features, soft_maps(features, self.centres, (images.shape[2], images.shape[3]), self.metric)
 
 
@@ -73,14 +83,14 @@ def export(trainer: ProjectTrainer, module: ComponentInspection) -> Exported:
     examples = {"images": pictures(max(BATCHES), height, width)}
     print(f"writing {path.name} for pictures of {height} x {width}, and comparing what it gives with torch ...", flush=True)
     about = {"about": inspector.about, "metric": inspector.metric, "components": list(inspector.metrology.components)}
-    difference = export_onnx(network, path, examples, OUTPUTS, about, BATCHES, TOLERANCE)
+    difference = export_onnx(network, path, examples, network.outputs, about, BATCHES, TOLERANCE)
     rows = beside_torch(network, path, examples)
     log_table(trainer, "latency", rows)
     megabytes = path.stat().st_size / 2**20
     print(f"{shown_path(path)}: {megabytes:.1f} MB; it differs from torch by at most {difference:.1e}\n\n{markdown(rows)}\n")
     print(f'use it:\n  session = onnxruntime.InferenceSession("{shown_path(path)}")')
     print(f"  images = ...  # (B, 3, {height}, {width}) float32 from 0 to 255, RGB, scaled to this size with antialiasing")
-    print(f'  {", ".join(OUTPUTS)} = session.run(None, {{"images": images}})')
+    print(f'  [{", ".join(network.outputs)}] = session.run(None, {{"images": images}})')
     print("components: of each pixel the probability of each cluster; the largest is its component where there is no CRF")
     summary = {"onnx/megabytes": round(megabytes, 2), "onnx/difference": difference, "onnx/milliseconds": round(rows[0]["milliseconds"], 2)}
     return Exported(rows, summary)

@@ -17,6 +17,8 @@ from shared.quiet import quiet_trainer
 
 KINDS = ("good", "missing", "extra")
 
+pytestmark = pytest.mark.slow  # a training and the runs around it take half a minute; the network itself is tested in test_light.py
+
 
 @pytest.fixture(autouse=True)
 def without_report(monkeypatch):

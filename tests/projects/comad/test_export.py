@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from projects.comad.cli import main
-from projects.comad.export import OUTPUTS, NetworkPart
+from projects.comad.export import NetworkPart
 from projects.comad.features import build_features
 from projects.comad.inspector import Inspector, Recipe
+from projects.comad.light import LightSegmenter
 from projects.comad.segmentation import hard_maps
 from projects.comad.traysim import draw_tray
 from shared.export import export_onnx
@@ -36,4 +37,13 @@ def test_a_transformer_is_exported_too(tmp_path, trays, output):
     inspector = Inspector(features, Recipe(k=4, fraction=0.1, crf=False, structural=False))
     inspector.learn_vocabulary(inspector.sample(features(trays), 0))
     network = NetworkPart(inspector).eval()
-    assert export_onnx(network, tmp_path / "vit.onnx", {"images": trays.float()}, OUTPUTS, batches=(1, 2), tolerance=1e-3) < 1e-3
+    assert export_onnx(network, tmp_path / "vit.onnx", {"images": trays.float()}, network.outputs, batches=(1, 2), tolerance=1e-3) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_light_network_is_exported_by_itself(tmp_path, trays):
+    inspector = Inspector(build_features("offline"), Recipe(k=4))
+    inspector.light = LightSegmenter(4).eval()
+    network = NetworkPart(inspector).eval()
+    assert network.outputs == ["components"]
+    assert export_onnx(network, tmp_path / "light.onnx", {"images": trays.float()}, network.outputs, batches=(1, 2), tolerance=1e-3) < 1e-3
