@@ -22,7 +22,7 @@ class Trainer(ProjectTrainer):
     """Lightning's trainer with this project's verbs."""
 
     outside = frozenset({"inspector"})
-    reads = frozenset({"path"})
+    reads = frozenset({"path", "examples"})
     repeated = frozenset({"set"})
     resumable = frozenset({"fit", "predict", "distil", "reproduce"})
     follow_up = MappingProxyType({"fit": "inspect", "test": "inspect"})
@@ -61,7 +61,7 @@ class Trainer(ProjectTrainer):
         return report_test(self, model, datamodule)
 
     def predict(  # type: ignore[override]
-        self, model: ComponentInspection, datamodule: InspectionData, path: str, inspector: str | None = None
+        self, model: ComponentInspection, datamodule: InspectionData, path: str, examples: str | None = None, inspector: str | None = None
     ) -> Predicted:
         """Inspect pictures: for each one a verdict, what is wrong in words, its components in colour, a heat map and a JSON file; a table of all.
 
@@ -69,6 +69,7 @@ class Trainer(ProjectTrainer):
             model: supplied.
             datamodule: supplied; its data are not needed.
             path: a picture, a folder with sub-folders, or a pattern such as 'line/*.jpg'.
+            examples: folder of labelled anomalies, a sub-folder a kind: alarms are given the kind of the nearest one; null gives no kinds.
             inspector: file of an inspector; null is that of the run.
         """
         from projects.comad.prediction import predict
@@ -76,7 +77,7 @@ class Trainer(ProjectTrainer):
 
         in_one_process(self)
         self._load(model, datamodule, inspector)
-        return predict(self, model, path)
+        return predict(self, model, path, examples)
 
     def inspect(
         self,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from projects.comad.data import resized
+from projects.comad.examples import Example, Examples, examine_examples, find_examples
 from projects.comad.inspector import Examined, Inspector
 from projects.comad.module import ComponentInspection
 from projects.comad.naming import as_rows, deviations
@@ -25,6 +26,7 @@ from shared.data.inputs import Input, find_pictures
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.pictures import beside, overview, shortened
+from shared.runs import digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,26 +52,31 @@ class Predicted:
     summary: dict[str, Any]
 
 
-def predict(trainer: ProjectTrainer, module: ComponentInspection, path: str) -> Predicted:
+def predict(trainer: ProjectTrainer, module: ComponentInspection, path: str, examples: str | None = None) -> Predicted:
     """Inspect a user's pictures and write what is found; what is written stays complete if a later picture fails, and is not done again.
 
     Args:
         trainer: the trainer, with its device, precision and run.
         module: with its inspector, on the device.
         path: see `find_pictures`.
+        examples: folder of labelled anomalies by which alarms are given a kind, see `find_examples`.
 
     Raises:
-        FileNotFoundError, BadFileError, ValueError: see `find_pictures`.
+        FileNotFoundError, BadFileError, ValueError: see `find_pictures` and `find_examples`.
         OSError: if a result cannot be written.
     """
     pictures, inspector, folder = find_pictures(path), module.inspector, artefact_folder(trainer)
-    settings = repr((fingerprint(inspector.state()), trainer.precision))
+    labelled = find_examples(examples) if examples is not None else []
+    known = [(example.kind, digest(example.given.file)) for example in labelled]
+    settings = repr((fingerprint(inspector.state()), trainer.precision, known))
     results = Results(folder / "pictures", settings, legend(inspector))
     found = {} if trainer.is_forced else {given: kept(content) for given in pictures if (content := results.earlier(given))}
     if found:
         print(f"{len(found)} of {len(pictures)} pictures were done already by an earlier run (--force does them again)")
     printed = time.monotonic()
-    for number, (given, content) in enumerate(_inspect_all(trainer, module, results, [given for given in pictures if given not in found]), 1):
+    coming = [given for given in pictures if given not in found]
+    compared = _examined(trainer, module, labelled) if coming and labelled else None
+    for number, (given, content) in enumerate(_inspect_all(trainer, module, results, coming, compared), 1):
         found[given] = kept(content)
         if number <= PRINTED:
             print(f"  {sentence(content)}", flush=True)
@@ -88,8 +95,15 @@ def predict(trainer: ProjectTrainer, module: ComponentInspection, path: str) -> 
     return Predicted(rows, {"pictures": len(rows), "alarms": alarms, "rules broken": breaches})
 
 
+def _examined(trainer: ProjectTrainer, module: ComponentInspection, labelled: Sequence[Example]) -> Examples:
+    groups = grouped([example.given for example in labelled])
+    batches = ([read_levels(given.file) for given in group] for group in groups)
+    with trainer.precision_plugin.forward_context():
+        return examine_examples(module.inspector, [example.kind for example in labelled], batches, module.device)
+
+
 def _inspect_all(
-    trainer: ProjectTrainer, module: ComponentInspection, results: Results, pictures: Sequence[Input]
+    trainer: ProjectTrainer, module: ComponentInspection, results: Results, pictures: Sequence[Input], examples: Examples | None
 ) -> Iterator[tuple[Input, dict[str, Any]]]:
     """Inspect pictures, and yield each with what was written of it; the next ones are read meanwhile, and the last ones written."""
     groups = grouped(pictures)
@@ -100,7 +114,7 @@ def _inspect_all(
             images = [image.result() for image in coming]
             coming = [readers.submit(read_levels, given.file) for following in groups[number + 1 : number + 2] for given in following]
             with trainer.precision_plugin.forward_context():
-                looked = look(module, images)
+                looked = look(module, images, examples)
             yield from ((given, content.result()) for given, content in writing)
             writing = [(given, writers.submit(results.write, given, one, headline(one.found))) for given, one in zip(group, looked, strict=True)]
         yield from ((given, content.result()) for given, content in writing)
@@ -124,11 +138,14 @@ def grouped(pictures: Sequence[Input]) -> list[list[Input]]:
 
 
 @torch.inference_mode()
-def look(module: ComponentInspection, images: Sequence[Tensor]) -> list[Looked]:
-    """Inspect pictures, (3, H, W) uint8 of any size, and describe what is found."""
+def look(module: ComponentInspection, images: Sequence[Tensor], examples: Examples | None = None) -> list[Looked]:
+    """Inspect pictures, (3, H, W) uint8 of any size, and describe what is found; with examples, also the `kind` of those that alarm."""
     inspector, began = module.inspector, time.monotonic()
     examined = inspector.examine(torch.stack([resized(image, inspector.size) for image in images]).to(module.device))
     described = describe(inspector, examined)
+    if examples is not None:
+        kinds = examples.name(inspector, examined.measures)
+        described = [found | {"kind": kind if found["verdict"] == "alarm" else None} for found, kind in zip(described, kinds, strict=True)]
     strength = strengths(inspector, inspector.maps(examined)["fused"])
     labels = hard_maps(examined.levels).cpu()
     milliseconds = round(1000 * (time.monotonic() - began) / len(images), 1)
@@ -215,11 +232,12 @@ def _defined(value: float) -> float | None:
 
 
 def headline(content: dict[str, Any]) -> str:
-    """Say the verdict with its score, from the content of a picture's JSON file."""
+    """Say the verdict with its score, and the kind if there is one, from the content of a picture's JSON file."""
     score, threshold = f"{content['score']:.1f}", f"{content['threshold']:.1f}"
     if content["verdict"] == "good":
         return f"good {score} (alarm over {threshold})"
-    return f"ALARM {score} over {threshold}" + (f", mostly {content['part']}" if len(content["parts"]) > 1 else "")
+    mostly = f", mostly {content['part']}" if len(content["parts"]) > 1 else ""
+    return f"ALARM {score} over {threshold}{mostly}" + (f", kind {content['kind']}" if "kind" in content else "")
 
 
 def sentence(content: dict[str, Any]) -> str:
@@ -229,12 +247,13 @@ def sentence(content: dict[str, Any]) -> str:
 
 def row(content: dict[str, Any]) -> dict[str, Any]:
     """Return a picture's row of the table from the content of its JSON file."""
-    names = ("verdict", "score", "threshold", "part", "component", "measure", "text")
+    names = ("verdict", "kind", "score", "threshold", "part", "component", "measure", "text")
     rules = "; ".join(rule["text"] for rule in content["rules"])
     beside_it = Path("pictures", content["file"])
     files = {name: beside_it.with_name(file).as_posix() for name, file in content["files"].items()}
     written = {"components": files["components"], "heat": files["heat"], "json": f"{beside_it.as_posix()}.json"}
-    return {"file": content["file"]} | {name: content[name] for name in names} | {"rules": rules, "milliseconds": content["milliseconds"]} | written
+    said = {name: content[name] for name in names if name in content}  # a kind only with labelled examples
+    return {"file": content["file"]} | said | {"rules": rules, "milliseconds": content["milliseconds"]} | written
 
 
 def kept(content: dict[str, Any]) -> dict[str, Any]:

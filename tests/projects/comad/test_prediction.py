@@ -14,6 +14,7 @@ from PIL import Image
 from projects.comad import prediction, results
 from projects.comad.cli import main
 from projects.comad.data import InspectionData, resized
+from projects.comad.examples import find_examples, kind_vectors
 from projects.comad.module import ComponentInspection
 from projects.comad.prediction import describe, grouped, headline, legend, look, predict, proportions_note, row, sentence, strengths
 from projects.comad.results import fingerprint, painted_components
@@ -257,7 +258,8 @@ def test_verdicts_read_well():
     content |= {"files": {"components": "017.png-components.png", "heat": "017.png-heat.png"}}
     assert sentence(content) == "line/017.png: ALARM 14.2 over 8.1: nuts: number 1 instead of 2"
     assert headline(content | {"parts": ["logical", "patches"], "part": "patches"}) == "ALARM 14.2 over 8.1, mostly patches"
-    assert headline(content | {"verdict": "good", "score": -1.0}) == "good -1.0 (alarm over 8.1)"
+    assert headline(content | {"kind": "lost"}) == "ALARM 14.2 over 8.1, kind lost"
+    assert headline(content | {"verdict": "good", "score": -1.0, "kind": None}) == "good -1.0 (alarm over 8.1)"
     one = row(content)
     assert (one["rules"], one["heat"], one["json"]) == ("a; b", "pictures/line/017.png-heat.png", "pictures/line/017.png.json")
 
@@ -278,6 +280,98 @@ def test_a_fingerprint_changes_with_everything():
     assert fingerprint(state) == fingerprint({"c": {"d": None}, "b": (1, "x"), "a": torch.arange(4.0)})
     others = ({"a": torch.arange(4)}, {"a": torch.arange(4.0).view(2, 2)}, {"b": [1, "y"]}, {"b": [1], "x": 0}, {"c": {"e": None}})
     assert len({fingerprint(state | other) for other in ({}, *others)}) == 6
+
+
+# ---- kinds by labelled pictures
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A folder of labelled trays, two a kind."""
+    for kind in ("swap", "scratch", "fill"):
+        for number in (2, 3):  # filled too high, and too low
+            save(tray(kind, number), tmp_path / "labelled" / kind / f"{number}.png")
+    return tmp_path / "labelled"
+
+
+def test_alarms_have_the_kind_of_the_nearest_example(run, labelled, tmp_path, capsys):
+    for kind in ("good", "swap", "fill"):
+        save(tray(kind, 5), tmp_path / "in" / f"{kind}.png")
+    found = main(["predict", str(tmp_path / "in"), "--examples", str(labelled)]).result.rows
+    assert {one["file"]: one["kind"] for one in found} == {"fill.png": "fill", "good.png": None, "swap.png": "swap"}
+    printed, folder = capsys.readouterr().out, run / "artefacts" / "predict"
+    assert all(f", kind {kind}: " in printed for kind in ("swap", "fill"))
+    assert [one["kind"] for one in csv.DictReader((folder / "predictions.csv").open(encoding="utf-8"))] == ["fill", "", "swap"]
+    assert json.loads((folder / "pictures" / "swap.png.json").read_text())["kind"] == "swap"
+
+
+@pytest.mark.slow
+def test_a_changed_folder_of_examples_counts_and_none_gives_no_kinds(run, labelled, tmp_path, capsys):
+    picture = str(save(tray("fill", 5), tmp_path / "in" / "fill.png"))
+    assert main(["predict", picture, "--examples", str(labelled)]).result.rows[0]["kind"] == "fill"
+    (labelled / "fill").rename(labelled / "level")
+    assert main(["predict", picture, "--examples", str(labelled)]).result.rows[0]["kind"] == "level"
+    capsys.readouterr()
+    assert "kind" not in main(["predict", picture]).result.rows[0]
+    assert "kind" not in json.loads((run / "artefacts" / "predict" / "pictures" / "fill.png.json").read_text())
+    assert ", kind " not in capsys.readouterr().out
+
+
+def test_kinds_decide_whether_a_picture_was_done(module, labelled, trays, tmp_path, monkeypatch):
+    looked, measured = [], []
+    examine = prediction.examine_examples
+    monkeypatch.setattr(prediction, "log_figure", lambda *given: None)
+    monkeypatch.setattr(prediction, "look", lambda *given: looked.append(1) or look(*given))
+    monkeypatch.setattr(prediction, "examine_examples", lambda *given: measured.append(1) or examine(*given))
+
+    def done(examples=labelled):
+        looked.clear()
+        measured.clear()
+        predict(Plain(tmp_path), module, str(trays / "extra.jpg"), examples and str(examples))
+        return len(looked), len(measured)
+
+    assert [done(), done()] == [(1, 1), (0, 0)]
+    (labelled / "swap").rename(labelled / "exchange")
+    assert [done(), done()] == [(1, 1), (0, 0)]
+    save(tray("swap", 4), labelled / "exchange" / "2.png")
+    assert [done(), done(None), done(None)] == [(1, 1), (1, 0), (0, 0)]
+
+
+def test_kinds_are_told_apart_by_deviations_of_g_and_of_what_is_fused(module):
+    inspector = module.inspector
+    measures = inspector.examine(tray("swap")[None]).measures
+    k, training = inspector.metrology.components[0], inspector.scorer.training
+    known, position = training.groups["global"].normalised.numpy(), measures.groups["position"].normalised
+    g = measures.groups["global"].normalised.numpy() / np.maximum(known.std(0), 0.01)
+    np.testing.assert_allclose(kind_vectors(inspector, measures), np.concatenate([g, position], 1))
+    inspector.judged_by(inspector.judgement.changed(["parts=logical", f"component.{k}.weight=0"]))
+    own = np.array([k not in column.components for column in measures.groups["global"].columns])
+    np.testing.assert_allclose(kind_vectors(inspector, measures), g * own)
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ([], FileNotFoundError, "no sub-folders: expected"),
+        (["a/1.png"], ValueError, "one kind only, a: give at least 2"),
+        (["a/1.png", "b/notes.txt"], FileNotFoundError, "no images in .*b: expected"),
+        (["a/1.png", "b/torn.png"], BadFileError, "1 of 2 images cannot be read"),
+        (None, FileNotFoundError, "does not exist: expected"),
+    ],
+)
+def test_examples_that_will_not_do_are_named(tmp_path, files, error, message):
+    folder = tmp_path / "labelled"
+    if files is not None:
+        folder.mkdir()
+    for name in files or []:
+        save(tray("swap"), folder / name) if name.endswith("1.png") else save_text(folder / name)
+    with pytest.raises(error, match=message):
+        find_examples(folder)
+
+
+def save_text(path):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("no picture")
 
 
 # ---- what a user may give
