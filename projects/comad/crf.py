@@ -89,20 +89,6 @@ class DenseCRF:
         return maps
 
 
-def mean_field(
-    probabilities: Tensor,
-    images: Tensor,
-    sxy: float = 1,
-    compat: float = 3,
-    bilateral_sxy: float = 67,
-    bilateral_srgb: float = 3,
-    bilateral_compat: float = 4,
-    iterations: int = 2,
-) -> Tensor:
-    """Sharpen probabilities by `DenseCRF`, (B, K, H, W) and pictures (B, 3, H, W) uint8 -> (B, K, H, W)."""
-    return DenseCRF(sxy, compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)(probabilities, images)
-
-
 def _normalised(kernel: Tensor) -> Tensor:
     """Divide by the roots of both pixels' sums; the product of lines so normalised is the plane so normalised."""
     scale = kernel.sum(1).rsqrt()

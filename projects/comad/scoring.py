@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,33 +149,25 @@ class LogicalScorer:
         contributions = {"logical": apart.pop("global") + terms} | apart  # |a_k - a_k^NN| + |c_k - c_k^NN| + number term
         return Scores(whole | parts, contributions, {"logical": nearest.pop("global")} | nearest)
 
-    def localise(
-        self, measures: Measures, scores: Scores, heat: Tensor | None = None, how: Literal["union", "soft"] = "union", part: str = "logical"
-    ) -> Tensor:
-        """Show which components contribute to the scores (section 2.6).
+    def localise(self, measures: Measures, scores: Scores, part: str = "logical") -> Tensor:
+        """Show which components contribute to the scores (section 2.6): e_k where component k is, or where the nearest training picture has it.
+
+        So missing parts show; a sum of e_k Q_k(p) would leave them out.
 
         Args:
             measures: of B pictures.
             scores: theirs.
-            heat: (B, K, H, W) in [0, 1] or uint8 levels, for `soft`.
-            how: `union` lays e_k on the component and where the nearest training picture has it, so that missing parts show; `soft` is
-                sum_k e_k Q_k(p).
             part: `logical`, or an extension, whose own contributions and nearest training picture count then.
 
         Returns:
             (B, 1, H, W) float32.
 
         Raises:
-            ValueError: if `soft` has no heat maps, or sizes differ from the training pictures'.
+            ValueError: if sizes differ from the training pictures'.
         """
-        if how == "soft":
-            if heat is None:
-                raise ValueError("the soft map needs heat maps: give heat, or take how=union")
-            maps = heat[:, list(measures.components)].float() / (CERTAIN if heat.dtype == torch.uint8 else 1)
-        else:
-            if measures.size != self.training.size:
-                raise ValueError(f"pictures of {measures.size} cannot be laid on training pictures of {self.training.size}: use one size")
-            maps = (measures.unpacked() | self.training.unpacked(scores.nearest[part])).float()
+        if measures.size != self.training.size:
+            raise ValueError(f"pictures of {measures.size} cannot be laid on training pictures of {self.training.size}: use one size")
+        maps = (measures.unpacked() | self.training.unpacked(scores.nearest[part])).float()
         return torch.einsum("bmhw,bm->bhw", maps, scores.contributions[part].to(maps))[:, None]
 
     def state(self) -> dict[str, Any]:

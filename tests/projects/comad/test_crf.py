@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from projects.comad import bilateral
 from projects.comad.bilateral import TILE, BilateralFilter, colour_cells, gaussian_matrix, spatial_terms, tiles
-from projects.comad.crf import DenseCRF, mean_field
+from projects.comad.crf import DenseCRF
 
 
 def brute_kernel(image, sxy, srgb):
@@ -145,7 +145,7 @@ def test_the_gaussian_kernel_is_normalised_as_by_scipy():
     norm = np.sqrt(blur(np.ones((16, 24))))
     logits = np.log(soft.double().numpy()) + 2.5 * np.stack([blur(each / norm) / norm for each in soft.double().numpy()])
     expected = torch.from_numpy(logits).softmax(0)
-    found = mean_field(soft[None], image[None], sxy=1.5, compat=2.5, bilateral_compat=0, iterations=1)[0]
+    found = DenseCRF(sxy=1.5, compat=2.5, bilateral_compat=0, iterations=1)(soft[None], image[None])[0]
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 

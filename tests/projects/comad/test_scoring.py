@@ -159,11 +159,6 @@ def test_missing_parts_show_where_good_pictures_have_them():
     assert float(e[0]) > 0.8
     assert float(shown[0, 0, 6, 9]) == pytest.approx(float(e[1]))
     assert float(shown[0, 0, 1, 9]) == 0
-    heat = torch.rand(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)).softmax(1)
-    soft = SCORER.localise(test, scores, heat, "soft")
-    torch.testing.assert_close(soft[:, 0], (e[0] * heat[:, 1] + e[1] * heat[:, 3]).float())
-    with pytest.raises(ValueError, match="give heat"):
-        SCORER.localise(test, scores, how="soft")
     with pytest.raises(ValueError, match="use one size"):
         SCORER.localise(drawn(1, size=(8, 8)), scores)
 
