@@ -14,6 +14,7 @@ from PIL import Image
 
 from projects.comad import learning
 from projects.comad.cli import main
+from projects.comad.data import InspectionData
 from projects.comad.features import build_features
 from projects.comad.inspector import Inspector
 from projects.comad.store import load_state
@@ -107,11 +108,18 @@ def test_the_dashboard_shows_what_is_logged(run):
 # ---- what a user should know
 
 
-def test_few_pictures_are_told(run_folder, capsys):
-    main(["fit", *SMALL, "--data.length=6", "--data.val_length=3", "--data.kinds=[missing]", "--run", "few"])
-    said = capsys.readouterr().out
-    assert "note: 6 training pictures are few" in said
-    assert "the quantile 0.95 of the scores needs 20 good pictures of validation, and there are 3" in said
+def test_few_pictures_are_told():
+    inspector = Inspector(build_features("offline"))
+    for given, expected in (({"length": 6, "val_length": 3}, 2), ({"length": 12, "val_length": 19}, 1), ({"length": 10, "val_length": 20}, 0)):
+        data = InspectionData(**given)
+        data.setup()
+        said = learning.remarks(inspector, data)
+        assert len(said) == expected
+    data = InspectionData(length=6, val_length=3)
+    data.setup()
+    said = learning.remarks(inspector, data)
+    assert "6 training pictures are few" in said[0]
+    assert "the quantile 0.95 of the scores needs 20 good pictures of validation, and there are 3" in said[1]
 
 
 def test_rules_about_what_is_no_component_end_a_fit_before_anything_is_left(run_folder, capsys):
