@@ -68,6 +68,7 @@ def test_missing_mnist_files_are_named(tmp_path):
         (gzip.compress(idx(np.zeros((2, 3, 3), np.uint8))[:9]), "damaged beginning"),
         (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "damaged beginning"),
     ],
+    ids=["cut off", "no gzip", "two dimensions", "too short", "too long", "no beginning", "endless"],  # packed bytes hold the time
 )
 def test_damaged_idx_files_are_refused(tmp_path, content, match):
     file = tmp_path / "some.gz"
