@@ -10,15 +10,8 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projects.cafe.privacy import (
-    PrivateGradients,
-    account,
-    accountant_epsilon,
-    clip_records,
-    gaussian_epsilon,
-    most_rounds,
-    per_record_gradients,
-)
+from projects.cafe.privacy import PrivateGradients, account, most_rounds
+from shared.privacy import accountant_epsilon, clip_records, gaussian_epsilon, per_record_gradients
 from shared.seeding import generator
 
 
