@@ -58,8 +58,7 @@ class Kept:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder  # made by the first tensors: the processes may not have met yet, and the first one takes no run that is there
 
     def has(self, name: str, places: Sequence[int]) -> bool:
         """Tell whether all of some pictures are there."""
