@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from torch import Tensor
 
+from projects.comad import store
 from projects.comad.data import InspectionData
 from projects.comad.inspector import Inspector
 from projects.comad.judgement import Judgement
@@ -16,8 +17,6 @@ from projects.comad.learning import Calibration
 from projects.comad.module import ComponentInspection
 from projects.comad.naming import Rule, check_rules
 from projects.comad.recipe import PATCHES
-from projects.comad.store import load_state
-from shared.runs import check_writable
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
@@ -56,17 +55,8 @@ def check_target(path: Path) -> Path:
         ValueError: if there is a folder, something else than an inspector, or an inspector as it was fitted.
         OSError: if it cannot be written.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file, such as {path / ADJUSTED}")
-    if path.exists():
-        try:
-            earlier = Judgement.from_state(load_state(path)["judgement"])
-        except ValueError as error:
-            raise ValueError(f"{path} is no inspector, so it is not replaced: name another file by --output ({error})") from error
-        if not earlier.changes:
-            raise ValueError(f"{path} holds an inspector as it was fitted, which is not replaced: name another file by --output")
-    check_writable(path.parent, "name another file by --output")
-    return path
+    fitted = "holds an inspector as it was fitted"
+    return store.check_target(path, ADJUSTED, lambda state: "" if Judgement.from_state(state["judgement"]).changes else fitted)
 
 
 def adjust(trainer: ProjectTrainer, module: ComponentInspection, data: InspectionData, judgement: Judgement) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from projects.comad import store
 from projects.comad.data import InspectionData
 from projects.comad.features import NoFeatures
 from projects.comad.figures import legend, take_examples
@@ -29,13 +30,12 @@ from projects.comad.metrics import ComponentOverlap
 from projects.comad.module import ComponentInspection
 from projects.comad.results import fingerprint
 from projects.comad.segmentation import colour_coded, hard_maps
-from projects.comad.store import load_state
 from shared.data.base import training_loader
 from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.quiet import silence
-from shared.runs import check_writable, remove
+from shared.runs import remove
 from shared.training import check_finite, scheduled
 
 if TYPE_CHECKING:
@@ -199,17 +199,7 @@ def check_target(path: Path) -> Path:
         ValueError: if there is a folder, or something else than a light inspector.
         OSError: if it cannot be written.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file, such as {path / LIGHT}")
-    if path.exists():
-        try:
-            is_light = load_state(path).get("light") is not None
-        except ValueError as error:
-            raise ValueError(f"{path} is no inspector, so it is not replaced: name another file by --output ({error})") from error
-        if not is_light:
-            raise ValueError(f"{path} holds an inspector that is not light, which is not replaced: name another file by --output")
-    check_writable(path.parent, "name another file by --output")
-    return path
+    return store.check_target(path, LIGHT, lambda state: "holds an inspector that is not light" if state.get("light") is None else "")
 
 
 def train(trainer: L.Trainer, inspector: Inspector, lessons: Lessons, shown: Lessons, epochs: int, seed: int) -> Distillation:

@@ -321,7 +321,7 @@ class Inspector:
         return self.scorer.training.size
 
     def state(self) -> dict[str, Any]:
-        """Return tensors and plain values that `restore` takes."""
+        """Return tensors and plain values that `from_state` takes."""
         return {
             "about": self.about,
             "features": self.features.state(),
@@ -338,20 +338,20 @@ class Inspector:
             "map_level": self.map_level,
         }
 
-    def restore(self, state: dict[str, Any]) -> Self:
-        """Put back what `state` returned; the features must be those that were fitted.
+    @classmethod
+    def from_state(cls, state: dict[str, Any], features: FeatureExtractor, structural: FeatureExtractor | None = None) -> Inspector:
+        """Rebuild what `state` was taken of; the features must be those that were fitted.
 
         Raises:
             ValueError: if they are others.
         """
-        self.features.restore(state["features"])
-        if self.structural is not None:
-            self.structural.restore(state["structural"])
+        self = cls(features, Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"]), structural)
+        features.restore(state["features"])
+        if structural is not None:
+            structural.restore(state["structural"])
         self.about, self.centres, self.threshold = state["about"], state["centres"], state["threshold"]
         self.map_level = state["map_level"]
         self.light = None if state.get("light") is None else LightSegmenter.from_state(state["light"])
-        self.recipe, self.judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
-        self.metric, self.crf = self.recipe.metric or self.features.metric, DenseCRF() if self.recipe.crf else None
         self.metrology, self._scorer = Metrology.from_state(state["metrology"]), LogicalScorer.from_state(state["scorer"])
         self.memory = None if state["memory"] is None else PatchMemory.from_state(state["memory"])
         self._fusion = Fusion.from_state(state["fusion"])
@@ -374,9 +374,7 @@ class Inspector:
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged or holds something else, or the features are others.
         """
-        state = load_state(path)
-        recipe, judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
-        return cls(features or NoFeatures(), recipe, judgement, structural).restore(state)
+        return cls.from_state(load_state(path), features or NoFeatures(), structural)
 
 
 def _mapped(part: str) -> str:

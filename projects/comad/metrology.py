@@ -59,6 +59,15 @@ class MetrologySettings:
         if unknown := set(self.extensions) - set(EXTENSIONS):
             raise ValueError(f"extensions {', '.join(sorted(unknown))} are not known: use some of {', '.join(EXTENSIONS)}")
 
+    def state(self) -> dict[str, Any]:
+        """Return plain values that `from_state` takes."""
+        return asdict(self) | {"extensions": list(self.extensions)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> MetrologySettings:
+        """Restore what `state` returned."""
+        return cls(**(state | {"extensions": tuple(state["extensions"])}))
+
 
 class _Observed(NamedTuple):
     """Raw measures of B pictures by group, (B, D) each, the pieces of each of B * M masks, and the packed masks."""
@@ -270,7 +279,7 @@ class Metrology:
 
     def state(self) -> dict[str, Any]:
         """Return tensors and plain values that `from_state` takes."""
-        settings = asdict(self.settings) | {"extensions": list(self.settings.extensions)}
+        settings = self.settings.state()
         state: dict[str, Any] = {"settings": settings, "keep": self.keep, "offsets": self.offsets}
         for index, (sizes, classes) in enumerate(zip(self.sizes, self.classes, strict=True)):
             state |= {f"sizes/{index}": sizes, f"classes/{index}": classes}
@@ -281,7 +290,7 @@ class Metrology:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Metrology:
         """Restore what `state` returned."""
-        self = cls(MetrologySettings(**(state["settings"] | {"extensions": tuple(state["settings"]["extensions"])})))
+        self = cls(MetrologySettings.from_state(state["settings"]))
         self.keep, self.offsets = state["keep"], state["offsets"]
         self.components = tuple(self.keep.nonzero()[:, 0].tolist())
         for index in range(len(self.components)):

@@ -149,8 +149,7 @@ class ComponentInspection(L.LightningModule):
             if kept is None or own is None or kept != {name: value for name, value in own.state().items() if name in options}:
                 setattr(self, role, kept and build_features(**kept, weights=weights, seed=given.seed))
         assert self.features is not None
-        recipe, judgement = Recipe.from_state(state["recipe"]), Judgement.from_state(state["judgement"])
-        self.inspector = Inspector(self.features.to(self.device), recipe, judgement, self.structural).restore(state)
+        self.inspector = Inspector.from_state(state, self.features.to(self.device), self.structural)
         return self
 
     def forward(self, images: Tensor) -> Tensor:

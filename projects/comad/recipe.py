@@ -56,10 +56,9 @@ class Recipe:
 
     def state(self) -> dict[str, Any]:
         """Return plain values that `from_state` takes."""
-        return asdict(self) | {"metrology": asdict(self.metrology) | {"extensions": list(self.metrology.extensions)}, "patches": dict(self.patches)}
+        return asdict(self) | {"metrology": self.metrology.state(), "patches": dict(self.patches)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Recipe:
         """Restore what `state` returned."""
-        metrology = MetrologySettings(**(state["metrology"] | {"extensions": tuple(state["metrology"]["extensions"])}))
-        return cls(**(state | {"metrology": metrology}))
+        return cls(**(state | {"metrology": MetrologySettings.from_state(state["metrology"])}))

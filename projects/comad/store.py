@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shared.runs import atomic
+from shared.runs import atomic, check_writable
 
 FORMAT = "touchstone-comad"
 VERSION = 1
@@ -60,6 +61,31 @@ def load_state(path: str | Path) -> dict[str, Any]:
         return _joined(json.loads(about["state"]), tensors)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r} is missing or unreadable; fit again") from error
+
+
+def check_target(path: Path, usual: str, complaint: Callable[[dict[str, Any]], str]) -> Path:
+    """Check, before any work, that an inspector may be written as a file.
+
+    Args:
+        path: the file.
+        usual: name of such a file, for a message.
+        complaint: says of the state of an inspector that is there why it is not replaced, as `holds ...`; empty if it may be.
+
+    Raises:
+        ValueError: if there is a folder, something else than an inspector, or an inspector that is not replaced.
+        OSError: if it cannot be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file, such as {path / usual}")
+    if path.exists():
+        try:
+            said = complaint(load_state(path))
+        except ValueError as error:
+            raise ValueError(f"{path} is no inspector, so it is not replaced: name another file by --output ({error})") from error
+        if said:
+            raise ValueError(f"{path} {said}, which is not replaced: name another file by --output")
+    check_writable(path.parent, "name another file by --output")
+    return path
 
 
 def _parted(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
