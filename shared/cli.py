@@ -41,6 +41,10 @@ class ProjectTrainer(L.Trainer):
     verb: str = "fit"
     makes_run: frozenset[str] = frozenset({"fit", "reproduce"})
     """Verbs that begin a run folder; the others work in the latest run, or the one that `--run` names."""
+    begins: frozenset[str] = frozenset()
+    """Verbs that work in a run like others, but begin one where there is none yet, or where they are given a configuration."""
+    links: Mapping[str, str] = MappingProxyType({})
+    """Options of the model that the data module tells, `{"data.classes": "model.classes"}`."""
     outside: frozenset[str] = frozenset()
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
     reads: frozenset[str] = frozenset()
@@ -184,6 +188,8 @@ class ProjectCLI(LightningCLI):
             "--resume", action="store_true", help="go on with what was interrupted: fit from its last checkpoint, other verbs from what they kept"
         )
         parser.add_argument("--save_every", type=int, default=100, help="training steps between two checkpoints to resume from")
+        for source, target in self._trainer_type.links.items():
+            parser.link_arguments(source, target, apply_on="instantiate")
 
     def _complete(self, arguments: list[str]) -> list[str]:
         """Expand what users may leave out: the configuration, and the name of a verb's first option."""
@@ -200,6 +206,7 @@ class ProjectCLI(LightningCLI):
         options, configs = extract(options, "-c", "--config")
         self._given = {name: next(reversed(extract(options, f"--{name}")[1]), None) for name in ("run", "ckpt_path", *self._trainer_type.outside)}
         self._resume = "--resume" in options
+        self._is_configured = bool(configs)
         if self.chosen not in self._trainer_type.independent and (self.chosen not in self._trainer_type.makes_run or self._resume):
             configs = configs or self._run_config()
         paths = [self._config_path(config) for config in configs or ["tiny"]]
@@ -223,12 +230,22 @@ class ProjectCLI(LightningCLI):
         checkpoint = self._given["ckpt_path"]
         if checkpoint and Path(checkpoint).parent.name == "checkpoints" and self._given["run"] is None:
             return Run(Path(checkpoint).resolve().parent.parent)
-        if self._given["run"] is None and not self._resume:
-            try:
-                return find_run(self.project)
-            except FileNotFoundError:
-                return None
-        return find_run(self.project, self._given["run"])
+        named, may_be_absent = self._given["run"], self.chosen in self._trainer_type.begins
+        if self._resume or (named is not None and not may_be_absent):
+            return find_run(self.project, named)
+        try:
+            return find_run(self.project, named)
+        except FileNotFoundError:
+            return None
+
+    def _starts_run(self, verb: str) -> bool:
+        """Say whether a verb begins a run folder."""
+        trainer = self._trainer_type
+        if self._resume:
+            return False
+        if verb in trainer.begins:
+            return self._is_configured or self._existing_run() is None
+        return verb in trainer.makes_run or any(self._given[name] for name in trainer.outside)
 
     def _config_path(self, name: str) -> Path:
         """Resolve a path, or the name of a file in the project's `configs/`."""
@@ -254,10 +271,9 @@ class ProjectCLI(LightningCLI):
             config.trainer.accelerator = accelerator
 
     def _choose_run(self, verb: str, config: Any) -> Run:
-        trainer, outside = self._trainer_type, any(self._given[name] for name in self._trainer_type.outside)
-        if self._resume and outside and not config.run:
+        if self._resume and any(self._given[name] for name in self._trainer_type.outside) and not config.run:
             raise ValueError("--resume with a model from outside goes on in a run of its own: name that with --run NAME")
-        if self._resume or not (verb in trainer.makes_run or outside):
+        if not self._starts_run(verb):
             existing = self._existing_run() or find_run(self.project)
             if existing.path.parent.name != self.project:
                 raise ValueError(f"{existing.path} is no run of {self.project}")
@@ -322,7 +338,8 @@ class ProjectCLI(LightningCLI):
         sys.argv = list(self.command)  # with which a strategy starts further processes
         kwargs = self._prepare_subcommand_kwargs(subcommand)
         settings, inputs = self._settings(), self._inputs(kwargs)
-        options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *inputs)}
+        files = {name for name, path in inputs.items() if path.exists()}  # an option that may name a file may also be a plain word
+        options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *files)}
         fingerprint = fingerprint_of(settings, options, inputs)
         if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
             self._repeat(subcommand, fingerprint)
@@ -356,8 +373,9 @@ class ProjectCLI(LightningCLI):
         pointer = self.run.path.parent / "latest"
         latest = pointer.read_text(encoding="utf-8") if pointer.is_file() else None
         device, seed = str(self.trainer.strategy.root_device), settings["seed_everything"]
+        is_latest = verb == "fit" or (self._is_new and verb in self._trainer_type.begins)
         try:
-            with self.run.stage(verb, self.command, device, seed, inputs, latest=verb == "fit") as record:
+            with self.run.stage(verb, self.command, device, seed, inputs, latest=is_latest) as record:
                 record["fingerprint"] = fingerprint
                 self._execute(verb, kwargs)
                 metrics = {name: round(float(value), 6) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}

@@ -200,10 +200,10 @@ def _chunks(weight_gradients: Sequence[Tensor] | Tensor, size: int, like: Tensor
     count = max(1, CHUNK_BYTES // (8 * d1 * (d2 + size)))
     for start in range(0, len(weight_gradients), count):
         rounds = slice(start, min(start + count, len(weight_gradients)))
-        gradients = torch.stack([weight_gradients[t] for t in range(rounds.start, rounds.stop)]).to(like)
+        gradients = torch.stack([weight_gradients[t] for t in range(rounds.start, rounds.stop)])
         if not gradients.isfinite().all():
             raise ValueError(f"a weight gradient of rounds {rounds.start} to {rounds.stop - 1} is not finite: leave such rounds out")
-        yield rounds, gradients
+        yield rounds, gradients.to(like)
 
 
 def _residual(gradients: Tensor, factors: Factors) -> Tensor:

@@ -168,11 +168,13 @@ class FederatedRecords(DataModule):
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of a record's block of each party: (C, h, w) or (D,)."""
+        self.setup()
         return [tuple(block.shape[1:]) for block in self.blocks(self.attacked.features[:1])]
 
     @property
     def classes(self) -> int:
         """Number of classes."""
+        self.setup()
         return len(self.train_records.class_names)
 
     def _columns(self, width: int) -> list[list[int]]:
@@ -214,6 +216,10 @@ class FederatedRecords(DataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of the test records: nothing is chosen by them."""
+        return self.test_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the loader of the test records."""
         return self.test_dataloader()
 
     def test_dataloader(self) -> DataLoader:

@@ -24,6 +24,8 @@ Defence = Callable[[dict[str, Tensor], int, int], dict[str, Tensor]]
 
 ENTRIES_AT_ONCE = 2**24
 """Candidate values that are held in memory at a time: 64 MiB of float32."""
+SPREAD = 5
+"""Norms of normal vectors lie this near to sigma sqrt(D), in units of sigma; their standard deviation is below one."""
 
 
 def over_scope(gradients: dict[str, Tensor], scope: Scope, change: Callable[[Tensor, str], Tensor]) -> dict[str, Tensor]:
@@ -53,7 +55,7 @@ class FakeGradients:
     The scale of the upload is arbitrary; the server must train with Adam.
 
     A literal "redraw until the distance is at most tau" never ends for large gradients, as the distance is about |sigma - std(g)| sqrt(D).
-    Here the redraws are counted, and after the last the nearest vector of all is taken.
+    Here the redraws are counted, and after the last the nearest vector of all is taken; where `tau` is out of reach nothing is drawn again.
 
     Entries that are exactly zero (weights of dead units) tie. With `zeros="fake"` they are ranked by their place and get different values
     around the middle of the normal, as in the paper: Adam then moves dead units as fast as others. With `zeros="keep"` they stay zero
@@ -144,13 +146,15 @@ def nearest_sorted_normal(true: np.ndarray, sigma: float, candidates: int, tau: 
         (D,) in ascending order, of the type of `true`.
     """
     best, least = true, math.inf
+    norm = sigma * math.sqrt(len(true))  # of the draws, give or take sigma
+    is_out_of_reach = abs(np.linalg.norm(true) - norm) > tau + SPREAD * sigma
     for _ in range(1 + redraws):
         for count in _portions(candidates, len(true)):
             psi = np.sort(torch.randn(count, len(true), generator=chance).numpy(), axis=1) * np.float32(sigma)  # numpy sorts many times as fast
             distances = np.linalg.norm(psi - true, axis=1)
             if distances.min() < least:
                 best, least = psi[distances.argmin()], float(distances.min())
-        if least <= tau:
+        if least <= tau or is_out_of_reach:
             break
     return best.astype(true.dtype)
 

@@ -104,6 +104,20 @@ class Federation(nn.Module):
         found = torch.autograd.grad(self.loss(self.server(outputs), labels), [*outputs, *parameters])
         return list(found[: len(outputs)]), dict(zip(names, found[len(outputs) :], strict=True))
 
+    def middle_gradients(self, blocks: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+        """Return v of each record, the gradient of its own loss for u, (B, d2) a party: where it is zero the record cannot be read (section 2.7).
+
+        Args:
+            blocks: one (B, ...) a party.
+            labels: see `loss`.
+        """
+        bottoms = cast("list[BottomNet]", list(self.bottoms))
+        with torch.inference_mode(False), torch.no_grad():
+            outputs = [bottom.middle(block)[1].requires_grad_() for bottom, block in zip(bottoms, blocks, strict=True)]
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = self.server([bottom.tail(u) for bottom, u in zip(bottoms, outputs, strict=True)])
+            return list(torch.autograd.grad(self.loss(logits, labels) * len(labels), outputs))
+
 
 @dataclass(frozen=True)
 class AttackerView:
@@ -157,10 +171,24 @@ class AttackerView:
             gradients=self.gradients[start:stop],
         )
 
+    def weight_rounds(self, party: int) -> list[Tensor]:
+        """Return the T gradients of `weight_gradients`, (d2, d1) each, without stacking them."""
+        gradients = [own.parties[party]["first.weight"] for own in self.gradients]
+        factors = self._factors().tolist()
+        return [own if factor == 1 else own * factor for own, factor in zip(gradients, factors, strict=True)]
+
+    def server_bias_gradients(self) -> Tensor:
+        """Return the (T, C) gradients of the top net's bias, scaled as the parties'."""
+        return self._scaled(torch.stack([gradients.server["top.bias"] for gradients in self.gradients]))
+
     def _scaled(self, gradients: Tensor) -> Tensor:
         """Undo that a mean over a larger batch counts each record less, (T, ...) -> (T, ...)."""
-        sizes = self.schedule.sum(1, dtype=gradients.dtype).to(gradients.device)
-        return gradients * (sizes / sizes.mean()).reshape(-1, *[1] * (gradients.dim() - 1))
+        return gradients * self._factors().to(gradients).reshape(-1, *[1] * (gradients.dim() - 1))
+
+    def _factors(self) -> Tensor:
+        """Return K_t / mean K, (T,) float64; ones where batches are of one size."""
+        sizes = self.schedule.sum(1).double()
+        return sizes / sizes.mean()
 
 
 def observe(
@@ -202,9 +230,7 @@ def observe(
     running, inputs = (federation, blocks) if bodies_matter else _from_the_middle(federation, blocks)
     for number, members in enumerate(schedule):
         batch = [block[members.to(block.device)] for block in inputs]
-        gradients = _round(running, batch, labels[members.to(labels.device)], local, number)
-        uploads = [defended(own, defence, number, party) for party, own in enumerate(gradients.parties)]
-        uploaded = Gradients(uploads, gradients.server)
+        uploaded = uploads(running, batch, labels[members.to(labels.device)], number, defence, local)
         record.add(number, federation, [uploaded])
         if optimiser is not None:
             update(federation, optimiser, uploaded)
@@ -255,13 +281,29 @@ def _from_the_middle(federation: Federation, blocks: Sequence[Tensor]) -> tuple[
     return Federation([BottomNet(nn.Identity(), bottom.first, bottom.tail) for bottom in bottoms], federation.server, federation.reference_loss), h
 
 
-def _round(federation: Federation, batch: list[Tensor], labels: Tensor, local: LocalGradient | None, number: int) -> Gradients:
-    """Return a round's gradients, the parties' own as `local` finds them."""
+def uploads(
+    federation: Federation, batch: Sequence[Tensor], labels: Tensor, number: int, defence: Defence | None = None, local: LocalGradient | None = None
+) -> Gradients:
+    """Return what the parties upload in a round, as `defence` and `local` of `observe` make it, and the server's own gradients.
+
+    Args:
+        federation: model.
+        batch: one (K, ...) a party.
+        labels: (K,) class numbers.
+        number: of the round.
+        defence: see `observe`.
+        local: see `observe`.
+
+    Raises:
+        ValueError: if the defence changed names or shapes.
+    """
     if local is None:
-        return federation.gradients(batch, labels)
-    signals, server = federation.signals(batch, labels)
-    found = zip(federation.bottoms, batch, signals, strict=True)
-    return Gradients([local(bottom, block, signal, number, party) for party, (bottom, block, signal) in enumerate(found)], server)
+        gradients = federation.gradients(batch, labels)
+    else:
+        signals, server = federation.signals(batch, labels)
+        found = zip(federation.bottoms, batch, signals, strict=True)
+        gradients = Gradients([local(bottom, block, signal, number, party) for party, (bottom, block, signal) in enumerate(found)], server)
+    return Gradients([defended(own, defence, number, party) for party, own in enumerate(gradients.parties)], gradients.server)
 
 
 def defended(gradients: Named, defence: Defence | None, number: int, party: int) -> Named:

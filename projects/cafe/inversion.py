@@ -82,8 +82,9 @@ def invert(
     lr: float = 0.05,
     beta: float = 0.0,
     xi: float = 25.0,
-    chunk: int = 64,
+    chunk: int = 128,
     seed: int = 0,
+    box: tuple[float, float] | None = (0.0, 1.0),
 ) -> Tensor:
     """Find one party's blocks from H alone: minimise sum_n ||h(x_n) - H_n||^2 + beta TV_xi by Adam with cosine decay and clamping (section 9).
 
@@ -99,19 +100,22 @@ def invert(
         xi: level of total variation, in the mean over a chunk, up to which it is not counted.
         chunk: records at a time; it bounds the memory, and changes nothing else where beta is 0.
         seed: seed of the first blocks, uniform in [0, 1].
+        box: least and largest value of a record, to which every step clamps; None for tables.
 
     Returns:
-        (N, *shape) float32 in [0, 1], NaN where `inputs` is.
+        (N, *shape) float32 in the box, NaN where `inputs` is.
     """
     blocks = torch.rand(len(inputs), *shape, generator=generator(seed, "blocks")).to(inputs.device)
     known = inputs.isfinite().all(dim=1)
     for records in known.nonzero().flatten().split(chunk):
-        blocks[records] = _descend_blocks(body, inputs[records].float(), blocks[records], steps, lr, beta, xi)
+        blocks[records] = _descend_blocks(body, inputs[records].float(), blocks[records], steps, lr, beta, xi, box)
     blocks[~known] = torch.nan
     return blocks
 
 
-def _descend_blocks(body: Callable[[Tensor], Tensor], inputs: Tensor, blocks: Tensor, steps: int, lr: float, beta: float, xi: float) -> Tensor:
+def _descend_blocks(
+    body: Callable[[Tensor], Tensor], inputs: Tensor, blocks: Tensor, steps: int, lr: float, beta: float, xi: float, box: tuple[float, float] | None
+) -> Tensor:
     blocks = blocks.requires_grad_()
     adam = torch.optim.Adam([blocks], lr=lr)
     for step in range(steps):
@@ -121,8 +125,9 @@ def _descend_blocks(body: Callable[[Tensor], Tensor], inputs: Tensor, blocks: Te
             loss = loss + beta * truncated_variation([blocks], xi)
         (blocks.grad,) = torch.autograd.grad(loss, [blocks])
         adam.step()
-        with torch.no_grad():
-            blocks.clamp_(0, 1)
+        if box is not None:
+            with torch.no_grad():
+                blocks.clamp_(*box)
     return blocks.detach()
 
 

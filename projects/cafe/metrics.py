@@ -97,11 +97,11 @@ def ssim(recovered: Tensor, truth: Tensor) -> Tensor:
 
 
 def match(recovered: Tensor, truth: Tensor) -> Tensor:
-    """Assign recovered images to true ones so that the sum of their MSE is least (Hungarian), for attacks that do not keep the order.
+    """Assign recovered records to true ones so that the sum of their MSE is least (Hungarian), for attacks that do not keep the order.
 
     Args:
-        recovered: (N, C, H, W), clamped to [0, 1] first.
-        truth: (N, C, H, W) in [0, 1].
+        recovered: (N, C, H, W), clamped to [0, 1] first, or rows of a table, (N, D).
+        truth: of the same shape; images in [0, 1].
 
     Returns:
         (N,) int64 `order`, such that `recovered[order]` lies beside `truth`.
@@ -112,7 +112,7 @@ def match(recovered: Tensor, truth: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     order_of = recovered.device
-    recovered, truth = (images.flatten(1) for images in _pair(recovered.clamp(0, 1), truth))
+    recovered, truth = (some.flatten(1) for some in _pair(recovered.clamp(0, 1) if truth.ndim == 4 else recovered, truth))
     errors = torch.cdist(truth, recovered).square()
     return torch.from_numpy(linear_sum_assignment(errors.cpu().numpy())[1]).to(order_of)
 

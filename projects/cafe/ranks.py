@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from projects.cafe.defences import Scope, Zeros, over_scope
+from projects.cafe.federation import AttackerView, Federation, Gradients, Named
+from projects.cafe.schedules import uniform
 
 
 def expected_order_statistics(samples: Sequence[np.ndarray], count: int) -> np.ndarray:
@@ -56,6 +58,7 @@ class RankAttacker:
         self.scope, self.zeros = scope, zeros
         self._shapes = {name: value.shape for name, value in surrogates[0].items()}
         self._samples: dict[str, list[np.ndarray]] = {}
+        self._expected: dict[str, np.ndarray] = {}
         for surrogate in surrogates:
             self._check(surrogate)
             over_scope(surrogate, scope, self._remember)
@@ -76,13 +79,60 @@ class RankAttacker:
         samples = [sample for sample in self._samples[name] if len(sample)]
         estimate = np.zeros_like(values)
         if samples and len(places):
-            estimate[places[np.argsort(values[places], kind="stable")]] = expected_order_statistics(samples, len(places))
+            if len(self._expected.get(name, ())) != len(places):  # else they are those of the last upload
+                self._expected[name] = expected_order_statistics(samples, len(places))
+            estimate[places[np.argsort(values[places], kind="stable")]] = self._expected[name]
         return torch.from_numpy(estimate).to(flat.device)
 
     def _check(self, gradients: dict[str, Tensor]) -> None:
         shapes = {name: value.shape for name, value in gradients.items()}
         if shapes != self._shapes:
             raise ValueError(f"the gradients have the shapes {_shown(shapes)}, but the first surrogate has {_shown(self._shapes)}")
+
+
+def adapted(
+    view: AttackerView,
+    surrogates: Sequence[Tensor],
+    labels: Tensor,
+    batch: int,
+    count: int = 40,
+    scope: Scope = "party",
+    zeros: Zeros = "fake",
+    seed: int = 0,
+) -> AttackerView:
+    """Undo fake gradients in all that was recorded, with records of the attacker's own; see `RankAttacker`.
+
+    The model of the first recorded round makes the surrogate gradients of all rounds, so the model should hardly change over them.
+
+    Args:
+        view: what the server saw.
+        surrogates: the attacker's records, one (S, ...) a party; none may be under attack.
+        labels: (S,) their class numbers.
+        batch: K, records in a batch, as in the recorded rounds.
+        count: number of batches of surrogates, drawn uniformly.
+        scope: what the defence ranks, "party" or "tensor".
+        zeros: "keep" where the defence leaves exact zeros alone.
+        seed: seed of the batches.
+
+    Returns:
+        The view with the parties' gradients as the attacker estimates them.
+
+    Raises:
+        ValueError: if the surrogates are fewer than a batch or not one block a party and label a record, or if "party" ranks tensors whose
+            gradients were not recorded.
+    """
+    if {len(block) for block in surrogates} != {len(labels)}:
+        raise ValueError(f"{len(labels)} labels for surrogates of {[len(block) for block in surrogates]} records: there must be one label a record")
+    federation = view.federation(0)
+    recorded = view.gradients[0].parties
+    if scope == "party":
+        _check_recorded(federation, recorded)
+    attackers = _attackers(federation, surrogates, labels, uniform(len(labels), batch, count, seed), recorded, scope, zeros)
+    rounds = [
+        Gradients([attacker.adapt(own) for attacker, own in zip(attackers, gradients.parties, strict=True)], gradients.server)
+        for gradients in view.gradients
+    ]
+    return replace(view, gradients=rounds)
 
 
 @dataclass(frozen=True)
@@ -112,6 +162,34 @@ def closeness(estimate: dict[str, Tensor], true: dict[str, Tensor]) -> Closeness
     cosine = torch.dot(a, b) / (a.norm() * b.norm())
     correlation = torch.dot(a - a.mean(), b - b.mean()) / ((a - a.mean()).norm() * (b - b.mean()).norm())
     return Closeness(correlation.item(), ((a - b).norm() / b.norm()).item(), (1 - cosine**2).clamp_min(0).sqrt().item())
+
+
+def _attackers(
+    federation: Federation,
+    surrogates: Sequence[Tensor],
+    labels: Tensor,
+    schedule: Tensor,
+    recorded: Sequence[Named],
+    scope: Scope,
+    zeros: Zeros,
+) -> list[RankAttacker]:
+    """Return an attacker a party, from the gradients of the surrogates' batches and of the tensors that were recorded."""
+    samples: list[list[Named]] = [[] for _ in recorded]
+    for members in schedule:
+        found = federation.gradients([block[members.to(block.device)] for block in surrogates], labels[members.to(labels.device)])
+        for own, gradients, seen in zip(samples, found.parties, recorded, strict=True):
+            own.append({name: gradients[name] for name in seen})
+    return [RankAttacker(own, scope, zeros) for own in samples]
+
+
+def _check_recorded(federation: Federation, recorded: Sequence[Named]) -> None:
+    for party, (bottom, seen) in enumerate(zip(federation.bottoms, recorded, strict=True)):
+        missing = [name for name, _ in bottom.named_parameters() if name not in seen]
+        if missing:
+            raise ValueError(
+                f"the gradients of {', '.join(missing)} of party {party} were not recorded, but the defence ranked the party's whole upload: "
+                f'record all names, or take the scope "tensor" if it ranked each tensor by itself'
+            )
 
 
 def _shown(shapes: dict[str, torch.Size]) -> str:

@@ -35,21 +35,9 @@ def uniform(records: int, batch: int, rounds: int, seed: int) -> Tensor:
 
 
 def epochs(records: int, batch: int, rounds: int, seed: int) -> Tensor:
-    """Go through the records in shuffled passes, as training usually does.
+    """Go through the records in shuffled passes, as training usually does; arguments, result and errors are those of `uniform`.
 
     Batches are all of the same size, since the gradients are means: the N mod K records that are left at the end of a pass sit it out.
-
-    Args:
-        records: N.
-        batch: K, records in a batch.
-        rounds: T.
-        seed: seed of all passes.
-
-    Returns:
-        (T, N) bool, row t holding the members of round t.
-
-    Raises:
-        ValueError: if the batch is not between 1 and N, or there is no round.
     """
     _check(records, batch, rounds)
     a_pass = records // batch

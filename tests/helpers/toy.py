@@ -19,11 +19,12 @@ class Line(L.LightningModule):
     Args:
         lr: learning rate.
         width: number of inputs.
+        points: number of points; the data tell it.
     """
 
     monitor = ("val/loss", "min")
 
-    def __init__(self, lr: float = 0.1, width: int = 1) -> None:
+    def __init__(self, lr: float = 0.1, width: int = 1, points: int = 0) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.layer = torch.nn.Linear(width, 1)
@@ -67,6 +68,10 @@ class Points(DataModule):
     def __init__(self, source: str = "line", root: str | None = None, batch_size: int = 8, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__(source, root, batch_size, num_workers, seed)
 
+    @property
+    def count(self) -> int:
+        return 40
+
     def prepare_data(self):
         if self.source == "file" and not (self.root / "points.pt").is_file():
             raise FileNotFoundError(f"no points in {self.root}: expected {self.root}/points.pt")
@@ -101,6 +106,9 @@ class Trainer(ProjectTrainer):
     outside = frozenset({"model_file"})
     independent = frozenset({"judge"})
     resumable = frozenset({"fit", "judge"})
+    begins = frozenset({"measure"})
+    links = {"data.count": "model.points"}
+    reads = frozenset({"how"})
 
     def slope(self, model: Line, datamodule: Points, ckpt_path: str | None = None, digits: int = 2) -> float:
         """Print the slope of a trained line.
@@ -130,6 +138,17 @@ class Trainer(ProjectTrainer):
             (self.run.artefacts("judge") / "begun.txt").touch()
             raise KeyboardInterrupt
         return Verdict(code, {"verdict": "straight" if code == 0 else "crooked"})
+
+    def measure(self, model: Line, datamodule: Points, scale: float = 1.0, how: str = "quickly") -> float:
+        """Measure the line as training begins.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            scale: of the result.
+            how: quickly, slowly, or a file.
+        """
+        return scale * model.hparams.points
 
     def explode(self, model: Line, datamodule: Points) -> None:
         """Fail as a bug would."""

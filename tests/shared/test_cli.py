@@ -34,7 +34,7 @@ def test_fit_makes_the_run_folder(toy, run_folder):
     assert (run_folder / "toy_paper" / "latest").read_text() == "first\n"
     assert (run / "report.html").is_file()
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    assert settings["model"] == {"lr": 0.2, "width": 1}
+    assert settings["model"] == {"lr": 0.2, "width": 1}  # the number of points is told anew by the data
     assert settings["data"]["seed"] == 0  # interpolated, and stored as the value it had
     [stage] = json.loads((run / "manifest.json").read_text())["stages"]
     assert stage["status"] == "done"
@@ -241,3 +241,46 @@ def test_files_are_named_or_matched_by_a_pattern(tmp_path, monkeypatch):
     assert named("~/a") == [tmp_path / "a"]
     assert named(tmp_path / "[x].jpg") == [tmp_path / "[x].jpg"]  # what is there is meant
     assert named("nowhere/*.jpg") == [Path("nowhere/*.jpg")]
+
+
+def test_the_data_tell_the_model_what_it_needs_to_know(toy, run_folder):
+    assert toy.main(["fit", "--run", "first"]).model.hparams["points"] == 40
+    assert toy.main(["test"]).model.hparams["points"] == 40
+
+
+def test_a_verb_that_begins_a_run_works_in_the_one_that_is_there(toy, run_folder):
+    first = toy.main(["measure", "--model.lr", "0.3"])
+    assert first.result == 40.0
+    assert (run_folder / "toy_paper" / "latest").read_text().strip() == first.run.name
+    again = toy.main(["measure", "--scale", "2"])
+    assert (again.result, again.run.path, again.model.hparams["lr"]) == (80.0, first.run.path, 0.3)
+    fitted = toy.main(["fit"])
+    assert toy.main(["measure"]).run.path == fitted.run.path
+
+
+def test_a_configuration_or_a_new_name_begins_another_run(toy, run_folder, capsys):
+    first = toy.main(["measure", "--run", "one"])
+    assert first.run.name == "one"
+    assert toy.main(["measure", "--run", "two", "--model.lr", "0.3"]).run.name == "two"
+    slow = toy.main(["measure", "--config", "slow", "--run", "three"])
+    assert (slow.run.name, slow.model.hparams["lr"]) == ("three", 0.01)
+    assert toy.main(["measure", "--run", "two"]).model.hparams["lr"] == 0.3
+    assert "the run toy_paper/one exists" in failed(toy, capsys, "measure", "--config", "slow", "--run", "one")
+
+
+def test_a_run_that_failed_as_it_began_leaves_nothing(toy, run_folder, capsys):
+    assert "is not known" in failed(toy, capsys, "measure", "--data.source", "circle")
+    assert not (run_folder / "toy_paper" / "latest").exists()
+
+
+def test_another_word_in_place_of_a_file_is_another_task(toy, run_folder, capsys, tmp_path):
+    toy.main(["measure"])
+    assert toy.main(["measure", "--how", "slowly"]).result == 40.0
+    assert toy.main(["measure", "--how", "slowly"]).result is None
+    assert "was done already" in capsys.readouterr().out
+    file = tmp_path / "how.txt"
+    file.write_text("slowly")
+    assert toy.main(["measure", "--how", str(file)]).result == 40.0
+    assert toy.main(["measure", "--how", str(file)]).result is None
+    file.write_text("quickly")
+    assert toy.main(["measure", "--how", str(file)]).result == 40.0

@@ -28,7 +28,7 @@ def match_rounds(
 ) -> Recovered:
     """Find all N records from the gradients of T rounds by Adam on the squared distance of one round's gradients a step.
 
-    The rounds are taken in random order, each once before any is taken again. The learning rate falls along half a cosine, and pixels are clamped
+    The rounds are taken in random order, each once before any is taken again. The learning rate falls along half a cosine, and pictures are clamped
     to [0, 1].
 
     Args:
@@ -56,7 +56,9 @@ def match_rounds(
     def distance(t: int, differentiable: bool) -> Tensor:
         return squared_distance(at_round(t).gradients(*dummies.rows(members[t]), differentiable), observed[t])
 
-    descend_adam(dummies.variables, lambda: distance(next(order), True), steps, lr, cosine_decay, boxed=dummies.blocks)
+    descend_adam(
+        dummies.variables, lambda: distance(next(order), True), steps, lr, cosine_decay, boxed=[block for block in dummies.blocks if block.ndim == 4]
+    )
     losses = [float(distance(t, False)) for t in range(len(observed))]
     return dummies.recovered(sum(losses) / len(losses))
 

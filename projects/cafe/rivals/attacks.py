@@ -1,4 +1,17 @@
-"""Gradient matching on one batch: DLG, iDLG, Inverting Gradients, SAPAG and several runs as a group (section 2.12)."""
+"""Gradient matching on one batch: DLG, iDLG, Inverting Gradients, SAPAG and several runs as a group (section 2.12).
+
+What all of these attacks take (some have further arguments):
+
+- attacked: the model whose gradient was observed.
+- observed: gradients of the batch's mean loss, as `attacked.parameters`.
+- shapes: shape of one record's block, a party.
+- batch: K, the number of records.
+- steps, lr: iterations of the optimiser, and its learning rate at the start.
+- seed: seed of the dummies.
+- labels: (K,) known labels or (K, C) probabilities; None finds soft labels with the records.
+
+All raise a ValueError if the observed gradients are not of the model's parameters or not finite, or the labels not of the batch.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +42,11 @@ def dlg(
     labels: Tensor | None = None,
     distance: Distance = squared_distance,
 ) -> Recovered:
-    """Deep Leakage from Gradients: match the gradient in squared distance by L-BFGS, jointly over records and soft labels (Zhu et al. 2019).
+    """Deep Leakage from Gradients: match the gradient by L-BFGS, jointly over records and soft labels (Zhu et al. 2019).
 
-    Args:
-        attacked: the model whose gradient was observed.
-        observed: gradients of the batch's mean loss, as `attacked.parameters`.
-        shapes: shape of one record's block, a party.
-        batch: K, the number of records.
-        steps: L-BFGS iterations.
-        lr: length of the quasi-Newton step.
-        seed: seed of the dummies.
-        labels: (K,) known labels or (K, C) probabilities; None finds soft labels with the records.
-        distance: what is lowered.
-
-    Raises:
-        ValueError: if the observed gradients are not of the model's parameters, or the labels not of the batch.
+    `distance` is what is lowered; the paper's is the squared one.
     """
-    attacked.check(observed)
-    dummies = Dummies.draw(shapes, batch, _classes(attacked), observed[-1], seed, labels)
+    dummies = _draw(attacked, observed, shapes, batch, seed, labels)
     return descend_lbfgs(dummies, _objective(attacked, observed, dummies, distance), steps, lr)
 
 
@@ -56,8 +56,7 @@ def infer_labels(attacked: Attacked, observed: Sequence[Tensor], shapes: Shapes,
     Returns:
         (K,) int64 labels in rising order: how often each occurs, not whose it is.
     """
-    attacked.check(observed)
-    dummies = Dummies.draw(shapes, max(batch, 32), _classes(attacked), observed[-1], seed)
+    dummies = _draw(attacked, observed, shapes, max(batch, 32), seed)
     with torch.no_grad():
         probabilities = attacked.model(dummies.blocks).softmax(1).mean(0)
     return as_labels(label_counts(observed[-1], batch, probabilities))
@@ -93,25 +92,13 @@ def inverting_gradients(
     seed: int = 0,
     labels: Tensor | None = None,
     priors: Weighted = (),
+    boxed: bool = True,
 ) -> Recovered:
     """Inverting Gradients: match the gradient's direction under total variation by signed Adam within [0, 1] (Geiping et al. 2020).
 
-    Args:
-        attacked: the model whose gradient was observed.
-        observed: gradients of the batch's mean loss, as `attacked.parameters`.
-        shapes: shape of one record's block, a party.
-        batch: K, the number of records.
-        steps: steps of Adam, whose learning rate falls to a tenth at 3/8, 5/8 and 7/8 of them.
-        lr: learning rate of Adam.
-        variation: weight of the total variation; 0 for blocks that are not images.
-        seed: seed of the dummies.
-        labels: (K,) known labels or (K, C) probabilities; None finds soft labels with the records.
-        priors: further priors and their weights, such as batch-norm statistics at 0.1.
-
-    Raises:
-        ValueError: if the observed gradients are not of the model's parameters, the labels not of the batch, or a varied block no image.
+    It is a `group_inversion` of a single member, which explains the further arguments.
     """
-    return group_inversion(attacked, observed, shapes, batch, [seed], 0.0, steps, lr, variation, labels, priors)
+    return group_inversion(attacked, observed, shapes, batch, [seed], 0.0, steps, lr, variation, labels, priors, boxed)
 
 
 def group_inversion(
@@ -126,31 +113,26 @@ def group_inversion(
     variation: float = 0.2,
     labels: Tensor | None = None,
     priors: Weighted = (),
+    boxed: bool = True,
 ) -> Recovered:
     """Run `inverting_gradients` from several seeds at once, each pulled to their mean (group consistency, Yin et al. 2021).
 
-    Args:
-        attacked: the model whose gradient was observed.
-        observed: gradients of the batch's mean loss, as `attacked.parameters`.
-        shapes: shape of one record's block, a party.
-        batch: K, the number of records.
-        seeds: a seed for each member of the group.
-        consistency: weight of the group's disagreement, see `group_consistency`.
-        steps: steps of Adam, as for `inverting_gradients`.
-        lr: learning rate of Adam.
-        variation: weight of the total variation of each member; 0 for blocks that are not images.
-        labels: (K,) known labels or (K, C) probabilities; None finds soft labels with the records.
-        priors: further priors of each member and their weights.
+    The learning rate falls to a tenth at 3/8, 5/8 and 7/8 of the steps. Beside what all attacks take:
+
+    - seeds: a seed for each member of the group.
+    - consistency: weight of the group's disagreement, see `group_consistency`.
+    - variation: weight of the total variation of each member; 0 for blocks that are not images.
+    - priors: further priors of each member and their weights, such as batch-norm statistics at 0.1.
+    - boxed: whether records are kept within [0, 1]; not for standardised columns of a table.
 
     Returns:
         The member whose own objective was lowest when the group's was.
 
     Raises:
-        ValueError: as `inverting_gradients`.
+        ValueError: as all attacks, or if a varied block is no image.
     """
-    attacked.check(observed)
     weighted = [*priors, (variation, total_variation)] if variation else list(priors)
-    group = [Dummies.draw(shapes, batch, _classes(attacked), observed[-1], seed, labels) for seed in seeds]
+    group = [_draw(attacked, observed, shapes, batch, seed, labels) for seed in seeds]
     objectives = [_objective(attacked, observed, dummies, cosine_distance, weighted) for dummies in group]
     classes = None if labels is None or labels.is_floating_point() else labels
     best = Best(group)
@@ -164,8 +146,8 @@ def group_inversion(
         return total
 
     variables = [variable for dummies in group for variable in dummies.variables]
-    boxed = [block for dummies in group for block in dummies.blocks]
-    descend_adam(variables, objective, steps, lr, step_decay, signed=True, boxed=boxed)
+    within = [block for dummies in group for block in dummies.blocks] if boxed else []
+    descend_adam(variables, objective, steps, lr, step_decay, signed=True, boxed=within)
     return min(best.kept, key=lambda recovered: recovered.loss)
 
 
@@ -174,8 +156,10 @@ def best_of(attack: Callable[[int], Recovered], seeds: Sequence[int]) -> Recover
     return min((attack(seed) for seed in seeds), key=lambda recovered: recovered.loss)
 
 
-def _classes(attacked: Attacked) -> int:
-    return len(attacked.parameters[-1])
+def _draw(attacked: Attacked, observed: Sequence[Tensor], shapes: Shapes, batch: int, seed: int, labels: Tensor | None = None) -> Dummies:
+    """Check what was observed, and draw dummies of as many classes as the last bias has entries."""
+    attacked.check(observed)
+    return Dummies.draw(shapes, batch, len(attacked.parameters[-1]), observed[-1], seed, labels)
 
 
 def _objective(attacked: Attacked, observed: Sequence[Tensor], dummies: Dummies, distance: Distance, priors: Weighted = ()) -> Callable[[], Tensor]:

@@ -265,3 +265,15 @@ def test_parameters_that_are_not_used_have_gradients_of_zero():
     federation = Federation([BottomNet(nn.Flatten(), nn.Linear(4, 3), Idle())], ServerNet(1, 3, 2, 0))
     found = federation.gradients([torch.rand(5, 4)], torch.zeros(5, dtype=torch.long))
     assert torch.equal(found.parties[0]["tail.spare"], torch.zeros(2))
+
+
+def test_the_gradients_of_the_middle_are_those_of_each_record_alone():
+    bottoms = [tabular_bottom(3, (5, 4), 2, seed) for seed in range(2)]
+    federation = Federation(bottoms, ServerNet(2, 2, 3, seed=0))
+    blocks = [torch.randn(4, 3, generator=torch.Generator().manual_seed(party)) for party in range(2)]
+    labels = torch.tensor([0, 1, 2, 1])
+    found = federation.middle_gradients(blocks, labels)
+    for n in range(4):
+        alone = federation.gradients([block[n : n + 1] for block in blocks], labels[n : n + 1])
+        for party in range(2):
+            torch.testing.assert_close(found[party][n], alone.parties[party]["first.bias"])

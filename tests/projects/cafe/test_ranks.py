@@ -8,8 +8,10 @@ from torch import Tensor
 
 from projects.cafe.defences import FakeGradients
 from projects.cafe.federation import Federation, observe
+from projects.cafe.middle import recover_middle
 from projects.cafe.nets import ServerNet, tabular_bottom
-from projects.cafe.ranks import RankAttacker, closeness, expected_order_statistics
+from projects.cafe.ranks import RankAttacker, adapted, closeness, expected_order_statistics
+from projects.cafe.schedules import uniform
 from shared.data.offline import digits
 from shared.seeding import generator
 
@@ -96,3 +98,58 @@ def test_wrong_gradients_are_named():
         RankAttacker([{"weight": torch.ones(4)}]).adapt({"weight": torch.ones(3)})
     with pytest.raises(ValueError, match="constant"):
         closeness({"w": torch.zeros(3)}, {"w": torch.arange(3.0)})
+
+
+class Case:
+    """40 digits in two halves under `pair`, and digits of the attacker's own."""
+
+    def __init__(self, **options) -> None:
+        own, others = digits("train", size=8), digits("test", size=8)
+        self.blocks = list(own.images[:40].flatten(1).chunk(2, 1))
+        self.surrogates, self.labels = list(others.images[:200].flatten(1).chunk(2, 1)), others.labels[:200]
+        federation = Federation([tabular_bottom(32, (64, 32), 10, seed=m) for m in range(2)], ServerNet(2, 10, 10, seed=0))
+        self.views = [observe(federation, self.blocks, own.labels[:40], uniform(40, 8, 60, 0), defence=d, **options) for d in (FakeGradients(), None)]
+
+
+def test_step_two_finds_h_from_the_adapted_view_that_fake_gradients_hide():
+    case = Case()
+    fake, true = case.views
+    estimate = adapted(fake, case.surrogates, case.labels, batch=8)
+
+    def errors(view):
+        middle = recover_middle([view.bias_gradients(m) for m in range(2)], [view.weight_gradients(m) for m in range(2)], view.schedule)
+        return [float((found.inputs - block).norm() / block.norm()) for found, block in zip(middle, case.blocks, strict=True)]
+
+    assert max(errors(true)) < 1e-3
+    for raw, adaptive in zip(errors(fake), errors(estimate), strict=True):
+        assert adaptive < 0.25
+        assert adaptive < raw / 2
+    assert estimate.gradients[0].server is fake.gradients[0].server
+    assert torch.equal(estimate.schedule, fake.schedule)
+
+
+def test_the_adapted_view_is_that_of_an_attacker_with_uniform_batches_of_the_surrogates():
+    case = Case()
+    fake = case.views[0]
+    draws = uniform(200, 8, 3, 5)
+    own = [fake.federation(0).gradients([block[row] for block in case.surrogates], case.labels[row]) for row in draws]
+    estimate = adapted(fake, case.surrogates, case.labels, batch=8, count=3, scope="tensor", zeros="keep", seed=5)
+    for party in range(2):
+        attacker = RankAttacker([gradients.parties[party] for gradients in own], "tensor", "keep")
+        torch.testing.assert_close(estimate.gradients[7].parties[party], attacker.adapt(fake.gradients[7].parties[party]))
+
+
+def test_ranks_over_a_party_need_all_that_it_uploaded():
+    case = Case(names={"first.weight", "first.bias"})
+    with pytest.raises(ValueError, match=r"gradients of tail\.1\.weight, .* of party 0 were not recorded.*record all names"):
+        adapted(case.views[0], case.surrogates, case.labels, batch=8)
+    estimate = adapted(case.views[0], case.surrogates, case.labels, batch=8, count=2, scope="tensor")
+    assert list(estimate.gradients[0].parties[1]) == ["first.weight", "first.bias"]
+
+
+def test_surrogates_that_do_not_fit_are_refused():
+    case = Case()
+    with pytest.raises(ValueError, match=r"199 labels for surrogates of \[200, 200\] records"):
+        adapted(case.views[0], case.surrogates, case.labels[1:], batch=8)
+    with pytest.raises(ValueError, match="batches of 201 cannot be drawn from 200 records"):
+        adapted(case.views[0], case.surrogates, case.labels, batch=201)

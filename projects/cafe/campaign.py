@@ -1,0 +1,122 @@
+"""An attack from a model and its records to an outcome, as the verbs and the tables run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import cast
+
+import torch
+
+from projects.cafe.data import FederatedRecords
+from projects.cafe.defences import FakeGradients
+from projects.cafe.federation import AttackerView, Federation
+from projects.cafe.judging import Outcome, judge
+from projects.cafe.protection import Protection
+from projects.cafe.ranks import adapted
+from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, recover
+from projects.cafe.rivals.onview import RIVALS, Rival, aligned, rival
+from projects.cafe.watching import FIRST, Watch, Watched, watch
+
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "cafe": "CAFE: index alignment and the representation of records, over rounds whose members are known (Jin et al. 2021)",
+        "aligned": "gradient matching over rounds whose members are known, without the representation (ablation of CAFE)",
+        **RIVALS,
+    }
+)
+"""What each attack is, in a line."""
+SURROGATES = 400
+"""Records of the attacker's own at most, with which the rank attacker computes gradients."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """An attack on a federation.
+
+    Args:
+        method: one of `METHODS`; cafe and aligned find all records, the others those of one round.
+        watch: the rounds that the server records.
+        cafe: settings of CAFE.
+        steps: iterations of the other methods; None takes their own number.
+        number: which recorded round the attacks on one round take, from 0.
+        restarts: their runs, of which the one with the lowest objective is kept.
+        variation: their weight of the total variation.
+        adaptive: whether the attacker first undoes fake gradients by their ranks, see `RankAttacker`.
+        seed: of the dummies.
+
+    Raises:
+        ValueError: if the method is unknown.
+    """
+
+    method: str = "cafe"
+    watch: Watch = field(default_factory=Watch)
+    cafe: Cafe = field(default_factory=Cafe)
+    steps: int | None = None
+    number: int = 0
+    restarts: int = 1
+    variation: float = 0.2
+    adaptive: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown attack {self.method!r}: choose one of {', '.join(METHODS)}")
+
+    def run(self, federation: Federation, data: FederatedRecords, protection: Protection | None = None, keep: Keep | None = None) -> Outcome:
+        """Play the rounds, attack what the server sees of them, and judge that.
+
+        Args:
+            federation: model at the first round; it is not changed.
+            data: records under attack.
+            protection: what the parties do to their gradients.
+            keep: see `recover`.
+
+        Raises:
+            ValueError: see `watch`, `recover` and `rival`, or if the adaptive attacker meets a defence that is no fake gradient.
+        """
+        return judge(self.recoveries(federation, data, protection, keep), data)
+
+    def recoveries(
+        self, federation: Federation, data: FederatedRecords, protection: Protection | None = None, keep: Keep | None = None
+    ) -> list[tuple[Watched, Recovery]]:
+        """Return each view and what was made of it, see `run`."""
+        protection = protection or Protection()
+        needs_all = self.method != "cafe" or self.adaptive or self.cafe.data == "reference"
+        rounds = self.watch.rounds if self.method in ("cafe", "aligned") else self.number + 1
+        how = replace(self.watch, rounds=rounds)
+        watched = watch(federation, data.attacked, data.blocks, how, protection, None if needs_all else FIRST)
+        found = []
+        for one in watched:
+            view = self._adapted(one.view, data, protection) if self.adaptive else one.view
+            found.append((one, self._attack(view, keep)))
+        return found
+
+    def _attack(self, view: AttackerView, keep: Keep | None) -> Recovery:
+        if self.method == "cafe":
+            return recover(view, self.cafe, keep)
+        clock = Clock()
+        with clock(self.method):
+            if self.method == "aligned":
+                found, rows = aligned(view, self.steps or 600, seed=self.seed), torch.arange(view.schedule.shape[1])
+            else:
+                name = cast("Rival", self.method)
+                found = rival(name, view, self.number, self.steps, self.seed, self.variation, self.restarts)
+                rows = view.schedule[self.number].nonzero().flatten()
+        labels = None if view.labels is not None else found.labels
+        return Recovery(rows, found.blocks, labels, self.method == "aligned", seconds=clock.seconds)
+
+    def _adapted(self, view: AttackerView, data: FederatedRecords, protection: Protection) -> AttackerView:
+        if not isinstance(protection.rule, FakeGradients):
+            raise ValueError(f"the adaptive attacker undoes fake gradients, not the defence {protection.text!r}: set adaptive=false")
+        rest = torch.ones(len(data.train_records), dtype=torch.bool).index_fill(0, data.chosen, False).nonzero().flatten()
+        own = (
+            data.train_records.take(rest[:SURROGATES])
+            if len(rest) >= self.watch.batch
+            else data.test_records.take(torch.arange(len(data.test_records)))
+        )
+        device = view.gradients[0].server["top.bias"].device
+        blocks = [block.to(device) for block in data.blocks(own.values())]
+        rule = protection.rule
+        return adapted(view, blocks, own.labels.to(device), self.watch.batch, scope=rule.scope, zeros=rule.zeros, seed=self.seed)
