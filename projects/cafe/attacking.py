@@ -133,15 +133,15 @@ class Keeper:
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls = folder, 0
 
-    def __call__(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Make a tensor of that name, or read it; see `recovery.Keep`."""
+    def __call__(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Make what has that name, or read it; see `recovery.Keep`."""
         self.calls += 1
         path, began = self.folder / f"{self.calls}-{name}.npz", time.monotonic()
         is_there = path.is_file()
-        blocks = kept_arrays(path, lambda: {"blocks": make().cpu().numpy()})["blocks"]
+        arrays = kept_arrays(path, lambda: {key: value.cpu().numpy() for key, value in make().items()})
         took = "kept by an attack that was interrupted" if is_there else f"{time.monotonic() - began:.1f} s"
         print(f"  step III, part {self.calls} ({name}): {took}", flush=True)
-        return torch.from_numpy(blocks)
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
 
 def _fingerprint(model: FederatedClassifier, data: FederatedRecords, campaign: Campaign) -> str:

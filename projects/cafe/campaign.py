@@ -13,9 +13,10 @@ from projects.cafe.data import FederatedRecords
 from projects.cafe.defences import FakeGradients
 from projects.cafe.federation import AttackerView, Federation
 from projects.cafe.judging import Outcome, judge
+from projects.cafe.online import follow
 from projects.cafe.protection import Protection
 from projects.cafe.ranks import adapted
-from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, recover
+from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, recover, unkept
 from projects.cafe.rivals.onview import RIVALS, Rival, aligned, rival
 from projects.cafe.watching import FIRST, Watch, Watched, watch
 
@@ -83,6 +84,10 @@ class Campaign:
     ) -> list[tuple[Watched, Recovery]]:
         """Return each view and what was made of it, see `run`."""
         protection = protection or Protection()
+        if self.method == "cafe" and self.cafe.is_online:
+            if self.adaptive:
+                raise ValueError("the adaptive attacker undoes recorded gradients, which the single loop does not keep: take solver=closed_form")
+            return [follow(federation, data.attacked, data.blocks, self.watch, self.cafe, protection, keep or unkept)]
         needs_all = self.method != "cafe" or self.adaptive or self.cafe.data == "reference"
         rounds = self.watch.rounds if self.method in ("cafe", "aligned") else self.number + 1
         how = replace(self.watch, rounds=rounds)

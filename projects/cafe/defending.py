@@ -251,7 +251,7 @@ def attacked(
     Records without recovery count as the mean of all. `stop` is asked before each party's step III.
     """
 
-    def make_on(name: str, make: Callable[[], Tensor]) -> Tensor:
+    def make_on(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         _go_on(stop)
         return make()
 

@@ -39,7 +39,8 @@ class RecordAdam:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.lr, self.reference, self.betas, self.eps, self.rounds = lr, reference, betas, eps, 0
+        self.lr, self.reference, self.betas, self.eps = lr, reference, betas, eps
+        self.rounds = torch.zeros((), dtype=dtype, device=device)
         self.first = torch.zeros(*shape, dtype=dtype, device=device)
         self.second = torch.zeros_like(self.first)
         self.steps = torch.zeros(shape[0], *[1] * (len(shape) - 1), dtype=dtype, device=device)
@@ -52,12 +53,16 @@ class RecordAdam:
         second = self.second.index_select(0, members).mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
         self.first.index_copy_(0, members, first)
         self.second.index_copy_(0, members, second)
-        steps = torch.full_like(self.steps[:1], self.rounds) if self.reference else self.steps.index_select(0, members)
+        steps = self.rounds.expand_as(self.steps[:1]) if self.reference else self.steps.index_select(0, members)
         first_share, second_share = 1 - self.betas[0] ** steps, 1 - self.betas[1] ** steps
         update = (first / first_share) / ((second / second_share).sqrt() + self.eps)
         if self.reference:
             update *= second_share.sqrt() / first_share
         values.index_add_(0, members, update, alpha=-self.lr)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state, by name."""
+        return {"first": self.first, "second": self.second, "steps": self.steps, "rounds": self.rounds}
 
 
 class MiddleDescent:
@@ -109,6 +114,10 @@ class MiddleDescent:
         error = outputs.T @ self.inputs.index_select(0, members) - weight_gradient  # (d2, d1)
         self.adam.step(self.inputs, members, 2 * outputs @ error)
         return error.square().sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state, by name."""
+        return {"outputs": self.outputs, "inputs": self.inputs} | {f"adam.{name}": value for name, value in self.adam.tensors().items()}
 
 
 class Descended(NamedTuple):

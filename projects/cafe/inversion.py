@@ -204,6 +204,12 @@ class DataDescent:
             self.label_adam.step(self.logits, members, label_gradient * (LABEL_WEIGHT / weights.alpha))
         return Terms(matched.item(), rough.item(), near.item())
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state, by name."""
+        parts = [*zip(map(str, range(len(self.blocks))), self.blocks, self.adams, strict=True), ("labels", self.logits, self.label_adam)]
+        state = {name: values for name, values, _ in parts}
+        return state | {f"{name}.{key}": value for name, _, adam in parts for key, value in adam.tensors().items()}
+
     def label_probabilities(self) -> Tensor:
         """Return (N, classes): the softmax of the label logits, or the known labels one-hot."""
         return self.logits.softmax(dim=1) if self.labels is None else F.one_hot(self.labels, self.logits.shape[1]).to(self.logits)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from projects.cafe.closed import solve_outputs
-from projects.cafe.federation import AttackerView, Named
+from projects.cafe.federation import AttackerView
 from projects.cafe.inversion import DataDescent, Weights, invert
-from projects.cafe.middle import Middle, MiddleDescent, Solver, recover_middle
+from projects.cafe.middle import Middle, Solver, recover_middle
 from projects.cafe.nets import BottomNet
 from shared.seeding import derive_seed
 
 Data = Literal["representation", "reference"]
 """Step III by the representation of all records alone, or round by round with all terms as the reference takes it."""
-Keep = Callable[[str, Callable[[], Tensor]], Tensor]
-"""Makes a tensor of that name, or reads what an interrupted attack made."""
+Keep = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+"""Makes what has a name, or reads what an interrupted attack made."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cafe:
     """Settings of the attack; the defaults are the closed form's, `REFERENCE` those of the authors' code.
 
     Args:
-        solver: how steps I and II are taken; `sgd_adam_single` takes step III in the same loop if `data` is reference.
+        solver: how steps I and II are taken; `sgd_adam_single` takes step III in the same loop if `data` is reference, see `online.follow`.
         rounds: rounds of descent in steps I and II, which visit the recorded ones again and again.
         lr_outputs: step of SGD in step I; None is the fastest, 1 / (2 K).
         lr_inputs: learning rate of Adam in step II.
@@ -66,6 +66,11 @@ class Cafe:
             raise ValueError("rounds, steps and chunk must be at least 1, and learning rates positive")
         if self.data == "representation" and self.weights.gamma == 0:
             raise ValueError("step III by representation needs gamma above 0: choose data=reference")
+
+    @property
+    def is_online(self) -> bool:
+        """Whether all three steps are taken in every round, as it is played."""
+        return self.solver == "sgd_adam_single" and self.data == "reference"
 
 
 REFERENCE = Cafe("sgd_adam_single", lr_outputs=5e-3, data="reference", steps=20000, lr=0.01, weights=Weights(), parity=True)
@@ -120,15 +125,15 @@ def recover(view: AttackerView, cafe: Cafe | None = None, keep: Keep | None = No
         ValueError: if no record is recoverable, with the rank of the recorded rounds, or, see `recover_middle` and `DataDescent`.
     """
     cafe, clock = cafe or Cafe(), Clock()
-    if cafe.solver == "sgd_adam_single" and cafe.data == "reference":
-        return _single_loop(view, cafe, clock)
+    if cafe.is_online:
+        raise ValueError("the single loop with step III follows the rounds as they are played: see online.follow")
     with clock("middle"):
         middle = _middle(view, cafe)
         reasons = _reasons(middle, len(view.schedule.T))
     with clock("data"):
         if cafe.data == "reference":
             return _by_rounds(view, cafe, middle, reasons, clock)
-        blocks = [_blocks(view, cafe, party, own, keep or _unkept) for party, own in enumerate(middle)]
+        blocks = [_blocks(view, cafe, party, own, keep or unkept) for party, own in enumerate(middle)]
     with clock("labels"):
         labels = None if view.labels is not None else recover_labels(view)
     return Recovery(torch.arange(len(view.schedule.T)), blocks, labels, True, middle, reasons, clock.seconds)
@@ -191,10 +196,13 @@ def _blocks(view: AttackerView, cafe: Cafe, party: int, middle: Middle, keep: Ke
     beta = weights.beta / weights.gamma
     inputs = middle.inputs.float()
     box = (0.0, 1.0) if len(shape) == 3 else None
-    return keep(f"party-{party}", lambda: invert(bottom.body, inputs, shape, cafe.steps, cafe.lr, beta, weights.xi, cafe.chunk, seed, box))
+    return keep(
+        f"party-{party}", lambda: {"blocks": invert(bottom.body, inputs, shape, cafe.steps, cafe.lr, beta, weights.xi, cafe.chunk, seed, box)}
+    )["blocks"]
 
 
-def _unkept(name: str, make: Callable[[], Tensor]) -> Tensor:
+def unkept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Make what has a name, and keep nothing; see `Keep`."""
     return make()
 
 
@@ -215,35 +223,9 @@ def _by_rounds(view: AttackerView, cafe: Cafe, middle: list[Middle], reasons: di
     return _descended(view, descent, middle, reasons, clock)
 
 
-def _single_loop(view: AttackerView, cafe: Cafe, clock: Clock) -> Recovery:
-    """Take a step of I, of II and of III in every round, as the reference does, under the model of that round (section 2.6)."""
-    records, device = view.schedule.shape[1], _device(view)
-    members = [row.nonzero().flatten() for row in view.schedule.to(device)]
-    lr_outputs = cafe.lr_outputs or 1 / (2 * max(map(len, members)))
-    descent = _descent(view, cafe)
-    middles = [
-        MiddleDescent(records, _widths(own), lr_outputs, cafe.lr_inputs, cafe.parity, derive_seed(cafe.seed, m), device=device)
-        for m, own in enumerate(view.gradients[0].parties)
-    ]
-    with clock("single loop"):
-        for t in (step % len(members) for step in range(cafe.steps)):
-            model = view.federation(t)
-            for middle, own in zip(middles, view.gradients[t].parties, strict=True):
-                middle.step_outputs(members[t], own["first.bias"])
-                middle.step_inputs(members[t], own["first.weight"])
-            descent.step(model.bottoms, model.server, members[t], view.gradients[t], [middle.inputs for middle in middles])
-    return _descended(view, descent, [Middle(middle.outputs, middle.inputs, None) for middle in middles], {}, clock)
-
-
 def _descended(view: AttackerView, descent: DataDescent, middle: list[Middle], reasons: dict[int, str], clock: Clock) -> Recovery:
     labels = None if view.labels is not None else descent.label_probabilities()
     return Recovery(torch.arange(view.schedule.shape[1]), descent.blocks, labels, True, middle, reasons, clock.seconds)
-
-
-def _widths(gradients: Named) -> tuple[int, int]:
-    """Return d1 and d2."""
-    d2, d1 = gradients["first.weight"].shape
-    return d1, d2
 
 
 def _device(view: AttackerView) -> torch.device:

@@ -11,6 +11,10 @@ from shared.seeding import generator
 
 TOLERANCE = 1e-8
 """Least part of a record that must be determined by the schedule's rows, short of one, for it to count as recoverable."""
+BLOCK = 64
+"""Rounds that are set against all earlier ones at once."""
+SHRUNK = 1e-2
+"""A round of which less than this part is left, after those of its block, is set against all earlier ones once more."""
 
 
 def uniform(records: int, batch: int, rounds: int, seed: int) -> Tensor:
@@ -115,6 +119,8 @@ def condition(schedule: Tensor) -> Condition:
 def rounds_until_known(schedule: Tensor) -> Tensor:
     """Count the rounds after which each record's gradient follows from those so far.
 
+    A record is known when its unit vector is in the span of the rounds; an orthonormal basis of that grows by blocks of rounds. Time: T N^2.
+
     Args:
         schedule: (T, N) bool.
 
@@ -123,18 +129,29 @@ def rounds_until_known(schedule: Tensor) -> Tensor:
     """
     rounds, records = schedule.shape
     basis = torch.zeros(min(rounds, records), records, dtype=torch.float64)
-    known, rank = torch.zeros(records, dtype=torch.long), 0
-    determined = torch.zeros(records, dtype=torch.float64)
-    for number, row in enumerate(schedule.double(), 1):
-        length, rest = row.norm(), row
-        for _ in range(2):  # the second time removes what rounding left
-            rest = rest - (basis[:rank] @ rest) @ basis[:rank]
-        if rest.norm() > TOLERANCE * length:
-            basis[rank] = rest / rest.norm()
+    known, determined = torch.zeros(records, dtype=torch.long), torch.zeros(records, dtype=torch.float64)
+    rank = number = 0
+    for rows in schedule.double().split(BLOCK):
+        earlier = rank
+        for row, rest in zip(rows, _without(rows, basis[:earlier]), strict=True):
+            number += 1
+            new = _without(rest, basis[earlier:rank])
+            if new.norm() < SHRUNK * row.norm():
+                new = _without(new, basis[:rank])
+            if rank == records or new.norm() <= TOLERANCE * row.norm():
+                continue
+            basis[rank] = new / new.norm()
             determined += basis[rank].square()
             rank += 1
             known[(known == 0) & (determined > 1 - TOLERANCE)] = number
     return known
+
+
+def _without(rows: Tensor, basis: Tensor) -> Tensor:
+    """Return what of rows, (..., N), is orthogonal to an orthonormal basis, (R, N)."""
+    for _ in range(2):  # the second time removes what rounding left
+        rows = rows - (rows @ basis.T) @ basis
+    return rows
 
 
 def second_moment(records: int, batch: int) -> Tensor:
