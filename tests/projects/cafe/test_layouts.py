@@ -2,37 +2,15 @@
 
 import gzip
 import pickle
-import struct
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers.party_sets import CLASSES, idx, write_linnaeus, write_mnist
 from torchvision.datasets import MNIST
 
 from projects.cafe.layouts import column_places, read_cifar10, read_idx, read_linnaeus, read_mnist, read_table
 from shared.data.files import BadFileError
-
-CLASSES = ("berry", "bird", "dog", "flower", "other")
-
-
-def idx(array):
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def write_mnist(raw, count=6, pack=True):
-    """Write a miniature MNIST; returns the arrays by the beginning of the file names."""
-    raw.mkdir(parents=True)
-    draw, arrays = np.random.default_rng(0), {}
-    for name, number in (("train", count), ("t10k", count - 2)):
-        arrays[name] = draw.integers(0, 256, (number, 28, 28), dtype=np.uint8), draw.permutation(10)[:number].astype(np.uint8)
-        for array, kind in zip(arrays[name], ("images-idx3", "labels-idx1"), strict=True):
-            file = raw / f"{name}-{kind}-ubyte"
-            file.write_bytes(idx(array))
-            if pack:
-                file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes()))
-                file.unlink()
-    return arrays
 
 
 @pytest.mark.parametrize("inside", ["MNIST/raw", "raw", "."])
@@ -101,16 +79,6 @@ def test_cifar10_is_read_from_its_batches(tmp_path):
     np.testing.assert_array_equal(train.features[2:4].flatten(1).numpy(), stored["data_batch_2"])
     assert train.labels.tolist() == [3, 9] * 5
     assert train.class_names[9] == "name 9"
-
-
-def write_linnaeus(root, size=(8, 8), classes=CLASSES, splits=("train", "test")):
-    """Write pictures whose colour tells split and class."""
-    for number, split in enumerate(splits):
-        for label, name in enumerate(classes):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(2):
-                Image.new("RGB", size, (40 * label, 100 * number, 90)).save(folder / f"{index + 1}_{size[0]}.jpg", quality=100)
 
 
 def test_linnaeus_is_read_from_its_folders_at_any_size(tmp_path):
