@@ -338,8 +338,7 @@ class ProjectCLI(LightningCLI):
         sys.argv = list(self.command)  # with which a strategy starts further processes
         kwargs = self._prepare_subcommand_kwargs(subcommand)
         settings, inputs = self._settings(), self._inputs(kwargs)
-        files = {name for name, path in inputs.items() if path.exists()}  # an option that may name a file may also be a plain word
-        options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *files)}
+        options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *inputs)}
         fingerprint = fingerprint_of(settings, options, inputs)
         if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
             self._repeat(subcommand, fingerprint)
@@ -358,10 +357,14 @@ class ProjectCLI(LightningCLI):
             print(f"{verb} was done already with these settings and weights{ending}: {shown_path(self.run.path)} (--force does it again)")
 
     def _inputs(self, kwargs: dict[str, Any]) -> dict[str, Path]:
-        """Return the files and folders that a verb works on: those it was given, and the run's weights unless it was given others."""
+        """Return the files and folders that a verb works on: those it was given, and the run's weights unless it was given others.
+
+        What is not there is left out: an option that may name a file may also be a plain word.
+        """
         names = ("ckpt_path", *sorted(self._trainer_type.outside | self._trainer_type.reads))
         files = {name: [path for value in as_list(kwargs[name]) for path in named(value)] for name in names if kwargs.get(name)}
-        given = {name if not number else f"{name}-{number}": file for name, each in files.items() for number, file in enumerate(each)}
+        pairs = [(name, number, file) for name, each in files.items() for number, file in enumerate(each)]
+        given = {name if not number else f"{name}-{number}": file for name, number, file in pairs if file.exists()}
         own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline", "model": self.run.path / "model.safetensors"}
         return given | ({} if "ckpt_path" in given else {name: path for name, path in own.items() if path.exists()})
 
