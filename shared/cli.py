@@ -49,6 +49,8 @@ class ProjectTrainer(L.Trainer):
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
     reads: frozenset[str] = frozenset()
     """Further options that name files or folders: a verb is done again when what lies there has changed."""
+    files: frozenset[str] = frozenset()
+    """Settings such as `data.root` that may name a file, or a function in one as `file.py:function`: it counts with what lies in the file."""
     repeated: frozenset[str] = frozenset()
     """Options that may be given several times: their values make one list."""
     independent: frozenset[str] = frozenset()
@@ -337,7 +339,8 @@ class ProjectCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         sys.argv = list(self.command)  # with which a strategy starts further processes
         kwargs = self._prepare_subcommand_kwargs(subcommand)
-        settings, inputs = self._settings(), self._inputs(kwargs)
+        settings = self._settings()
+        inputs = self._inputs(kwargs) | self._named_files(settings)
         options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *inputs)}
         fingerprint = fingerprint_of(settings, options, inputs)
         if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
@@ -367,6 +370,12 @@ class ProjectCLI(LightningCLI):
         given = {name if not number else f"{name}-{number}": file for name, number, file in pairs if file.exists()}
         own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline", "model": self.run.path / "model.safetensors"}
         return given | ({} if "ckpt_path" in given else {name: path for name, path in own.items() if path.exists()})
+
+    def _named_files(self, settings: dict[str, Any]) -> dict[str, Path]:
+        """Return the files that settings name; folders, which hold whole data sets, are not looked into."""
+        values = {name: settings[name.partition(".")[0]].get(name.partition(".")[2]) for name in sorted(self._trainer_type.files)}
+        paths = {name: [Path(text).expanduser() for text in (str(value), str(value).rpartition(":")[0])] for name, value in values.items() if value}
+        return {name: file for name, both in paths.items() for file in both if file.is_file()}
 
     def _record(self, verb: str, kwargs: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Path], fingerprint: str) -> None:
         """Carry out a verb on the first process, and write down in the run folder what it was and how it went."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from projects.cafe.data import FederatedRecords
 from projects.cafe.defences import FakeGradients
 from projects.cafe.figures import draw_psnr, draw_recovered, draw_rmse, draw_values
 from projects.cafe.judging import Outcome, judge
-from projects.cafe.metrics import baselines
+from projects.cafe.metrics import baselines, mean_guess
 from projects.cafe.module import FederatedClassifier
 from projects.cafe.recovery import REFERENCE, Cafe
 from projects.cafe.threat import threat_lines, threat_model
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
 START = "start"
+QUARTER = 14 * 14
+"""Entries of a party's block for which `REFERENCE` has its xi: a quarter of a grey picture of 28 x 28 (section 2.5)."""
+COLOUR_LR = 0.02
+"""Learning rate of the reference's step III for pictures of three channels (section 2.5)."""
 PRINTED = ("attack", "recovered", "psnr", "psnr_median", "psnr_min", "above_30_db", "ssim", "rmse", "rmse_median", "rmse_max", "label_accuracy")
 """Columns of the table `attack` that are printed, as far as there are."""
 
@@ -55,7 +60,7 @@ def settings(
     """Return the attack that the options of the verb describe.
 
     Args:
-        data: tells the batch size and the seed.
+        data: tells the batch size, the seed and the size of blocks.
         method: one of `METHODS`.
         watch: arguments of `Watch`.
         cafe: `solver`, `data`, `steps` and `lr` of `Cafe`, where None takes the default: that of `Cafe`, or of the reference if `data` is.
@@ -65,13 +70,14 @@ def settings(
     Raises:
         ValueError: if an option is out of its range, or belongs to another method.
     """
-    _check_method(method, cafe, restarts)
+    _check_method(method, watch, cafe, restarts)
+    _check_loop(method, watch, cafe, adaptive)
     given = {name: value for name, value in cafe.items() if value is not None}
-    rounds = {"rounds": 1} if method not in ORDERED and watch["rounds"] is None else {}  # they take the first recorded one
+    rounds = {} if method in ORDERED else {"rounds": 1}  # they take the first recorded one
     return Campaign(
         method,
         Watch(batch=data.batch_size, seed=data.seed, **{**watch, **rounds}),
-        _cafe(given, data.seed) if method == "cafe" else Cafe(seed=data.seed),
+        _cafe(given, data) if method == "cafe" else Cafe(seed=data.seed),
         None if method == "cafe" else cafe["steps"],
         restarts=restarts,
         adaptive=adaptive,
@@ -79,21 +85,39 @@ def settings(
     )
 
 
-def _cafe(given: Mapping[str, Any], seed: int) -> Cafe:
-    if given["data"] == "reference":
-        return replace(REFERENCE, **given, parity=given["solver"] != "closed_form", seed=seed)
-    return Cafe(**given, seed=seed)
+def _cafe(given: Mapping[str, Any], data: FederatedRecords) -> Cafe:
+    """Return settings of CAFE; the reference's go by the first party's block, as section 2.5 has it."""
+    if given["data"] != "reference":
+        return Cafe(**given, seed=data.seed)
+    shape = data.shapes[0]
+    usual: dict[str, Any] = {}
+    if len(shape) == 3:
+        usual["weights"] = replace(REFERENCE.weights, xi=REFERENCE.weights.xi * math.prod(shape) / QUARTER)
+        usual |= {"lr": COLOUR_LR} if shape[0] == 3 else {}
+    return replace(REFERENCE, **usual | dict(given), parity=given["solver"] != "closed_form", seed=data.seed)
 
 
-def _check_method(method: str, cafe: Mapping[str, Any], restarts: int) -> None:
+def _check_method(method: str, watch: Mapping[str, Any], cafe: Mapping[str, Any], restarts: int) -> None:
     usual = {"solver": "closed_form", "data": "representation", "lr": None}
     if method != "cafe" and (odd := [name for name, value in usual.items() if cafe[name] != value]):
         options = {"solver": "--solver", "data": "--inversion", "lr": "--step_size"}
         raise ValueError(f"{', '.join(options[name] for name in odd)} is for the method cafe, not for {method}: leave it out")
+    unused = {"rounds": None, "window": None, "lr": 0.0}
+    if method not in ORDERED and (odd := [name for name, value in unused.items() if watch.get(name, value) != value]):
+        raise ValueError(f"{', '.join(f'--{name}' for name in odd)} is for methods over rounds, not for {method}: leave it out")
     if method in ORDERED and restarts != 1:
         raise ValueError(f"--restarts is for methods on one round, not for {method}: leave it out")
     if restarts < 1 or (cafe["steps"] is not None and cafe["steps"] < 1):
         raise ValueError(f"restarts and steps must be at least 1, got {restarts} and {cafe['steps']}")
+
+
+def _check_loop(method: str, watch: Mapping[str, Any], cafe: Mapping[str, Any], adaptive: bool) -> None:
+    """Refuse at once what the single loop with step III has not."""
+    if method != "cafe" or (cafe["solver"], cafe["data"]) != ("sgd_adam_single", "reference"):
+        return
+    given = {"--window": watch.get("window") is not None, "--workers": watch.get("workers", 1) != 1, "--adaptive": adaptive}
+    if odd := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"{', '.join(odd)} is not for the single loop with step III: leave it out, or take --solver closed_form")
 
 
 def load_state(trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedRecords, state: str) -> str:
@@ -148,7 +172,10 @@ def _fingerprint(model: FederatedClassifier, data: FederatedRecords, campaign: C
     """Hash all that step III depends on."""
     log = Path(campaign.watch.schedule)
     records = hashlib.sha256(data.attacked.values().numpy().tobytes() + data.attacked.labels.numpy().tobytes()).hexdigest()
-    about = (campaign, model.protection, weights_digest(model), sorted(data.hparams.items()), records, digest(log) if log.is_file() else "")
+    net = Path(str(model.hparams.bottom or "").rpartition(":")[0])
+    files = [digest(path) if path.is_file() else "" for path in (log, net)]
+    options = [sorted(own.hparams.items()) for own in (model, data)]
+    about = (campaign, model.protection, str(model.federation), weights_digest(model), options, records, files)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
@@ -167,7 +194,7 @@ def attack(trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedR
 
     Raises:
         FileNotFoundError: see `load_state`.
-        ValueError: see `load_state` and `Campaign.run`, or if no record was recovered as a whole.
+        ValueError: see `load_state` and `Campaign.run`, or if nothing was recovered of any record.
     """
     data.setup()
     protection = model.protection
@@ -180,8 +207,8 @@ def attack(trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedR
     federation = model.to(trainer.strategy.root_device).federation
     recoveries = campaign.recoveries(federation, data, protection, Keeper(kept / _fingerprint(model, data, campaign)))
     outcome = judge(recoveries, data)
-    if not outcome.found.any():
-        raise ValueError("\n".join(["no record was recovered as a whole:", *count_reasons(outcome)]))
+    if not outcome.recovered.isfinite().any():
+        raise ValueError("\n".join(["nothing was recovered of any record:", *count_reasons(outcome)]))
     rows = attack_rows(outcome, campaign.method)
     facts = [schedule_facts(watched.view.schedule) for watched, _ in recoveries]
     report = {"threat_model": dict(threat), "state": words, "defence": repr(protection.rule), "settings": asdict(campaign), "schedule": facts}
@@ -193,10 +220,10 @@ def attack(trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedR
 
 
 def attack_rows(outcome: Outcome, method: str) -> list[dict[str, Any]]:
-    """Return figures of the attack, and of guesses without any for the same records, a row each."""
-    found, truth = outcome.found, outcome.truth
+    """Return figures of the attack, and of guesses without any for the same records (all where none is whole), a row each."""
+    truth, found = outcome.truth, outcome.found if outcome.found.any() else torch.ones(len(outcome.truth), dtype=torch.bool)
     true = truth[found]
-    guesses = baselines(true, 0) if outcome.is_pictures else {"mean": true.mean(0, keepdim=True).expand_as(true)}
+    guesses = baselines(true, 0, outcome.mean) if outcome.is_pictures else {"mean": mean_guess(true, outcome.mean)}
     kind = "image" if outcome.is_pictures else "row"
     rows = [{"attack": method} | _without_baselines(outcome.report())]
     for name, guess in guesses.items():
@@ -218,6 +245,7 @@ def report_of(outcome: Outcome, rows: Sequence[dict[str, Any]], data: FederatedR
         "data": dict(data.hparams),
         "figures": figures | {"recovered_in_part": in_part(outcome), "most_frequent_label": most_frequent(outcome)},
         "baselines": dict(zip([row["attack"] for row in rows[1:]], trivial, strict=True)),
+        "parties": outcome.parties(),
         "reasons": dict(reason_counts(outcome)),
         "seconds": {step: round(taken, 2) for step, taken in outcome.seconds.items()},
     }
@@ -230,6 +258,7 @@ def _write(trainer: ProjectTrainer, data: FederatedRecords, outcome: Outcome, ro
     """Write tables, figures and recovered records; return what heads the run's page."""
     log_table(trainer, "records", outcome.rows())
     log_table(trainer, "attack", rows)
+    log_table(trainer, "parties", outcome.parties())
     errors, trivial = outcome.errors(), rows[1]
     if outcome.is_pictures:
         log_figure(trainer, "recovered", draw_recovered(outcome.truth, outcome.recovered, errors, outcome.places, outcome.reasons))
@@ -274,9 +303,13 @@ def _digits(value: float) -> float | None:
     return known(float(f"{value:.7g}"))
 
 
+def _short(name: str, value: Any) -> Any:
+    return f"{value:.3g}" if name.startswith("rmse") and value is not None else value
+
+
 def _say(trainer: ProjectTrainer, campaign: Campaign, outcome: Outcome, rows: list[dict[str, Any]], facts: list[dict[str, Any]]) -> None:
     columns = [name for name in PRINTED if name in rows[0]]
-    short = [{name: f"{row[name]:.3g}" if name.startswith("rmse") else row[name] for name in columns} for row in rows]
+    short = [{name: _short(name, row[name]) for name in columns} for row in rows]
     print(markdown(short))
     print("\n".join([*schedule_lines(campaign, facts), *count_reasons(outcome), *verdict(campaign, outcome, rows)]))
     print(f"the records beside the truth, tables and figures lie in {shown_path(artefact_folder(trainer))}")

@@ -16,7 +16,7 @@ from projects.cafe.judging import Outcome, judge
 from projects.cafe.online import follow
 from projects.cafe.protection import Protection
 from projects.cafe.ranks import adapted
-from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, recover, unkept
+from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, UnrecoverableError, recover, unkept
 from projects.cafe.rivals.onview import RIVALS, Rival, aligned, rival
 from projects.cafe.watching import FIRST, Watch, Watched, watch
 
@@ -64,6 +64,8 @@ class Campaign:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"unknown attack {self.method!r}: choose one of {', '.join(METHODS)}")
+        if self.adaptive and self.watch.workers > 1:
+            raise ValueError("the adaptive attacker is for vertical learning: set adaptive=false, or workers=1")
 
     def run(self, federation: Federation, data: FederatedRecords, protection: Protection | None = None, keep: Keep | None = None) -> Outcome:
         """Play the rounds, attack what the server sees of them, and judge that.
@@ -92,10 +94,16 @@ class Campaign:
         rounds = self.watch.rounds if self.method in ("cafe", "aligned") else self.number + 1
         how = replace(self.watch, rounds=rounds)
         watched = watch(federation, data.attacked, data.blocks, how, protection, None if needs_all else FIRST)
-        found = []
+        found, refusals = [], []
         for one in watched:
             view = self._adapted(one.view, data, protection) if self.adaptive else one.view
-            found.append((one, self._attack(view, keep)))
+            try:
+                found.append((one, self._attack(view, keep)))
+            except UnrecoverableError as refused:
+                refusals.append(refused)
+                found.append((one, _nothing(view, str(refused))))
+        if len(refusals) == len(found):
+            raise refusals[0]
         return found
 
     def _attack(self, view: AttackerView, keep: Keep | None) -> Recovery:
@@ -124,4 +132,13 @@ class Campaign:
         device = view.gradients[0].server["top.bias"].device
         blocks = [block.to(device) for block in data.blocks(own.values())]
         rule = protection.rule
-        return adapted(view, blocks, own.labels.to(device), self.watch.batch, scope=rule.scope, zeros=rule.zeros, seed=self.seed)
+        batch = int(view.schedule.sum(1).max())
+        return adapted(view, blocks, own.labels.to(device), batch, scope=rule.scope, zeros=rule.zeros, seed=self.seed)
+
+
+def _nothing(view: AttackerView, reason: str) -> Recovery:
+    """Return a recovery of no record."""
+    records = view.schedule.shape[1]
+    blocks = [torch.full((records, *shape), torch.nan) for shape in view.shapes]
+    labels = None if view.labels is not None else torch.full((records, len(view.server[0].top.bias)), torch.nan)
+    return Recovery(torch.arange(records), blocks, labels, True, reasons=dict.fromkeys(range(records), reason))

@@ -26,6 +26,7 @@ class Trainer(ProjectTrainer):
     begins = frozenset({"attack", "defend", "audit"})
     links = MappingProxyType({"data.shapes": "model.shapes", "data.classes": "model.classes"})
     reads = frozenset({"schedule", "state"})
+    files = frozenset({"model.bottom", "data.root"})
     repeated = frozenset({"defences"})
     resumable = frozenset({"attack", "defend", "reproduce"})
     follow_up = MappingProxyType({"fit": "test", "test": "attack", "attack": "defend"})
@@ -71,9 +72,9 @@ class Trainer(ProjectTrainer):
             method: cafe; aligned (its ablation); or, on one round: dlg, idlg, inverting_gradients, sapag, batch_norm, group.
             state: which model is attacked: start (as training begins), best or last of the run, or a checkpoint's file.
             schedule: who makes each batch: uniform, epochs, malicious, or a file with the records of each round (CSV, JSON, NPY).
-            rounds: recorded rounds; null is a fifth more than there are records (malicious: as many).
-            lr: learning rate of Adam that trains the model meanwhile; 0 leaves it as it is.
-            window: number of last rounds that are used; null uses all.
+            rounds: recorded rounds, of cafe and aligned; null is a fifth more than there are records (malicious: as many).
+            lr: with these, learning rate of Adam that trains the model meanwhile; 0 leaves it as it is.
+            window: with these, number of last rounds that are used; null uses all.
             known_labels: tells the attacker the labels; else it recovers them.
             workers: of horizontal learning, with whole records each (data.parties=1); 1 is vertical learning.
             secure_sum: shows the server only the sum of the workers' gradients.
@@ -81,7 +82,7 @@ class Trainer(ProjectTrainer):
             solver: of cafe's steps I and II: closed_form, sgd_adam_nested or sgd_adam_single.
             inversion: cafe's step III: representation, or reference (round by round, with all terms).
             steps: of step III, or of the other methods; null is 150 (20000 with reference), or each method's own number.
-            step_size: learning rate of step III; null is 0.05, or 0.01 with reference.
+            step_size: learning rate of step III; null is 0.05, or with reference 0.01 (colour: 0.02).
             restarts: runs of a method on one round, of which the one with the lowest objective counts.
         """
         from projects.cafe.attacking import attack, settings
@@ -181,8 +182,8 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            table: attacks (CAFE beside its rivals), conditions (when it works), defences (what they cost), training (while the model moves), modes
-                (tables, horizontal learning, other pictures), sizes (more records), or all.
+            table: attacks (CAFE beside its rivals), conditions (when it works), steps (closed form, descent, and each term), tolerance (a model that
+                trains, noise), defences (what they cost), modes (tables, horizontal learning, other pictures), sizes (more records), or all.
             seeds: number of seeds; null is the customary number.
             jobs: computations at the same time, one thread each; null is one a core, or one where there is a GPU.
             quick: one seed, few records and few rows, to see that everything runs.

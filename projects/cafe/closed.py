@@ -126,7 +126,7 @@ def solve_outputs(bias_gradients: Tensor, schedule: Tensor, factors: Factors | N
     gradients = bias_gradients.to(factors.weights)
     values = factors.right.T @ ((factors.left.T @ gradients) / factors.singular[:, None])
     residual = _residual(gradients, factors)
-    reasons = {n: _rank_reason(n, factors) for n in (~factors.distinct).nonzero().flatten().tolist()}
+    reasons = rank_reasons(factors)
     stale = (residual > STALE) & factors.distinct
     reasons |= {n: f"stale: {residual[n]:.1e} of its rounds do not fit one model; it moved, or the uploads carry noise" for n in _numbers(stale)}
     return Solved(_blank(values, factors.distinct), factors.rank, factors.condition, factors.distinct, residual, reasons)
@@ -217,11 +217,15 @@ def _residual(gradients: Tensor, factors: Factors) -> Tensor:
     return (share * rounds / (rounds - factors.rank)).sqrt()
 
 
-def _rank_reason(record: int, factors: Factors) -> str:
+def rank_reasons(factors: Factors) -> dict[int, str]:
+    """Say of each record that the rounds do not tell apart why, and what would help."""
     rounds, records = factors.weights.shape
-    if not factors.weights[:, record].any():
-        return "it is in no recorded round"
-    return f"{rounds} rounds of rank {factors.rank} do not tell it from the rest of {records} records: record at least {records - factors.rank} more"
+    told = f"{rounds} rounds of rank {factors.rank} do not tell it from the rest of {records} records"
+    repeats = "some repeat what others say, so batches must differ more: other members, fewer than all records, other sizes"
+    mend = f"record at least {records - factors.rank} more" if rounds == factors.rank else repeats
+    seen = factors.weights.any(dim=0)
+    missing = (~factors.distinct).nonzero().flatten().tolist()
+    return {record: f"{told}: {mend}" if seen[record] else "it is in no recorded round" for record in missing}
 
 
 def _check_rounds(gradients: Tensor, schedule: Tensor, name: str) -> None:

@@ -146,6 +146,8 @@ class FederatedRecords(DataModule):
         count = len(train) if self.options.count is None else self.options.count
         if count > len(train):
             raise ValueError(f"data.count is {count}, but {self.source} has only {len(train)} training records: lower it, or leave it null for all")
+        if len(train.class_names) < 2:
+            raise ValueError(f"{self.source} has the label {train.class_names[0]} only: add records of another class, or name another data.label")
         self.chosen = torch.randperm(len(train), generator=generator(self.seed, "cafe", "attacked"))[:count]
         self.train_records, self.attacked = train, train.take(self.chosen)
         self.blocks(train.features[:1])  # raises where these pictures cannot be split so

@@ -113,6 +113,7 @@ class Federation(nn.Module):
         """
         bottoms = cast("list[BottomNet]", list(self.bottoms))
         with torch.inference_mode(False), torch.no_grad():
+            labels = labels.clone()  # those of inference mode cannot be kept for a gradient
             outputs = [bottom.middle(block)[1].requires_grad_() for bottom, block in zip(bottoms, blocks, strict=True)]
         with torch.inference_mode(False), torch.enable_grad():
             logits = self.server([bottom.tail(u) for bottom, u in zip(bottoms, outputs, strict=True)])
@@ -124,7 +125,8 @@ class AttackerView:
     """What an honest but curious server sees, and all that an attack may use: no features, no h, no loss of a single record.
 
     Attributes:
-        bottoms: the parties' nets with their parameters, at each of the T recorded rounds before its update, or once if they never changed.
+        bottoms: the parties' nets with their parameters, at each of the T recorded rounds before its update; or once, if they never changed or only
+            the last was kept.
         server: the top net, likewise.
         schedule: (T, N) bool, row t holding the members of recorded round t.
         gradients: what was uploaded at each recorded round, and the server's own gradients.
@@ -216,8 +218,8 @@ def observe(
         local: how a party finds its gradients from its net, its (K, ...) block of the batch, the (K, outputs) gradient of the mean loss for its
             outputs, the round and the party, such as DP-SGD; None differentiates.
         recent: number of last rounds that are recorded; None records all.
-        names: names of the parties' parameters whose gradients are recorded, to save memory; None records all. A static model without defence runs
-            its bodies only once if none of theirs is among them.
+        names: names of the parties' parameters whose gradients are recorded, to save memory; None records all. Of a model that moves only the last
+            is then kept; a static one without defence runs its bodies only once if none of theirs is among them.
 
     Raises:
         ValueError: if sizes disagree, a batch is empty, the optimiser is of other parameters, a net depends on its batch (section 10), or an upload
@@ -242,6 +244,7 @@ class Record:
 
     def __init__(self, rounds: int, moving: bool, recent: int | None, names: Collection[str] | None) -> None:
         self.start = 0 if recent is None else max(0, rounds - recent)
+        self.last = rounds - 1
         self.moving = moving
         self.names = names
         self.models: list[Federation] = []
@@ -251,9 +254,15 @@ class Record:
         """Record a round: the model before its update, and what was uploaded, one or one a party of horizontal learning."""
         if number < self.start:
             return
-        if self.moving or not self.models:
+        if self._is_kept(number):
             self.models.append(deepcopy(federation))
         self.gradients.append([self._kept(gradients) for gradients in uploaded])
+
+    def _is_kept(self, number: int) -> bool:
+        """Say whether the model of a round is kept: each of those that differ, or the last of them if not all gradients are recorded."""
+        if not self.moving:
+            return not self.models
+        return self.names is None or number == self.last
 
     def view(self, number: int, schedule: Tensor, shapes: Sequence[Sequence[int]], labels: Tensor | None) -> AttackerView:
         """Return the view of the recorded rounds' `number`-th uploads."""

@@ -107,10 +107,12 @@ def draw_psnr(errors: Tensor, baseline: float) -> Figure:
     """
     known = errors[errors.isfinite()].numpy()
     lines = {f"mean image, {baseline:.1f} dB": (baseline, "tab:red"), f"counts as recovered, {RECOVERED:g} dB": (RECOVERED, "tab:green")}
-    low, high = min(float(known.min()), baseline), max(float(known.max()), RECOVERED)
+    drawn = np.append(known, [baseline, RECOVERED])
+    low, high = drawn.min(), drawn.max()
     margin = (high - low) * 0.03
     edges = np.linspace(low - margin, high + margin, BINS + 1)
-    return _histogram(known, edges, lines, f"PSNR in dB, mean {known.mean():.1f}", len(errors) - len(known))
+    label = f"PSNR in dB, mean {known.mean():.1f}" if len(known) else "PSNR in dB"
+    return _histogram(known, edges, lines, label, len(errors) - len(known))
 
 
 def draw_rmse(errors: Tensor, baseline: float) -> Figure:
@@ -121,7 +123,8 @@ def draw_rmse(errors: Tensor, baseline: float) -> Figure:
         baseline: RMSE of the mean row.
     """
     known = errors[errors.isfinite()].clamp_min(FLOOR).numpy()
-    low, high = np.log10(min(known.min(), baseline)), np.log10(max(known.max(), baseline))
+    drawn = np.log10(np.append(known, max(baseline, FLOOR)))
+    low, high = drawn.min(), drawn.max()
     edges = np.logspace(low - 0.2, high + 0.2, BINS + 1)
     lines = {f"mean row, {baseline:.3g}": (baseline, "tab:red")}
     figure = _histogram(known, edges, lines, "RMSE in standard deviations", len(errors) - len(known))
@@ -159,7 +162,8 @@ def draw_values(truth: Tensor, recovered: Tensor, names: Sequence[str]) -> Figur
     of_all = known.flatten().nonzero().flatten()
     some = of_all[torch.linspace(0, len(of_all) - 1, min(POINTS, len(of_all))).long()]
     column = torch.where(known, recovered - truth, 0.0).double().square().sum(0).div(known.sum(0).clamp_min(1)).sqrt()
-    worst = column.argsort(descending=True)[:12].flip(0)
+    order = column.argsort(descending=True)
+    worst = order[known.any(0)[order]][:12].flip(0)
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     ends = [float(truth.min()), float(truth.max())]

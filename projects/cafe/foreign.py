@@ -133,6 +133,9 @@ def build_bottoms(path: str, shapes: Sequence[tuple[int, ...]], seed: int) -> li
         widths.append(bottoms[-1](torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)).shape[1])
     if len(set(widths)) > 1:
         raise ValueError(f"{path} built nets with {', '.join(map(str, widths))} outputs: the server needs the same number from all parties")
+    odd = next((parameter.dtype for bottom in bottoms for parameter in bottom.parameters() if parameter.dtype != torch.float32), None)
+    if odd is not None:
+        raise ValueError(f"{path} gives a net of {odd}, but records are float32: call .float() on it")
     for (first, one), (second, other) in combinations(enumerate(bottoms), 2):
         if set(one.parameters()) & set(other.parameters()):
             raise ValueError(f"{path} gave parties {first} and {second} the same parameters: build a new net at each call")

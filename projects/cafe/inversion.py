@@ -194,7 +194,8 @@ class DataDescent:
         logits = self.logits.index_select(0, members).requires_grad_()
         middle = [bottom.get_submodule("body")(block) for bottom, block in zip(bottoms, blocks, strict=True)]
         near = torch.stack([representation_distance(h, given.index_select(0, members)) for h, given in zip(middle, inputs, strict=True)]).sum()
-        rough = truncated_variation(blocks, weights.xi) if weights.beta else near.new_zeros(())
+        pictures = [block for block in blocks if block.ndim == 4]
+        rough = truncated_variation(pictures, weights.xi) if weights.beta and pictures else near.new_zeros(())
         matched = self._matched(bottoms, server, middle, logits, members, upload) if weights.alpha else near.new_zeros(())
         loss = weights.alpha * matched + weights.beta * rough + weights.gamma * near
         *gradients, label_gradient = torch.autograd.grad(loss, [*blocks, logits], allow_unused=True, materialize_grads=True)

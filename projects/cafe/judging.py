@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projects.cafe.data import FederatedRecords
-from projects.cafe.metrics import attack_performance, label_accuracy, match, picture_report, psnr, rmse, table_report
+from projects.cafe.metrics import attack_performance, label_accuracy, match, mean_guess, picture_report, psnr, rmse, table_report
 from projects.cafe.recovery import Recovery
 from projects.cafe.watching import Watched
 
@@ -28,6 +28,7 @@ class Outcome:
         reasons: what is wrong with a record, by its place.
         seconds: by step, summed over views.
         split: splits records into the parties' blocks.
+        mean: (C, H, W) or (D,), the mean record, with which all is compared: see `mean_record`.
     """
 
     places: Tensor
@@ -38,6 +39,7 @@ class Outcome:
     reasons: dict[int, str]
     seconds: dict[str, float]
     split: Callable[[Tensor], Sequence[Tensor]]
+    mean: Tensor
 
     @property
     def is_pictures(self) -> bool:
@@ -48,6 +50,16 @@ class Outcome:
     def found(self) -> Tensor:
         """(n,) bool, true where a record was recovered, well or badly."""
         return self.recovered.flatten(1).isfinite().all(1)
+
+    @property
+    def unit(self) -> str:
+        """What errors are: psnr in dB of pictures, or rmse in standard deviations of rows."""
+        return "psnr" if self.is_pictures else "rmse"
+
+    @property
+    def labelled(self) -> Tensor:
+        """(n,) bool, true where a label was found, rightly or wrongly."""
+        return torch.zeros(len(self.truth), dtype=torch.bool) if self.scores is None else self.scores.isfinite().all(1)
 
     def errors(self) -> Tensor:
         """Return PSNR in dB of pictures, or RMSE in standard deviations of rows, (n,) float64; NaN where nothing was recovered."""
@@ -60,28 +72,51 @@ class Outcome:
     def report(self) -> dict[str, float]:
         """Return what `picture_report` or `table_report` say of the records that were recovered, beside how many these are and their labels.
 
-        `attack_performance` is over all records, if they differ: those without recovery count as their mean.
+        Where none was recovered as a whole, errors are NaN, and baselines those of all records. `attack_performance` is over all records, if they
+        differ from the mean record: those without recovery count as it.
         """
         found = self.found
         row: dict[str, float] = {"records": len(self.truth), "recovered": int(found.sum())}
-        truth, recovered = self.truth[found], self.recovered[found]
-        row |= picture_report(recovered, truth, self.split) if self.is_pictures else table_report(recovered, truth)
-        if (self.truth != self.truth[:1]).any():
-            guess = torch.where(found.reshape(-1, *[1] * (self.truth.ndim - 1)), self.recovered, self.truth.mean(0, keepdim=True))
-            row["attack_performance"] = attack_performance(guess.clamp(0, 1) if self.is_pictures else guess, self.truth)
+        if found.any():
+            row |= self._compared(self.recovered[found], self.truth[found])
+        else:
+            trivial = self._compared(mean_guess(self.truth, self.mean), self.truth)
+            row |= {name: value if name.startswith("baseline_") else float("nan") for name, value in trivial.items()}
+        if not torch.allclose(self.truth, self.mean.expand_as(self.truth)):
+            guess = torch.where(found.reshape(-1, *[1] * (self.truth.ndim - 1)), self.recovered, self.mean)
+            row["attack_performance"] = attack_performance(guess.clamp(0, 1) if self.is_pictures else guess, self.truth, self.mean)
         if self.scores is not None:
-            known = self.scores.isfinite().all(1)
+            known = self.labelled
             row["label_accuracy"] = label_accuracy(self.scores[known], self.labels[known]) if known.any() else float("nan")
         return row | {"seconds": sum(self.seconds.values())}
 
+    def _compared(self, recovered: Tensor, truth: Tensor) -> dict[str, float]:
+        if self.is_pictures:
+            return picture_report(recovered, truth, self.split, mean=self.mean)
+        return table_report(recovered, truth, self.mean)
+
+    def parties(self) -> list[dict[str, Any]]:
+        """Return a row a party: how many of its blocks were recovered, their mean PSNR, or RMSE, and that of its block of the mean record for them.
+
+        The error is None where none was recovered; that of the mean block is over all then.
+        """
+        rows = []
+        for party, (true, own, mean) in enumerate(zip(*map(self.split, (self.truth, self.recovered, self.mean[None])), strict=True)):
+            found = own.flatten(1).isfinite().all(1)
+            shown = found if found.any() else torch.ones_like(found)
+            error = _mean_error(own[found], true[found]) if found.any() else None
+            row = {"party": party, "records": len(true), "recovered": int(found.sum()), self.unit: error}
+            rows.append(row | {f"{self.unit}_of_mean_block": _mean_error(mean_guess(true[shown], mean[0]), true[shown])})
+        return rows
+
     def rows(self) -> list[dict[str, Any]]:
         """Return a row a record: its place, label, label found, error and what is wrong with it."""
-        unit = "psnr" if self.is_pictures else "rmse"
-        found = [None] * len(self.truth) if self.scores is None else self.scores.argmax(1).tolist()
+        scored = [] if self.scores is None else zip(self.labelled.tolist(), self.scores.argmax(1).tolist(), strict=True)
+        found = [label if known else None for known, label in scored]
         rows = []
         for i, (place, label, error) in enumerate(zip(self.places.tolist(), self.labels.tolist(), self.errors().tolist(), strict=True)):
             row: dict[str, Any] = {"record": place, "label": label} | ({} if self.scores is None else {"label_found": found[i]})
-            rows.append(row | {unit: None if error != error else round(error, 4), "reason": self.reasons.get(place, "")})
+            rows.append(row | {self.unit: None if error != error else round(error, 4), "reason": self.reasons.get(place, "")})
         return rows
 
 
@@ -107,4 +142,16 @@ def judge(recoveries: Sequence[tuple[Watched, Recovery]], data: FederatedRecords
     places = torch.cat([own for own, _, _ in parts])
     found = [scores for _, _, scores in parts if scores is not None]
     scores = torch.cat(found) if len(found) == len(parts) else None
-    return Outcome(places, values[places], torch.cat([joined for _, joined, _ in parts]), scores, labels[places], reasons, seconds, data.blocks)
+    joined = torch.cat([joined for _, joined, _ in parts])
+    return Outcome(places, values[places], joined, scores, labels[places], reasons, seconds, data.blocks, mean_record(data))
+
+
+def mean_record(data: FederatedRecords) -> Tensor:
+    """Return the mean of all records under attack, (C, H, W) or (D,); that of the training records where only one is under attack."""
+    records = data.attacked if len(data.attacked) > 1 else data.train_records
+    return records.values().mean(0)
+
+
+def _mean_error(recovered: Tensor, truth: Tensor) -> float:
+    """Return the mean PSNR of pictures, or the RMSE over all values of rows."""
+    return float(psnr(recovered, truth).mean()) if truth.ndim == 4 else float(rmse(recovered, truth).square().mean().sqrt())

@@ -117,18 +117,24 @@ def match(recovered: Tensor, truth: Tensor) -> Tensor:
     return torch.from_numpy(linear_sum_assignment(errors.cpu().numpy())[1]).to(order_of)
 
 
-def baselines(truth: Tensor, seed: int) -> dict[str, Tensor]:
+def baselines(truth: Tensor, seed: int, mean: Tensor | None = None) -> dict[str, Tensor]:
     """Guess without any attack; every table of results shows what these get.
 
     Args:
         truth: (N, C, H, W) in [0, 1].
         seed: seed of the noise.
+        mean: (C, H, W), the mean image; None is that of `truth`.
 
     Returns:
         Guesses of the shape of `truth`: the "mean" of the true images, which is more than an attacker knows, "zeros", and "noise", uniform in [0, 1).
     """
     noise = torch.rand(truth.shape, generator=generator(seed, "cafe", "noise baseline"))
-    return {"mean": truth.mean(0, keepdim=True).expand_as(truth), "zeros": torch.zeros_like(truth), "noise": noise.to(truth)}
+    return {"mean": mean_guess(truth, mean), "zeros": torch.zeros_like(truth), "noise": noise.to(truth)}
+
+
+def mean_guess(truth: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Return the mean record, (...), that of the true ones unless it is given, in the shape of `truth`, (N, ...)."""
+    return (truth.mean(0) if mean is None else mean.to(truth)).expand_as(truth)
 
 
 def psnr_summary(values: Tensor) -> dict[str, float]:
@@ -138,7 +144,9 @@ def psnr_summary(values: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in summary.items()}
 
 
-def picture_report(recovered: Tensor, truth: Tensor, blocks: Callable[[Tensor], Sequence[Tensor]], seed: int = 0) -> dict[str, float]:
+def picture_report(
+    recovered: Tensor, truth: Tensor, blocks: Callable[[Tensor], Sequence[Tensor]], seed: int = 0, mean: Tensor | None = None
+) -> dict[str, float]:
     """Measure recovered images, all of them, beside the trivial baselines.
 
     Args:
@@ -146,6 +154,7 @@ def picture_report(recovered: Tensor, truth: Tensor, blocks: Callable[[Tensor], 
         truth: (N, C, H, W) in [0, 1].
         blocks: splits images into the blocks of the parties.
         seed: seed of the noise baseline.
+        mean: see `baselines`.
 
     Returns:
         `psnr_summary`, `party_psnr`, mean `mse` and `ssim` (where images are large enough), and the mean PSNR of each baseline as `baseline_<name>`.
@@ -158,24 +167,25 @@ def picture_report(recovered: Tensor, truth: Tensor, blocks: Callable[[Tensor], 
     report |= {"party_psnr": party_psnr(blocks(recovered), blocks(truth)), "mse": float(mse(recovered, truth).mean())}
     if min(truth.shape[2:]) >= SSIM_WINDOW:
         report["ssim"] = float(ssim(recovered, truth).mean())
-    return report | {f"baseline_{name}": float(psnr(guess, truth).mean()) for name, guess in baselines(truth, seed).items()}
+    return report | {f"baseline_{name}": float(psnr(guess, truth).mean()) for name, guess in baselines(truth, seed, mean).items()}
 
 
-def table_report(recovered: Tensor, truth: Tensor) -> dict[str, float]:
+def table_report(recovered: Tensor, truth: Tensor, mean: Tensor | None = None) -> dict[str, float]:
     """Measure recovered rows of a table in standard deviations of its columns.
 
     Args:
         recovered: (N, D) standardised by the training records.
         truth: the same.
+        mean: (D,), the mean row; None is that of `truth`.
 
     Returns:
-        `rmse` over all values, `rmse_median` and `rmse_max` over records, and `baseline_mean`, the RMSE of the mean row of `truth`.
+        `rmse` over all values, `rmse_median` and `rmse_max` over records, and `baseline_mean`, the RMSE of the mean row.
 
     Raises:
         ValueError: if shapes differ, there are no records, or a value is not finite.
     """
     rows = rmse(recovered, truth)
-    guess = rmse(truth.mean(0, keepdim=True).expand_as(truth), truth)
+    guess = rmse(mean_guess(truth, mean), truth)
     named = {"rmse": _quadratic_mean(rows), "rmse_median": rows.quantile(0.5), "rmse_max": rows.max(), "baseline_mean": _quadratic_mean(guess)}
     return {name: float(value) for name, value in named.items()}
 
@@ -223,22 +233,23 @@ def label_accuracy(scores: Tensor, labels: Tensor) -> float:
     return float((scores.argmax(1) == labels.to(scores.device)).double().mean())
 
 
-def attack_performance(recovered: Tensor, truth: Tensor) -> float:
+def attack_performance(recovered: Tensor, truth: Tensor, mean: Tensor | None = None) -> float:
     """Bring an attack on pictures or tables to [0, 1], for `defence_score`: the part of the mean record's squared error that it takes away.
 
     Args:
         recovered: (N, ...); pictures in [0, 1].
         truth: (N, ...).
+        mean: (...), the mean record; None is that of `truth`.
 
     Returns:
-        max(0, 1 - MSE / MSE of the mean record): 1 for exact recovery, 0 for an attack that is no better than the mean of the true records.
+        max(0, 1 - MSE / MSE of the mean record): 1 for exact recovery, 0 for an attack that is no better than the mean record.
 
     Raises:
-        ValueError: if shapes differ, there are no records, a value is not finite, or all records are equal.
+        ValueError: if shapes differ, there are no records, a value is not finite, or all records are equal to the mean.
     """
-    trivial = float(mse(truth.mean(0, keepdim=True).expand_as(truth), truth).mean())
+    trivial = float(mse(mean_guess(truth, mean), truth).mean())
     if trivial == 0:
-        raise ValueError("all records are equal, so that their mean is exact and no attack can be judged: take several records")
+        raise ValueError("all records are equal to their mean, which is exact, so that no attack can be judged: take several records")
     return max(0.0, 1 - float(mse(recovered, truth).mean()) / trivial)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from projects.cafe.closed import DEAD
-from projects.cafe.federation import Federation, update, uploads
+from projects.cafe.federation import CHUNK, Federation, update, uploads
 from projects.cafe.nets import BottomNet, ServerNet, conv_bottom, settle_norms, tabular_bottom
 from projects.cafe.protection import NONE, Protection
 from shared.seeding import derive_seed
@@ -30,7 +30,8 @@ class FederatedClassifier(L.LightningModule):
     Args:
         shapes: shape of a record's block at each party; the data tell it.
         classes: number of classes; the data tell it.
-        bottom: the parties' nets as file.py:function, a function of a block's shape and a seed that returns a torch module; null builds them.
+        bottom: the parties' nets as file.py:function, a function of a block's shape and a seed that returns a torch module, which is run; null builds
+            them by the options below.
         widths: channels of the stages of 5 x 5 convolution and pooling; not used for tables.
         stages: number of stages, the last width repeated; null is one for each width.
         first: outputs of the first fully connected layer, d2.
@@ -99,6 +100,8 @@ class FederatedClassifier(L.LightningModule):
         own = self.hparams
         is_picture = len(shape) == 3
         rectified = is_picture if own.rectified is None else own.rectified
+        if own.batch_norm and not is_picture:
+            raise ValueError("model.batch_norm is for pictures, whose nets have convolutions: leave it out with tables")
         if not is_picture:
             hidden = own.first // 2 if own.hidden is None else own.hidden
             return tabular_bottom(math.prod(shape), (own.first, hidden), own.outputs, seed, rectified)
@@ -111,7 +114,7 @@ class FederatedClassifier(L.LightningModule):
 
     def settle(self, data: FederatedRecords) -> None:
         """Set batch norms, if there are any, to the statistics of training records, unless a checkpoint has set them."""
-        if self.hparams.batch_norm and not self._settled:
+        if self.hparams.batch_norm and self.hparams.bottom is None and not self._settled:
             data.setup()
             some = data.train_records.take(torch.arange(min(SETTLING, len(data.train_records))))
             for bottom, block in zip(self.federation.bottoms, data.blocks(some.values()), strict=True):
@@ -148,11 +151,15 @@ class FederatedClassifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log how many of the attacked records still leave a gradient: what the loss no longer moves cannot be recovered (section 2.7)."""
         data: FederatedRecords = self.trainer.datamodule  # type: ignore[attr-defined]
-        blocks, labels = data.blocks(data.attacked.values()), data.attacked.labels
-        found = self.federation.middle_gradients([block.to(self.device) for block in blocks], labels.to(self.device))
-        self.norms.append(torch.stack([gradients.norm(dim=1) for gradients in found]).cpu())
+        self.norms.append(torch.cat([self._norms(data, rows) for rows in torch.arange(len(data.attacked)).split(CHUNK)], dim=1))
         self.validations.append(self.current_epoch + float(not self.trainer.sanity_checking))
         self.log("val/readable", float((self.norms[-1] > DEAD * self.norms[0].max()).all(0).double().mean()))
+
+    def _norms(self, data: FederatedRecords, rows: Tensor) -> Tensor:
+        """Return the norms of v of some attacked records, (parties, n)."""
+        some = data.attacked.take(rows)
+        found = self.federation.middle_gradients([block.to(self.device) for block in data.blocks(some.values())], some.labels.to(self.device))
+        return torch.stack([gradients.norm(dim=1) for gradients in found]).cpu()
 
     def on_fit_end(self) -> None:
         """Draw how the gradients that records leave fade."""

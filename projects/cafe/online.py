@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from projects.cafe.inversion import DataDescent
 from projects.cafe.middle import Middle, MiddleDescent
 from projects.cafe.nets import BottomNet
 from projects.cafe.protection import Protection
-from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, unkept
-from projects.cafe.schedule_files import make_schedule
+from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, descended, unkept
+from projects.cafe.schedule_files import Drawn, make_schedule
 from projects.cafe.watching import Watch, Watched
 from projects.cafe.worlds import Records
 from shared.seeding import derive_seed
@@ -59,17 +60,18 @@ class SingleLoop:
         ]
         self.data = DataDescent(records, shapes, classes, labels, cafe.weights, cafe.lr, cafe.parity, reference_loss, cafe.seed, device)
 
-    def step(self, federation: Federation, members: Tensor, upload: Gradients) -> None:
+    def step(self, federation: Federation, members: Tensor, upload: Gradients, scale: float = 1.0) -> None:
         """Take the three steps of a round, before the model is updated.
 
         Args:
             federation: model of the round.
             members: (K,) indices of its records.
             upload: gradients that the server holds of it.
+            scale: K over the mean of all K, as a mean over a larger batch counts each record less (section 10).
         """
         for middle, own in zip(self.middles, upload.parties, strict=True):
-            middle.step_outputs(members, own["first.bias"])
-            middle.step_inputs(members, own["first.weight"])
+            middle.step_outputs(members, own["first.bias"] * scale)
+            middle.step_inputs(members, own["first.weight"] * scale)
         self.data.step(federation.bottoms, federation.server, members, upload, [middle.inputs for middle in self.middles])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -93,7 +95,7 @@ def follow(
         federation: model at the first round; it is not changed.
         records: those under attack.
         split: splits features into one block a party.
-        how: the rounds; `rounds` None draws a new batch each.
+        how: the rounds; `rounds` None draws a new batch each, or takes all of a file.
         cafe: settings.
         protection: what the parties do to their gradients.
         keep: see `Keep`.
@@ -109,7 +111,9 @@ def follow(
     protection, federation, clock = protection or Protection(), deepcopy(federation), Clock()
     device = next(federation.parameters()).device
     blocks, labels = [block.to(device) for block in split(records.values())], records.labels.to(device)
-    schedule = make_schedule(how.schedule, len(records), how.batch, how.rounds or cafe.steps, how.seed)
+    drawn = cafe.steps if how.schedule in get_args(Drawn) else None
+    schedule = make_schedule(how.schedule, len(records), how.batch, how.rounds or drawn, how.seed)
+    mean = float(schedule.sum(1).double().mean())
     optimiser = torch.optim.Adam(federation.parameters(), lr=how.lr, eps=1e-7) if how.lr else None
     check_rounds(federation, blocks, labels, schedule, optimiser)
     shapes, told = [tuple(block.shape[1:]) for block in blocks], labels if how.known_labels else None
@@ -122,7 +126,7 @@ def follow(
         for number in range(start, stop):
             chosen = members[number % len(members)]
             uploaded = uploads(federation, [block[chosen] for block in blocks], labels[chosen], number, protection.defence, protection.local)
-            loop.step(federation, chosen, uploaded)
+            loop.step(federation, chosen, uploaded, len(chosen) / mean)
             if optimiser is not None:
                 update(federation, optimiser, uploaded)
         return loop.tensors() | _of_the_model(federation, optimiser)
@@ -134,9 +138,7 @@ def follow(
             _restore(keep(f"rounds-{stop}", lambda start=start, stop=stop: play(start, stop)), loop, federation, optimiser)  # type: ignore[misc]
     view = AttackerView([federation.bottoms], [federation.server], schedule, [], shapes, told, federation.reference_loss)
     middle = [Middle(own.outputs, own.inputs, None) for own in loop.middles]
-    found = None if how.known_labels else loop.data.label_probabilities()
-    rows = torch.arange(len(records))
-    return Watched(view, rows), Recovery(rows, loop.data.blocks, found, True, middle, {}, clock.seconds)
+    return Watched(view, torch.arange(len(records))), descended(view, loop.data, middle, clock)
 
 
 def _of_the_model(federation: Federation, optimiser: torch.optim.Optimizer | None) -> dict[str, Tensor]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from projects.cafe.closed import solve_outputs
+from projects.cafe.closed import factorise, rank_reasons, solve_outputs
 from projects.cafe.federation import AttackerView
 from projects.cafe.inversion import DataDescent, Weights, invert
 from projects.cafe.middle import Middle, Solver, recover_middle
@@ -99,6 +100,10 @@ class Recovery:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+class UnrecoverableError(ValueError):
+    """No record of a view can be recovered; the message says why."""
+
+
 class Clock:
     """Seconds by step."""
 
@@ -122,7 +127,8 @@ def recover(view: AttackerView, cafe: Cafe | None = None, keep: Keep | None = No
         keep: see `Keep`; step III of each party is what takes long.
 
     Raises:
-        ValueError: if no record is recoverable, with the rank of the recorded rounds, or, see `recover_middle` and `DataDescent`.
+        UnrecoverableError: if no record is recoverable, with the rank of the recorded rounds.
+        ValueError: see `recover_middle` and `DataDescent`.
     """
     cafe, clock = cafe or Cafe(), Clock()
     if cafe.is_online:
@@ -131,7 +137,7 @@ def recover(view: AttackerView, cafe: Cafe | None = None, keep: Keep | None = No
         middle = _middle(view, cafe)
         reasons = _reasons(middle, len(view.schedule.T))
     with clock("data"):
-        if cafe.data == "reference":
+        if cafe.data == "reference" and not all(h_is_record(cast("BottomNet", bottom)) for bottom in view.federation().bottoms):
             return _by_rounds(view, cafe, middle, reasons, clock)
         blocks = [_blocks(view, cafe, party, own, keep or unkept) for party, own in enumerate(middle)]
     with clock("labels"):
@@ -142,7 +148,8 @@ def recover(view: AttackerView, cafe: Cafe | None = None, keep: Keep | None = No
 def recover_labels(view: AttackerView) -> Tensor:
     """Recover the labels from the server's own bias gradient, by the linear system of step I (ours).
 
-    For record n it is (p_n - y_n) / K, which is negative for the label alone; after the reference's second softmax the label's is still the least.
+    For record n it is (p_n - y_n) / K, which is negative for the label alone. After the reference's second softmax the label's is the least near the
+    start of training, and may not be for a model that is sure of a wrong class.
 
     Returns:
         (N, C) float64 of scores, the largest being the label's; rows of NaN where the rounds do not tell.
@@ -181,7 +188,7 @@ def _reasons(middle: list[Middle], records: int) -> dict[int, str]:
             reasons.setdefault(record, reason if len(reports) == 1 else f"party {party}: {reason}")
     if reports and not any(bool(report.recoverable.any()) for report in reports):
         rank = next(own.reports[0].rank for own in middle if own.reports is not None)
-        raise ValueError(
+        raise UnrecoverableError(
             f"none of the {records} records is recoverable: the recorded rounds have rank {rank} of {records}; {next(iter(reasons.values()))}"
         )
     return reasons
@@ -220,12 +227,17 @@ def _by_rounds(view: AttackerView, cafe: Cafe, middle: list[Middle], reasons: di
     for t in (step % len(members) for step in range(cafe.steps)):
         model = view.federation(t)
         descent.step(model.bottoms, model.server, members[t], view.gradients[t], inputs)
-    return _descended(view, descent, middle, reasons, clock)
+    return descended(view, descent, middle, clock, reasons)
 
 
-def _descended(view: AttackerView, descent: DataDescent, middle: list[Middle], reasons: dict[int, str], clock: Clock) -> Recovery:
-    labels = None if view.labels is not None else descent.label_probabilities()
-    return Recovery(torch.arange(view.schedule.shape[1]), descent.blocks, labels, True, middle, reasons, clock.seconds)
+def descended(
+    view: AttackerView, descent: DataDescent, middle: list[Middle], clock: Clock, reasons: Mapping[int, str] = MappingProxyType({})
+) -> Recovery:
+    """Return what step III has found round by round; records that were in no round are still what they began as, and so not recovered."""
+    absent = ~view.schedule.any(0).to(descent.logits.device)
+    blocks = [block.masked_fill(absent.reshape(-1, *[1] * (block.ndim - 1)), torch.nan) for block in descent.blocks]
+    labels = None if view.labels is not None else descent.label_probabilities().masked_fill(absent[:, None], torch.nan)
+    return Recovery(torch.arange(len(absent)), blocks, labels, True, middle, rank_reasons(factorise(view.schedule)) | dict(reasons), clock.seconds)
 
 
 def _device(view: AttackerView) -> torch.device:

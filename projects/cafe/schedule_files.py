@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ SPARE = 1.2
 """Rounds that are drawn by default, as a multiple of the fewest that can tell all records apart; random rounds repeat a little of each other."""
 MOST_ENTRIES = 2**32
 """Largest T N of a schedule that is read, a byte each."""
-_NAMES = "uniform, epochs, malicious"
+Drawn = Literal["uniform", "epochs", "malicious"]
+"""Schedules that are drawn; any other name is a file's."""
+_NAMES = ", ".join(get_args(Drawn))
 _FORMS = "a .csv, .json or .npy file of batches"
 
 

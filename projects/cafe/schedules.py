@@ -132,6 +132,8 @@ def rounds_until_known(schedule: Tensor) -> Tensor:
     known, determined = torch.zeros(records, dtype=torch.long), torch.zeros(records, dtype=torch.float64)
     rank = number = 0
     for rows in schedule.double().split(BLOCK):
+        if rank == records:
+            break
         earlier = rank
         for row, rest in zip(rows, _without(rows, basis[:earlier]), strict=True):
             number += 1

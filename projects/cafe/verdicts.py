@@ -75,22 +75,41 @@ def schedule_lines(campaign: Campaign, facts: Sequence[dict[str, Any]]) -> list[
 def verdict(campaign: Campaign, outcome: Outcome, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Say in a line or two what the figures mean."""
     own, trivial = rows[:2]
+    return [*(_of_whole(campaign, outcome, own, trivial) if own["recovered"] else _of_parties(outcome)), *_of_labels(campaign, outcome, own)]
+
+
+def _of_whole(campaign: Campaign, outcome: Outcome, own: dict[str, Any], trivial: dict[str, Any]) -> list[str]:
     if outcome.is_pictures:
         above, mean = percent(own["above_30_db"]), f"mean {own['psnr']:.1f} dB; the mean image gives {trivial['psnr']:.1f} dB"
         quality, is_useless = f"{above} above {RECOVERED:g} dB ({mean})", own["psnr"] <= trivial["psnr"]
     else:
         quality = f"RMSE {own['rmse']:.2g} standard deviations (the mean row gives {trivial['rmse']:.3g})"
         is_useless = own["rmse"] >= trivial["rmse"]
-    is_ordered = campaign.method in ORDERED
     name = "CAFE" if campaign.method == "cafe" else campaign.method
-    did = f"{name} {'guessed' if is_useless else 'recovered'} {own['recovered']} of {own['records']} records{'' if is_ordered else ' of one round'}"
+    whose = f"{own['recovered']} of {own['records']} records{'' if campaign.method in ORDERED else ' of one round'}"
+    did = f"{name} {'guessed' if is_useless else 'recovered'} {whose}"
     part = f", and {in_part(outcome)} in part" if in_part(outcome) else ""
-    lines = [f"{did}{part}: {quality}" + (f", no better than the {trivial['attack']}" if is_useless else "")]
+    return [f"{did}{part}: {quality}" + (f", no better than the {trivial['attack']}" if is_useless else "")]
+
+
+def _of_parties(outcome: Outcome) -> list[str]:
+    """Say what was recovered where no record was as a whole."""
+    before, after = ("", " dB") if outcome.is_pictures else ("RMSE ", "")
+    said = []
+    for row in outcome.parties():
+        if row["recovered"]:
+            error, mean = (f"{before}{row[name]:.3g}{after}" for name in (outcome.unit, f"{outcome.unit}_of_mean_block"))
+            said.append(f"party {row['party']} with {error} (its mean block: {mean})")
+    return [f"no record was recovered as a whole, but {in_part(outcome)} in part: {', '.join(said)}"]
+
+
+def _of_labels(campaign: Campaign, outcome: Outcome, own: dict[str, Any]) -> list[str]:
     if own.get("label_accuracy") is not None:
-        lines.append(f"labels: {percent(own['label_accuracy'])} are right (the most frequent one for all: {percent(most_frequent(outcome))})")
-    elif not is_ordered:
-        lines.append("records of one round are in no order: each stands beside the true one that makes the errors least, and labels are not judged")
-    return lines
+        whose = f"labels of {int(outcome.labelled.sum())} of {own['records']} records"
+        return [f"{whose}: {percent(own['label_accuracy'])} are right (the most frequent one for all: {percent(most_frequent(outcome))})"]
+    if campaign.method in ORDERED:
+        return []
+    return ["records of one round are in no order: each stands beside the true one that makes the errors least, and labels are not judged"]
 
 
 def percent(part: float) -> str:

@@ -284,3 +284,13 @@ def test_another_word_in_place_of_a_file_is_another_task(toy, run_folder, capsys
     assert toy.main(["measure", "--how", str(file)]).result is None
     file.write_text("quickly")
     assert toy.main(["measure", "--how", str(file)]).result == 40.0
+
+
+def test_a_file_that_a_setting_names_counts_with_what_it_holds(toy, run_folder, tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text("one")
+    for root in (str(file), f"{file}:build"):
+        assert toy.main(["measure", "--data.root", root]).result == 40.0
+        assert toy.main(["measure", "--data.root", root]).result is None
+        file.write_text(file.read_text() + " more")
+        assert toy.main(["measure", "--data.root", root]).result == 40.0

@@ -119,5 +119,5 @@ def _attack(name: Rival, view: AttackerView, number: int, steps: int | None, var
 
 def _statistics(federation: Federation) -> Prior:
     if not any(isinstance(module, _BatchNorm) for module in federation.modules()):
-        raise ValueError("the rival batch_norm matches the statistics of batch norms, but the nets have none: model.batch_norm=true gives them some")
+        raise ValueError("the rival batch_norm matches statistics of batch norms, but the nets have none: model.batch_norm=true gives pictures' some")
     return batch_norm_statistics(federation, federation.bottoms)

@@ -9,11 +9,17 @@ import torch
 
 from projects.cafe import attacking, recovery
 from projects.cafe.attacking import Keeper, settings
+from projects.cafe.campaign import Campaign
 from projects.cafe.cli import main
 from projects.cafe.data import FederatedRecords
+from projects.cafe.figures import draw_recovered
+from projects.cafe.judging import judge
 from projects.cafe.metrics import psnr
-from projects.cafe.recovery import REFERENCE, Cafe
-from projects.cafe.verdicts import percent, schedule_facts
+from projects.cafe.module import FederatedClassifier
+from projects.cafe.recovery import REFERENCE, Cafe, Recovery
+from projects.cafe.verdicts import percent, schedule_facts, verdict
+from projects.cafe.watching import Watched
+from shared.checkpoints import weights_digest
 
 NETS = ["--model.widths=[4,8]", "--model.first=16"]
 SMALL = [*NETS, "--data.count=12", "--data.batch_size=4"]
@@ -62,7 +68,8 @@ def rows_of(path):
 def test_pictures_are_written_beside_their_truth(run_folder, capsys):
     cli, folder = attacked(run_folder, *SMALL, "--model.widths=[16,32]", "--steps=80")
     assert {path.name for path in folder.iterdir()} == {
-        *("report.json", "records.csv", "records.json", "attack.csv", "attack.json", "recovered.npz", "recovered.png", "psnr.png")
+        *("report.json", "records.csv", "records.json", "attack.csv", "attack.json", "recovered.npz", "recovered.png", "psnr.png"),
+        *("parties.csv", "parties.json"),
     }
     with np.load(folder / "recovered.npz", allow_pickle=False) as archive:
         pictures, numbers, scores = (torch.from_numpy(archive[name]) for name in ("pictures", "record", "label_scores"))
@@ -83,7 +90,14 @@ def test_pictures_are_written_beside_their_truth(run_folder, capsys):
     said = capsys.readouterr().out
     assert "honest but curious" in said
     assert "CAFE recovered 12 of 12 records" in said
-    assert "labels: 100 % are right" in said
+    assert "labels of 12 of 12 records: 100 % are right" in said
+    parties = json.loads((folder / "parties.json").read_text())
+    assert parties == report["parties"]
+    blocks = [cli.datamodule.blocks(some) for some in (pictures, truth.values(), mean)]
+    for row, recovered, true, trivial in zip(parties, *blocks, strict=True):
+        assert (row["records"], row["recovered"]) == (12, 12)
+        assert row["psnr"] == pytest.approx(float(psnr(recovered, true).mean()), abs=1e-4)
+        assert row["psnr_of_mean_block"] == pytest.approx(float(psnr(trivial, true).mean()), abs=1e-4)
 
 
 def test_a_table_is_recovered_in_its_own_units(run_folder, capsys):
@@ -141,6 +155,108 @@ def test_records_that_a_log_of_batches_does_not_settle_are_told(run_folder, undr
     assert [row["psnr"] == "" for row in rows_of(folder / "records.csv")] == [False] * 5 + [True] * 3
 
 
+def constant_table(path, records=40):
+    """Write a table of three parties' two columns each, of which the first party's are constant, so that its net says the same of all records."""
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(records, 6))
+    values[:, :2] = 3
+    rows = ["a,b,c,d,e,f,label", *(",".join(map(str, [*row, n % 2])) for n, row in enumerate(values))]
+    path.write_text("\n".join(rows))
+
+
+def test_what_some_parties_give_up_is_written_where_no_record_is_whole(run_folder, tmp_path, capsys):
+    constant_table(tmp_path / "table.csv")
+    options = ["--data.source=table", f"--data.root={tmp_path / 'table.csv'}", "--data.count=12", "--data.batch_size=4", "--data.parties=3"]
+    cli, folder = attacked(run_folder, *options, "--model.first=16")
+    data = cli.datamodule
+    first, *rest = rows_of(folder / "parties.csv")
+    assert (first["party"], first["records"], first["recovered"], first["rmse"]) == ("0", "12", "0", "")
+    for party, row in enumerate(rest, start=1):
+        block = data.blocks(data.attacked.values())[party].double()
+        assert (row["party"], row["recovered"]) == (str(party), "12")
+        assert float(row["rmse"]) < 1e-3
+        assert float(row["rmse_of_mean_block"]) == pytest.approx(float((block - block.mean(0)).square().mean().sqrt()), rel=1e-5)
+    figures = json.loads((folder / "report.json").read_text())["figures"]
+    assert (figures["recovered"], figures["recovered_in_part"], figures["rmse"], figures["rmse_max"]) == (0, 12, None, None)
+    assert cli.result.rows[1]["rmse"] > 0.5
+    table = rows_of(folder / "recovered.csv")
+    assert {row["a (recovered)"] for row in table} == {""}
+    truth = data.scale.restore(data.attacked.values())
+    assert [float(row["c (recovered)"]) for row in table] == pytest.approx(truth[:, 2].tolist(), abs=1e-3)
+    assert {path.name for path in folder.glob("*.png")} == {"values.png", "rmse.png"}
+    said = capsys.readouterr().out
+    assert "no record was recovered as a whole, but 12 in part: party 1 with RMSE " in said
+    assert ", party 2 with RMSE " in said
+    assert "party 0 with" not in said
+
+
+def test_a_single_record_is_compared_with_the_mean_of_others(run_folder, undrawn):
+    """Of a round of one record the mean would be the record itself."""
+    options = [*NETS, "--data.count=12", "--data.batch_size=1", "--method=dlg", "--steps=2"]
+    cli, folder = attacked(run_folder, *options)
+    [row] = json.loads((folder / "records.json").read_text())
+    values = cli.datamodule.attacked.values()
+    true, mean = values[row["record"]][None], values.mean(0)[None]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["baselines"]["mean image"]["psnr"] == pytest.approx(float(psnr(mean, true)), abs=1e-4)
+    assert report["baselines"]["mean image"]["psnr"] < 30
+    assert report["baselines"]["mean image"]["attack_performance"] == 0
+    assert 0 <= report["figures"]["attack_performance"] <= 1
+
+
+def an_outcome(count, scores=None):
+    data = FederatedRecords(count=count, batch_size=2)
+    data.setup()
+    rows = torch.arange(count)
+    view = Watched(None, rows)
+    blocks = [block.clone() for block in data.blocks(data.attacked.values())]
+    return judge([(view, Recovery(rows, blocks, scores, True))], data), data
+
+
+def test_one_record_under_attack_is_compared_with_the_training_records():
+    outcome, data = an_outcome(1)
+    torch.testing.assert_close(outcome.mean, data.train_records.values().mean(0))
+    report = outcome.report()
+    assert (report["psnr"], report["attack_performance"]) == (100, 1)
+    assert report["baseline_mean"] == pytest.approx(float(psnr(outcome.mean[None], outcome.truth)))
+
+
+def test_baselines_are_of_all_records_under_attack_even_if_few_are_found():
+    outcome, data = an_outcome(6)
+    outcome.recovered[2:] = float("nan")
+    mean = data.attacked.values().mean(0)[None]
+    expected = float(psnr(mean.expand(2, -1, -1, -1), outcome.truth[:2]).mean())
+    assert outcome.report()["baseline_mean"] == pytest.approx(expected)
+    assert attacking.attack_rows(outcome, "cafe")[1]["psnr"] == pytest.approx(expected)
+
+
+def test_quarters_of_pictures_are_told_where_no_picture_is_whole():
+    outcome, data = an_outcome(6)
+    outcome.recovered[:, :, :8, :8] = float("nan")
+    outcome.recovered[1:, :, 8:] = float("nan")
+    parties = outcome.parties()
+    assert [(row["recovered"], row["psnr"]) for row in parties] == [(0, None), (6, 100), (1, 100), (1, 100)]
+    mean = data.blocks(data.attacked.values().mean(0)[None])[2]
+    assert parties[2]["psnr_of_mean_block"] == pytest.approx(float(psnr(mean, data.blocks(outcome.truth)[2][:1])))
+    rows = attacking.attack_rows(outcome, "cafe")
+    assert (rows[0]["psnr"], rows[0]["ssim"], rows[0]["attack_performance"]) == (None, None, 0)
+    [said] = verdict(Campaign(), outcome, rows)
+    assert said.startswith("no record was recovered as a whole, but 6 in part: party 1 with 100 dB (its mean block: ")
+    figure = draw_recovered(outcome.truth, outcome.recovered, outcome.errors(), outcome.places, outcome.reasons)
+    assert [axis.get_title() for axis in figure.axes] == [f"record {place}: not recovered" for place in range(6)]
+
+
+def test_labels_that_no_round_tells_are_none():
+    scores = torch.eye(10)[torch.arange(6)]
+    scores[[1, 4]] = float("nan")
+    outcome, _ = an_outcome(6, scores)
+    assert [row["label_found"] for row in outcome.rows()] == [0, None, 2, 3, None, 5]
+    rows = attacking.attack_rows(outcome, "cafe")
+    assert verdict(Campaign(), outcome, rows)[-1].startswith("labels of 4 of 6 records: ")
+    right = (outcome.labels == torch.arange(6))[[0, 2, 3, 5]].double().mean()
+    assert rows[0]["label_accuracy"] == float(right)
+
+
 # ---- which model is attacked
 
 
@@ -190,9 +306,31 @@ def test_an_attack_that_was_stopped_goes_on(run_folder, undrawn, capsys, monkeyp
 def test_what_is_kept_is_made_once(tmp_path, capsys):
     for _ in range(2):
         keeper = Keeper(tmp_path)
-        assert [float(keeper("party-0", lambda value=value: torch.tensor(value))) for value in (1.0, 2.0)] == [1.0, 2.0]
-    assert float(Keeper(tmp_path)("party-0", lambda: torch.tensor(3.0))) == 1.0
+        found = [keeper("party-0", lambda value=value: {"blocks": torch.tensor(value)})["blocks"] for value in (1.0, 2.0)]
+        assert [float(value) for value in found] == [1.0, 2.0]
+    assert float(Keeper(tmp_path)("party-0", lambda: {"blocks": torch.tensor(3.0)})["blocks"]) == 1.0
     assert capsys.readouterr().out.count("kept by an attack") == 3
+
+
+def test_what_is_kept_is_of_one_model_alone(tmp_path):
+    """Weights of two models can be the same where what they do differs."""
+    data = FederatedRecords(count=4, batch_size=2)
+    data.setup()
+    net = tmp_path / "net.py"
+    layers = "nn.Flatten(), nn.Linear(64, 8), nn.{}(), nn.Linear(8, 10)"
+    code = "import torch\nfrom torch import nn\n\ndef build(shape, seed):\n    torch.manual_seed(seed)\n    return nn.Sequential(" + layers + ")\n"
+
+    def mark(activation="ReLU", comment="", **options):
+        net.write_text(code.format(activation) + comment)
+        model = FederatedClassifier([list(shape) for shape in data.shapes], data.classes, **{"bottom": f"{net}:build", "first": 8} | options)
+        return weights_digest(model), attacking._fingerprint(model, data, Campaign())
+
+    foreign = [mark(), mark("Tanh"), mark(comment="# another\n"), mark(reference_loss=True)]
+    own = [mark(bottom=None, widths=[2, 2]), mark(bottom=None, widths=[2, 2], rectified=False)]
+    for marks in (foreign, own):
+        assert len({weights for weights, _ in marks}) == 1
+        assert len({kept for _, kept in marks}) == len(marks)
+    assert mark() == foreign[0]
 
 
 # ---- settings
@@ -212,16 +350,33 @@ def test_the_representation_takes_the_usual_settings():
 
 @pytest.mark.parametrize("solver", ["closed_form", "sgd_adam_nested", "sgd_adam_single"])
 def test_the_reference_takes_its_own_settings(solver):
-    cafe = settings(FederatedRecords(), "cafe", WATCH, CAFE | {"data": "reference", "solver": solver}).cafe
+    cafe = settings(FederatedRecords(size=28), "cafe", WATCH, CAFE | {"data": "reference", "solver": solver}).cafe
     assert (cafe.weights, cafe.lr, cafe.steps) == (REFERENCE.weights, 0.01, 20000)
     assert cafe.parity == (solver != "closed_form")
     assert settings(FederatedRecords(), "cafe", WATCH, CAFE | {"data": "reference", "steps": 5}).cafe.steps == 5
 
 
+@pytest.mark.parametrize(
+    ("options", "xi", "lr"),
+    [
+        ({"size": 16}, 25 * 64 / 196, 0.01),
+        ({"parties": 1, "split": "rows", "size": 28}, 100, 0.01),
+        ({"source": "patches", "size": 32}, 25 * 3 * 256 / 196, 0.02),
+        ({"source": "breast_cancer"}, 25, 0.01),
+    ],
+    ids=["small", "whole", "colour", "table"],
+)
+def test_the_reference_goes_by_the_size_of_blocks_and_by_colour(options, xi, lr):
+    data = FederatedRecords(**options)
+    cafe = settings(data, "cafe", WATCH, CAFE | {"data": "reference"}).cafe
+    assert (cafe.weights.xi, cafe.lr) == (pytest.approx(xi), lr)
+    assert (cafe.weights.alpha, cafe.weights.beta, cafe.weights.gamma) == (1e-2, 1e-4, 1e-3)
+    assert settings(data, "cafe", WATCH, CAFE | {"data": "reference", "lr": 0.3}).cafe.lr == 0.3
+
+
 def test_one_round_is_enough_for_methods_that_take_one():
     data = FederatedRecords()
     assert settings(data, "dlg", WATCH, CAFE | {"steps": 4}, 2).watch.rounds == 1
-    assert settings(data, "dlg", WATCH | {"rounds": 9}, CAFE).watch.rounds == 9
     assert settings(data, "aligned", WATCH, CAFE).watch.rounds is None
     assert (settings(data, "dlg", WATCH, CAFE | {"steps": 4}, 2).steps, settings(data, "cafe", WATCH, CAFE | {"steps": 4}).steps) == (4, None)
 
@@ -240,6 +395,38 @@ def test_one_round_is_enough_for_methods_that_take_one():
 def test_options_of_another_method_are_refused(method, changed, restarts, message):
     with pytest.raises(ValueError, match=message):
         settings(FederatedRecords(), method, WATCH, CAFE | changed, restarts)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rounds": 1}, "^--rounds is for methods over rounds, not for dlg: leave it out"),
+        ({"lr": 1e-3, "window": 5}, "^--window, --lr is for methods over rounds, not for dlg"),
+    ],
+    ids=["rounds", "window and lr"],
+)
+def test_options_of_many_rounds_are_refused_for_one_round(changed, message):
+    with pytest.raises(ValueError, match=message):
+        settings(FederatedRecords(), "dlg", WATCH | changed, CAFE)
+    assert settings(FederatedRecords(), "aligned", WATCH | changed, CAFE).watch.rounds == changed.get("rounds")
+    assert settings(FederatedRecords(), "dlg", {**WATCH, "schedule": "epochs", "lr": 0.0, "window": None}, CAFE).watch.schedule == "epochs"
+
+
+@pytest.mark.parametrize(
+    ("changed", "adaptive", "message"),
+    [
+        ({"window": 3}, False, "^--window is not for the single loop"),
+        ({"workers": 2}, False, "^--workers is not for the single loop"),
+        ({}, True, "^--adaptive is not for the single loop"),
+    ],
+    ids=["window", "workers", "adaptive"],
+)
+def test_what_the_single_loop_has_not_is_refused_before_any_work(changed, adaptive, message):
+    data, single = FederatedRecords(parties=1, split="rows"), CAFE | {"solver": "sgd_adam_single", "data": "reference"}
+    with pytest.raises(ValueError, match=message):
+        settings(data, "cafe", WATCH | changed, single, adaptive=adaptive)
+    assert not hasattr(data, "attacked")
+    settings(data, "cafe", WATCH | changed, single | {"solver": "closed_form"}, adaptive=adaptive)
 
 
 def test_facts_of_a_malicious_schedule_are_those_of_few_rounds():
@@ -278,7 +465,7 @@ def test_a_damaged_checkpoint_is_named(run_folder, tmp_path, capsys):
     assert "bad.ckpt is damaged or no checkpoint" in fails(["attack", "--run=bad", *SMALL, f"--state={tmp_path / 'bad.ckpt'}"], capsys)
 
 
-def test_no_whole_record_is_told_with_the_reasons(run_folder, capsys, monkeypatch):
+def test_nothing_of_any_record_is_told_with_the_reasons(run_folder, capsys, monkeypatch):
     judge = attacking.judge
 
     def nothing(*given):
@@ -289,5 +476,5 @@ def test_no_whole_record_is_told_with_the_reasons(run_folder, capsys, monkeypatc
 
     monkeypatch.setattr(attacking, "judge", nothing)
     message = fails(["attack", "--run=bad", *SMALL, "--steps=1"], capsys)
-    assert "no record was recovered as a whole" in message
+    assert "nothing was recovered of any record" in message
     assert "12 of 12 records: v_n is zero" in message

@@ -40,7 +40,7 @@ def test_the_papers_training_takes_a_step(tmp_path, run_folder):
 
 def test_the_authors_loop_runs_from_the_command_line(run_folder):
     few = ["--data.count", "6", "--data.batch_size", "2", "--model.widths", "[4, 8]", "--model.first", "8"]
-    loop = ["--solver", "sgd_adam_single", "--inversion", "reference", "--lr", "1e-6", "--steps", "3", "--model.reference_loss", "true"]
+    loop = ["--solver", "sgd_adam_single", "--inversion", "reference", "--lr", "1e-6", "--steps", "20", "--model.reference_loss", "true"]
     cli = main(["attack", *few, *loop, *QUIET])
     rows = json.loads((cli.run.artefacts("attack") / "attack.json").read_text())
     assert rows[0]["recovered"] == 6
@@ -92,8 +92,9 @@ def test_wrong_usage_is_told_with_the_mend(args, code, message, run_folder, caps
         ("a,b,c\n1,2,x\n3,nan,y\n", "nan"),
         ("a,b,c\n1,2,x\n", "record"),
         ("", "empty"),
+        ("a,b,c\n" + "1,2,x\n3,4,x\n" * 4, "has the label x only"),
     ],
-    ids=["nan", "one record", "empty"],
+    ids=["nan", "one record", "empty", "one label"],
 )
 def test_tables_that_cannot_be_attacked_are_refused(text, message, table, run_folder, capsys):
     code, said = failed(capsys, "attack", *table(text))

@@ -91,3 +91,20 @@ def test_values_lie_beside_the_truth_and_the_worst_columns_are_named():
     bars = {label.get_text(): bar.get_width() for label, bar in zip(figure.axes[1].get_yticklabels(), figure.axes[1].patches, strict=True)}
     assert list(bars) == ["a", "c", "b"]
     assert (bars["b"], bars["c"]) == pytest.approx((0.1, 0.01), rel=1e-4)
+
+
+def test_histograms_without_any_whole_record_show_the_baseline():
+    nothing = torch.full((5,), NAN, dtype=torch.float64)
+    for draw, baseline, said in ((draw_psnr, 13.7, "mean image, 13.7 dB"), (draw_rmse, 0.98, "mean row, 0.98")):
+        figure = draw(nothing, baseline)
+        assert counted(figure) == 0
+        assert legend(figure)[:2] == ["0 records, 5 not recovered", said]
+        low, high = figure.axes[0].get_xlim()
+        assert low < baseline < high
+
+
+def test_columns_of_which_nothing_was_recovered_are_no_bars():
+    truth = torch.randn(5, 3)
+    recovered = truth + torch.tensor([0.0, 0.1, NAN])
+    figure = draw_values(truth, recovered, ["a", "b", "c"])
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["a", "b"]

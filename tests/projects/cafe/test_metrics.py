@@ -169,6 +169,20 @@ def test_attack_performance_is_the_explained_part_of_the_variance(pictures):
         attack_performance(truth[:1], truth[:1])
 
 
+def test_another_mean_record_can_be_given(pictures):
+    recovered, truth = pictures
+    mean = torch.rand(truth.shape[1:], generator=torch.Generator().manual_seed(1))
+    guess = torch.stack([mean] * len(truth))
+    assert torch.equal(baselines(truth, 0, mean)["mean"], guess)
+    assert picture_report(recovered, truth, split_image, mean=mean)["baseline_mean"] == pytest.approx(float(psnr(guess, truth).mean()))
+    left = float(mse(recovered[:1], truth[:1]) / mse(guess[:1], truth[:1]))
+    assert attack_performance(recovered[:1], truth[:1], mean) == pytest.approx(1 - left)
+    rows, row = truth.flatten(1), mean.flatten()
+    assert table_report(recovered.flatten(1), rows, row)["baseline_mean"] == pytest.approx(float((rows - row).double().square().mean().sqrt()))
+    with pytest.raises(ValueError, match="equal to their mean"):
+        attack_performance(truth[:1], truth[:1], truth[0])
+
+
 def test_defence_score_is_vflairs_formula():
     assert defence_score(0, 0.95, 0.95) == 1
     assert defence_score(1, 0, 1) == pytest.approx(0.5)

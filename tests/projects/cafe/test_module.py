@@ -124,9 +124,10 @@ def test_a_killed_fit_goes_on_where_it_was(run_folder):
         (["--data.split", "rows", "--data.parties", "99"], "16 x 16 pixels cannot be split into 99 x 1 blocks"),
         (["--model.defence", "magic"], "unknown defence 'magic': choose none"),
         (["--model.bottom", "mine.py:build"], "there is no file mine.py"),
+        (["--data.source", "breast_cancer", "--model.batch_norm", "true"], "model.batch_norm is for pictures"),
         (["--data.batch_size", "2000"], "1400 images, fewer than a batch of 2000"),
     ],
-    ids=["folder", "count", "split", "defence", "bottom", "batch"],
+    ids=["folder", "count", "split", "defence", "bottom", "norm", "batch"],
 )
 def test_bad_input_is_told_before_any_work(args, message, run_folder, capsys):
     with pytest.raises(SystemExit) as stop:

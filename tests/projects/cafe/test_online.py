@@ -1,13 +1,16 @@
 """The single loop over rounds as they are played: online.py."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from projects.cafe.campaign import Campaign
+from projects.cafe.closed import solve_outputs
 from projects.cafe.data import FederatedRecords
 from projects.cafe.federation import observe
+from projects.cafe.inversion import Weights
 from projects.cafe.module import FederatedClassifier
 from projects.cafe.online import SingleLoop, follow
 from projects.cafe.recovery import REFERENCE, recover
@@ -16,6 +19,7 @@ from projects.cafe.watching import Watch
 
 COUNT, BATCH = 10, 3
 CAFE = replace(REFERENCE, lr_outputs=None, steps=30)
+QUICK = replace(CAFE, weights=Weights(alpha=0))  # nothing of step III goes back into steps I and II
 WATCH = Watch(batch=BATCH)
 
 
@@ -52,7 +56,7 @@ def test_step_one_fits_the_gradients_of_the_bias(digits):
     federation, data = digits
     schedule, blocks = uniform(COUNT, BATCH, 40, 1), data.blocks(data.attacked.values())
     observed = observe(federation, blocks, data.attacked.labels, schedule).bias_gradients(0)
-    middles = [followed(digits, replace(CAFE, steps=steps))[1].middle[0] for steps in (1, 150)]
+    middles = [followed(digits, replace(QUICK, steps=steps))[1].middle[0] for steps in (1, 150)]
     errors = [(schedule.float() @ middle.outputs - observed).norm() / observed.norm() for middle in middles]
     assert errors[1] < 0.3 * errors[0]
 
@@ -98,3 +102,35 @@ def test_what_the_loop_has_not_is_refused(digits):
     view = observe(federation, data.blocks(data.attacked.values()), data.attacked.labels, uniform(COUNT, BATCH, 12, 0))
     with pytest.raises(ValueError, match="follows the rounds as they are played"):
         recover(view, CAFE)
+
+
+def test_batches_of_unequal_sizes_are_brought_to_one_size(digits, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    sizes = [2, 3, 6] * 12
+    rounds = [torch.randperm(COUNT, generator=draw)[:size].tolist() for size in sizes]
+    file = tmp_path / "log.json"
+    file.write_text(json.dumps(rounds))
+    watched, found = followed(digits, replace(QUICK, steps=700), replace(WATCH, schedule=str(file)))
+    assert len(watched.view.schedule) == len(sizes)
+    federation, data = digits
+    view = observe(federation, data.blocks(data.attacked.values()), data.attacked.labels, watched.view.schedule)
+    true = solve_outputs(view.bias_gradients(0), view.schedule).values
+    assert (found.middle[0].outputs - true).norm() < 0.05 * true.norm()
+
+
+def test_records_in_no_round_are_not_recovered(digits, tmp_path):
+    file = tmp_path / "log.csv"
+    file.write_text("0,1,2\n1,2,3\n0,3,2\n0,1,3\n")
+    _, found = followed(digits, replace(CAFE, steps=8), replace(WATCH, schedule=str(file)))
+    assert found.blocks[0].isfinite().flatten(1).all(1).tolist() == [True] * 4 + [False] * 6
+    assert found.labels.isfinite().all(1).tolist() == [True] * 4 + [False] * 6
+    assert found.reasons[7] == "it is in no recorded round"
+
+
+def test_a_table_needs_no_picture_for_the_reference():
+    data = FederatedRecords("breast_cancer", count=COUNT, batch_size=BATCH)
+    data.setup()
+    module = FederatedClassifier([list(shape) for shape in data.shapes], data.classes)
+    assert Campaign(watch=WATCH, cafe=CAFE).run(module.federation, data).report()["recovered"] == COUNT
+    nested = replace(CAFE, solver="closed_form")
+    assert Campaign(watch=WATCH, cafe=nested).run(module.federation, data).report()["rmse"] < 1e-3

@@ -148,8 +148,12 @@ def test_a_secure_sum_of_fixed_batches_settles_no_record():
 def test_a_model_that_moves_is_recorded_round_by_round_and_the_given_one_stays(digits):
     module = digits[0]
     before = [parameter.clone() for parameter in module.federation.parameters()]
-    [watched] = seen(digits, replace(WATCH, lr=1e-3, rounds=30, window=20))
+    watch = replace(WATCH, lr=1e-3, rounds=30, window=20)
+    [watched], [last] = seen(digits, watch, names=None), seen(digits, watch)
     assert len(watched.view.bottoms) == len(watched.view.schedule) == 20
+    assert len(last.view.bottoms) == 1
+    for one, other in zip(watched.view.federation().parameters(), last.view.federation().parameters(), strict=True):
+        assert torch.equal(one, other)
     moved = list(watched.view.federation().parameters())
     assert not all(torch.equal(one, other) for one, other in zip(before, moved, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(before, module.federation.parameters(), strict=True))
@@ -242,8 +246,18 @@ def test_records_that_were_not_recovered_count_as_their_mean(digits):
     assert rows[8]["psnr"] == pytest.approx(float(outcome.errors()[8]), abs=1e-3)
 
 
-def test_a_single_record_is_judged_without_the_mean_of_all(digits):
+def test_a_single_record_of_a_round_is_judged_by_the_mean_of_all_under_attack(digits):
     module, data = made(count=6)
     report = Campaign("dlg", replace(WATCH, batch=1), steps=2).run(module.federation, data).report()
     assert report["records"] == 1
-    assert "attack_performance" not in report
+    assert 5 < report["baseline_mean"] < 30
+
+
+def test_a_worker_who_gives_nothing_away_does_not_hide_the_others():
+    module, data = made(count=7, parties=1, split="rows")
+    campaign = Campaign(watch=Watch(batch=3, workers=2), cafe=Cafe(steps=3))
+    outcome = campaign.run(module.federation, data)
+    assert outcome.found.tolist() == [True] * 4 + [False] * 3
+    assert "batches must differ more" in outcome.reasons[6]
+    with pytest.raises(ValueError, match="for vertical learning"):
+        replace(campaign, adaptive=True)

@@ -144,5 +144,5 @@ def test_what_cannot_be_run_is_refused():
         rival("dlg", view, number=2)
     with pytest.raises(ValueError, match="at least once, got 0 restarts"):
         rival("dlg", view, restarts=0)
-    with pytest.raises(ValueError, match=r"the nets have none: model\.batch_norm=true gives them some"):
+    with pytest.raises(ValueError, match=r"the nets have none: model\.batch_norm=true gives pictures' some"):
         rival("batch_norm", view)
