@@ -167,6 +167,7 @@ def accuracy(defence, rounds: int = 150) -> float:
         return (logits(blocks(test.images)).argmax(1) == test.labels).float().mean().item()
 
 
+@pytest.mark.slow
 def test_clip_of_the_port_wrecks_training_and_the_others_do_not():
     true = accuracy(Pruning(1.0))
     pair, absclip, clip = (accuracy(FakeGradients(mode, candidates=2, redraws=0)) for mode in ("pair", "absclip", "clip"))

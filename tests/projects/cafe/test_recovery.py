@@ -209,6 +209,7 @@ def test_the_ablation_finds_all_records_in_their_order(digits):
     assert outcome.report()["recovered"] == COUNT
 
 
+@pytest.mark.slow
 def test_an_attacker_who_knows_of_fake_gradients_does_better(digits):
     fake = Protection.parse("fake")
     naive, adaptive = (
