@@ -172,8 +172,7 @@ def _fingerprint(model: FederatedClassifier, data: FederatedRecords, campaign: C
     """Hash all that step III depends on."""
     log = Path(campaign.watch.schedule)
     records = hashlib.sha256(data.attacked.values().numpy().tobytes() + data.attacked.labels.numpy().tobytes()).hexdigest()
-    net = Path(str(model.hparams.bottom or "").rpartition(":")[0])
-    files = [digest(path) if path.is_file() else "" for path in (log, net)]
+    files = [digest(log) if log.is_file() else "", model.net_digest()]
     options = [sorted(own.hparams.items()) for own in (model, data)]
     about = (campaign, model.protection, str(model.federation), weights_digest(model), options, records, files)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]

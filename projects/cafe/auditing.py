@@ -13,9 +13,10 @@ from projects.cafe.data import FederatedRecords
 from projects.cafe.leaks import Leaks, pass_length, schedule_leaks, settled_share
 from projects.cafe.module import FederatedClassifier
 from projects.cafe.protection import DELTA, Protection
+from projects.cafe.rows import Alone, alone_after
 from projects.cafe.schedule_files import make_schedule
 from projects.cafe.threat import threat_lines, threat_model
-from projects.cafe.trials import MOVING, STANDING, UNDEFENDED, Effort, Trial, try_deployment
+from projects.cafe.trials import MOVING, STANDING, UNDEFENDED, UNDONE, Effort, Trial, try_deployment
 from projects.cafe.verdicts import known
 from projects.cafe.watching import Watch
 from shared.loggers import artefact_folder, log_figure, log_table
@@ -100,12 +101,15 @@ def audit(trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedRe
     leaks = schedule_leaks(make_schedule(deployment.schedule, len(data.attacked), deployment.batch, deployment.rounds, deployment.seed))
     print("\n".join(schedule_lines(leaks)), flush=True)
     federation = model.to(trainer.strategy.root_device).federation
+    alone = alone_after(federation, data, leaks.schedule, model.protection, deployment.lr)
+    print("\n".join(alone_lines(alone)), flush=True)
     trials = try_deployment(federation, data, leaks, model.protection, deployment.lr, deployment.effort) if leaks.first else []
-    verdicts = judge_records(leaks, trials)
+    verdicts = judge_records(leaks, trials, alone)
     verdict = max(verdicts, key=_ORDER.index)
-    said = decided_by(verdict, leaks, trials)
+    said = decided_by(verdict, leaks, trials, alone)
     summary = {"verdict": verdict, "decided by": said, "leaking records": verdicts.count("leaks")} | schedule_facts(leaks) | _errors(trials)
-    audited = Audited(record_rows(leaks, trials, verdicts), verdict, said, EXIT_CODES[verdict], summary)
+    summary["records alone in a row"] = int((alone.after > 0).sum())
+    audited = Audited(record_rows(leaks, trials, verdicts, alone), verdict, said, EXIT_CODES[verdict], summary)
     about = {"verdict": verdict, "exit_code": audited.exit_code, "decided_by": said, "threat_model": threat, "state": words}
     about |= {"deployment": asdict(deployment), "model": dict(model.hparams), "data": dict(data.hparams), "schedule": schedule_facts(leaks)}
     _write(trainer, audited, about, leaks, trials, promise(model.protection, leaks, len(federation.bottoms)))
@@ -115,12 +119,23 @@ def audit(trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedRe
 # ---- judgement
 
 
-def judge_records(leaks: Leaks, trials: Sequence[Trial]) -> list[Verdict]:
+def judge_records(leaks: Leaks, trials: Sequence[Trial], alone: Alone) -> list[Verdict]:
     """Return a verdict a record.
 
-    It leaks if it did so in a trial of the deployment as it is. It does not leak if no rounds settle it, or
-    no party's h of it can be read while the model stands still. All else is undecided: the rounds settle it, and that the trials failed is no proof.
+    It leaks if it did so in a trial of the deployment as it is, or if its h stands alone in a round (`rows`) and h is known to give data away: since
+    it is the record itself, or a trial has shown so. It does not leak if h never stands alone and no rounds settle it, or no party's h of it can be
+    read while the model stands still. All else is undecided: that the trials failed is no proof.
     """
+    by_cafe = _judge_trials(leaks, trials)
+    gives_data = any(bool(trial.leaked.any()) for trial in trials)
+    verdicts: list[Verdict] = []
+    for verdict, after, is_record in zip(by_cafe, alone.after.tolist(), alone.is_record.tolist(), strict=True):
+        single: Verdict = "no leak" if not after else "leaks" if is_record or gives_data else "undecided"
+        verdicts.append(max(verdict, single, key=_ORDER.index))
+    return verdicts
+
+
+def _judge_trials(leaks: Leaks, trials: Sequence[Trial]) -> list[Verdict]:
     if not trials:
         return ["no leak"] * len(leaks.after)
     leaked = [any(flags) for flags in zip(*[trial.leaked.tolist() for trial in deployed(trials)], strict=True)]
@@ -133,9 +148,12 @@ def deployed(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.row["trial"].startswith(MOVING)] or list(trials[-1:])
 
 
-def decided_by(verdict: Verdict, leaks: Leaks, trials: Sequence[Trial]) -> str:
+def decided_by(verdict: Verdict, leaks: Leaks, trials: Sequence[Trial], alone: Alone) -> str:
     """Say in a sentence what the verdict rests on."""
     of = {trial.row["trial"]: trial for trial in trials}
+    if verdict != "no leak" and alone.after.any() and not any(bool(trial.leaked.any()) for trial in deployed(trials)):
+        many = int((alone.after > 0).sum())
+        return f"a single round: h of {many} of {len(alone.after)} records stands alone in a row of its batch's gradient, whatever the schedule"
     if not trials:
         return f"the schedule: {leaks.rounds} rounds of rank {leaks.rank} settle none of the {len(leaks.after)} records"
     if verdict == "no leak":
@@ -172,16 +190,22 @@ def promise(protection: Protection, leaks: Leaks, parties: int) -> dict[str, Any
 # ---- tables
 
 
-def record_rows(leaks: Leaks, trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Return a row a record: after how many rounds it is settled, how noise is amplified, the verdict with a reason, and the error of each trial."""
+def record_rows(leaks: Leaks, trials: Sequence[Trial], verdicts: Sequence[Verdict], alone: Alone) -> list[dict[str, Any]]:
+    """Return a row a record: rounds that settle it or show its h alone, amplification of noise, verdict, reason, and the error of each trial."""
     reasons = {record: reason for trial in reversed(trials) for record, reason in trial.reasons.items()} | leaks.reasons
     seen, amplification = leaks.schedule.sum(0).tolist(), leaks.amplification.tolist()
     rows = []
     for record, (after, verdict) in enumerate(zip(leaks.after.tolist(), verdicts, strict=True)):
-        row: dict[str, Any] = {"record": record, "settled_after_round": after or None, "rounds": seen[record], "verdict": verdict}
-        row |= {"amplification": known(round(amplification[record], 4)), "reason": reasons.get(record, UNDECIDED if verdict == "undecided" else "")}
+        row: dict[str, Any] = {"record": record, "settled_after_round": after or None, "alone_in_round": int(alone.after[record]) or None}
+        row |= {"rounds": seen[record], "verdict": verdict, "amplification": known(round(amplification[record], 4))}
+        row["reason"] = reasons.get(record, "").partition(";")[0] or (_undecided(record, trials) if verdict == "undecided" else "")
         rows.append(row | {f"{_unit(trial)}, {trial.row['trial']}": known(round(float(trial.errors[record]), 4)) for trial in trials})
     return rows
+
+
+def _undecided(record: int, trials: Sequence[Trial]) -> str:
+    is_tried = any(bool(trial.errors[record].isfinite()) for trial in trials)
+    return UNDECIDED if is_tried else "the rounds settle it or its h stands alone; it is not among the records that were tried (--sample)"
 
 
 def schedule_facts(leaks: Leaks) -> dict[str, Any]:
@@ -235,6 +259,16 @@ def schedule_lines(leaks: Leaks) -> list[str]:
     return [*lines, *(f"  {count} records: {reason}" for reason, count in Counter(leaks.reasons.values()).most_common(SAID))]
 
 
+def alone_lines(alone: Alone) -> list[str]:
+    """Say of how many records one round is enough."""
+    many, records = int((alone.after > 0).sum()), len(alone.after)
+    if not many:
+        return ["single rounds: no record's h stands alone in a row of a batch's gradient"]
+    first = int(alone.after[alone.after > 0].min())
+    told = f"single rounds: h of {many} of {records} records stands alone at some party in a row of a batch's gradient, the first in round {first}"
+    return [f"{told};", "  a unit that no other member of the batch moves gives it away, to a server that need not know who is in the batch"]
+
+
 def party_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Say what each party's net gives away, while it stands still."""
     lines = []
@@ -264,18 +298,24 @@ def trial_lines(trials: Sequence[Trial]) -> list[str]:
 
 
 def help_lines(leaks: Leaks, trials: Sequence[Trial]) -> list[str]:
-    """Say what the figures of this audit show to help, the certain first; nothing that it did not measure."""
+    """Say what the figures of this audit show to help, or not to, the certain first; nothing that it did not measure."""
     if not trials:
         return []
     rows = {trial.row["trial"]: trial.row for trial in trials}
-    steps = [("the defence", UNDEFENDED, STANDING), ("the motion of the model, which promises nothing,", STANDING, MOVING)]
-    helps = [f"fewer than {leaks.first} rounds of the same records, which settle none"]
+    steps = [
+        ("the defence", UNDEFENDED, STANDING),
+        ("to undo it by ranks", STANDING, UNDONE),
+        ("the motion of the model, which promises nothing,", STANDING, MOVING),
+    ]
+    helps = [f"against CAFE, fewer than {leaks.first} rounds of the same records, which settle none"] if leaks.first and leaks.first > 1 else []
     for what, before, after in steps:
         if before in rows and after in rows:
             one, other = rows[before], rows[after]
             unit = "dB" if "psnr" in one else "standard deviations"
             helps.append(f"{what} takes {_shown(one)} {unit} to {_shown(other)}, and leaks from {one['leaked']} to {other['leaked']} of the sample")
-    return ["what helps, by these figures:", *(f"  {number}. {each}" for number, each in enumerate(helps, 1))]
+    if not helps:
+        return []
+    return ["what helps, and what does not, by these figures:", *(f"  {number}. {each}" for number, each in enumerate(helps, 1))]
 
 
 def _shown(row: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ class Campaign:
         watched = watch(federation, data.attacked, data.blocks, how, protection, None if needs_all else FIRST)
         found, refusals = [], []
         for one in watched:
-            view = self._adapted(one.view, data, protection) if self.adaptive else one.view
+            view = self.undone(one.view, data, protection) if self.adaptive else one.view
             try:
                 found.append((one, self._attack(view, keep)))
             except UnrecoverableError as refused:
@@ -120,19 +120,20 @@ class Campaign:
         labels = None if view.labels is not None else found.labels
         return Recovery(rows, found.blocks, labels, self.method == "aligned", seconds=clock.seconds)
 
-    def _adapted(self, view: AttackerView, data: FederatedRecords, protection: Protection) -> AttackerView:
+    def undone(self, view: AttackerView, data: FederatedRecords, protection: Protection) -> AttackerView:
+        """Return a view whose fake gradients are undone by their ranks, with records that are not under attack, see `RankAttacker`.
+
+        Raises:
+            ValueError: if the defence is no fake gradient.
+        """
         if not isinstance(protection.rule, FakeGradients):
             raise ValueError(f"the adaptive attacker undoes fake gradients, not the defence {protection.text!r}: set adaptive=false")
         rest = torch.ones(len(data.train_records), dtype=torch.bool).index_fill(0, data.chosen, False).nonzero().flatten()
-        own = (
-            data.train_records.take(rest[:SURROGATES])
-            if len(rest) >= self.watch.batch
-            else data.test_records.take(torch.arange(len(data.test_records)))
-        )
+        batch = int(view.schedule.sum(1).max())
+        own = data.train_records.take(rest[:SURROGATES]) if len(rest) >= batch else data.test_records
         device = view.gradients[0].server["top.bias"].device
         blocks = [block.to(device) for block in data.blocks(own.values())]
         rule = protection.rule
-        batch = int(view.schedule.sum(1).max())
         return adapted(view, blocks, own.labels.to(device), batch, scope=rule.scope, zeros=rule.zeros, seed=self.seed)
 
 

@@ -20,7 +20,7 @@ from projects.cafe.campaign import Campaign
 from projects.cafe.data import FederatedRecords
 from projects.cafe.defences import FakeGradients
 from projects.cafe.federation import Federation
-from projects.cafe.judging import Outcome
+from projects.cafe.judging import mean_record
 from projects.cafe.metrics import attack_performance, psnr, rmse
 from projects.cafe.module import FederatedClassifier
 from projects.cafe.protection import NONE, Protection
@@ -54,6 +54,8 @@ DEFENCES = (
 """What is weighed by default."""
 MORE = 3
 """Times as many rounds as CAFE that an attacker records who knows of noise."""
+ROWS = "rows"
+"""Folder of what was measured, kept until the report is written, so that an interrupted verb goes on."""
 KNOWING: Mapping[str, str] = MappingProxyType(
     {
         "none": "there is nothing to know",
@@ -182,7 +184,7 @@ def _measure_all(
     trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedRecords, protections: Sequence[Protection], weighing: Weighing
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Measure all defences, side by side in threads; returns what was measured, and why a defence could not be used, by its name."""
-    folder, stop, device = artefact_folder(trainer) / "rows", threading.Event(), trainer.strategy.root_device
+    folder, stop, device = artefact_folder(trainer) / ROWS, threading.Event(), trainer.strategy.root_device
     if trainer.is_forced:
         remove(folder)
     about = _digest(model, data)
@@ -209,7 +211,8 @@ def _digest(model: FederatedClassifier, data: FederatedRecords) -> str:
     records = hashlib.sha256()
     for part in (data.train_records, data.attacked, data.test_records):
         records.update(part.features.contiguous().numpy().tobytes() + part.labels.numpy().tobytes())
-    about = (weights_digest(model), str(model.federation), sorted(model.hparams.items()), sorted(data.hparams.items()), records.hexdigest())
+    nets, options = (weights_digest(model), str(model.federation), model.net_digest()), [sorted(own.hparams.items()) for own in (model, data)]
+    about = (nets, options, records.hexdigest())
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
@@ -239,40 +242,34 @@ def measure(
     _go_on(stop)
     adaptive = naive if knowing == weighing.campaign else attacked(federation, data, protection, knowing, stop)
     truth = data.attacked.values()
-    baseline = _error(truth.mean(0, keepdim=True).expand_as(truth), truth)
+    baseline = _error(mean_record(data).expand_as(truth), truth)
     return {"accuracy": accuracy, "naive": naive, "adaptive": adaptive, "baseline": baseline} | _promises(data, protection, weighing)
 
 
 def attacked(
     federation: Federation, data: FederatedRecords, protection: Protection, campaign: Campaign, stop: threading.Event | None = None
 ) -> dict[str, Any]:
-    """Attack, and return its `error`, PSNR or RMSE over all records, its performance `attack`, the number `recovered`, and a `note` if none was.
+    """Attack, and return its `error`, PSNR or RMSE over all records, its performance `attack`, and the number `recovered` as a whole.
 
-    Records without recovery count as the mean of all. `stop` is asked before each party's step III.
+    What was not recovered counts as the mean record; a `note` says why if nothing was. `stop` is asked before each party's step III.
     """
 
     def make_on(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         _go_on(stop)
         return make()
 
-    truth = data.attacked.values()
-    guess, recovered, note = truth.mean(0, keepdim=True).expand_as(truth), 0, ""
+    truth, mean = data.attacked.values(), mean_record(data)
+    guess, recovered, note = mean.expand_as(truth), 0, ""
     try:
         outcome = campaign.run(federation, data, protection, make_on)
     except ValueError as error:
         note = str(error)
     else:
-        guess, truth, recovered = _completed(outcome), outcome.truth, int(outcome.found.sum())
-        note = "" if recovered else "; ".join(dict.fromkeys(outcome.reasons.values())) or "no record was recovered as a whole"
-    found = {"error": _error(guess, truth), "attack": attack_performance(guess, truth), "recovered": recovered}
+        guess, truth, recovered = outcome.completed, outcome.truth, int(outcome.found.sum())
+        if not outcome.recovered.isfinite().any():
+            note = "; ".join(dict.fromkeys(outcome.reasons.values())) or "nothing was recovered of any record"
+    found = {"error": _error(guess, truth), "attack": attack_performance(guess, truth, mean), "recovered": recovered}
     return found | ({"note": note} if note else {})
-
-
-def _completed(outcome: Outcome) -> Tensor:
-    """Return what was recovered, with the mean of the true records for the rest."""
-    found = outcome.found.reshape(-1, *[1] * (outcome.truth.ndim - 1))
-    guess = torch.where(found, outcome.recovered, outcome.truth.mean(0, keepdim=True))
-    return guess.clamp(0, 1) if outcome.is_pictures else guess
 
 
 def _error(guess: Tensor, truth: Tensor) -> float:
@@ -317,6 +314,7 @@ def _report(
     settings |= {"steps": weighing.campaign.cafe.steps, "delta": weighing.delta, "attacker_who_knows": dict(KNOWING)}
     report = {"threat_model": dict(threat), "settings": settings, "data": dict(data.hparams), f"mean_{unit}": baseline, "refused": refused}
     write_json(artefact_folder(trainer) / "defend.json", report | {"rows": rows, "verdict": said})
+    remove(artefact_folder(trainer) / ROWS)
     print(markdown([_short(row, unit) for row in rows]))
     counted = f"all {data.parties} parties' uploads in {weighing.rounds} rounds of training, each round fully (q = 1)"
     print(f"epsilon counts, at delta {weighing.delta:g}, {counted}, by the PRV accountant; it does not cover the server's own gradient")

@@ -52,6 +52,12 @@ class Outcome:
         return self.recovered.flatten(1).isfinite().all(1)
 
     @property
+    def completed(self) -> Tensor:
+        """What was recovered, and values of the mean record where nothing was; pictures are brought to [0, 1]."""
+        guess = torch.where(self.recovered.isfinite(), self.recovered, self.mean)
+        return guess.clamp(0, 1) if self.is_pictures else guess
+
+    @property
     def unit(self) -> str:
         """What errors are: psnr in dB of pictures, or rmse in standard deviations of rows."""
         return "psnr" if self.is_pictures else "rmse"
@@ -73,7 +79,7 @@ class Outcome:
         """Return what `picture_report` or `table_report` say of the records that were recovered, beside how many these are and their labels.
 
         Where none was recovered as a whole, errors are NaN, and baselines those of all records. `attack_performance` is over all records, if they
-        differ from the mean record: those without recovery count as it.
+        differ from the mean record: what was not recovered counts as it, see `completed`.
         """
         found = self.found
         row: dict[str, float] = {"records": len(self.truth), "recovered": int(found.sum())}
@@ -83,8 +89,7 @@ class Outcome:
             trivial = self._compared(mean_guess(self.truth, self.mean), self.truth)
             row |= {name: value if name.startswith("baseline_") else float("nan") for name, value in trivial.items()}
         if not torch.allclose(self.truth, self.mean.expand_as(self.truth)):
-            guess = torch.where(found.reshape(-1, *[1] * (self.truth.ndim - 1)), self.recovered, self.mean)
-            row["attack_performance"] = attack_performance(guess.clamp(0, 1) if self.is_pictures else guess, self.truth, self.mean)
+            row["attack_performance"] = attack_performance(self.completed, self.truth, self.mean)
         if self.scores is not None:
             known = self.labelled
             row["label_accuracy"] = label_accuracy(self.scores[known], self.labels[known]) if known.any() else float("nan")

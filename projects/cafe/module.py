@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
@@ -15,6 +16,7 @@ from projects.cafe.closed import DEAD
 from projects.cafe.federation import CHUNK, Federation, update, uploads
 from projects.cafe.nets import BottomNet, ServerNet, conv_bottom, settle_norms, tabular_bottom
 from projects.cafe.protection import NONE, Protection
+from shared.runs import digest
 from shared.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -108,6 +110,11 @@ class FederatedClassifier(L.LightningModule):
         channels, *size = shape
         return conv_bottom(channels, (size[0], size[1]), own.widths, own.first, own.outputs, seed, own.stages, own.hidden, own.batch_norm, rectified)
 
+    def net_digest(self) -> str:
+        """Return the digest of the file that builds the parties' own nets, empty without one: edited code can have the same weights."""
+        file = Path(str(self.hparams.bottom or "").rpartition(":")[0])
+        return digest(file) if file.is_file() else ""
+
     def setup(self, stage: str | None = None) -> None:
         """Fix the statistics of batch norms by training records, once."""
         self.settle(self.trainer.datamodule)  # type: ignore[attr-defined]
@@ -151,9 +158,13 @@ class FederatedClassifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log how many of the attacked records still leave a gradient: what the loss no longer moves cannot be recovered (section 2.7)."""
         data: FederatedRecords = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.norms.append(torch.cat([self._norms(data, rows) for rows in torch.arange(len(data.attacked)).split(CHUNK)], dim=1))
+        norms = torch.cat([self._norms(data, rows) for rows in torch.arange(len(data.attacked)).split(CHUNK)], dim=1)
+        first = self.norms[0] if self.norms else norms
+        self.log("val/readable", float((norms > DEAD * first.max()).all(0).double().mean()))
+        if self.trainer.sanity_checking and self.norms:
+            return  # a checkpoint has restored them, those of this epoch too
+        self.norms.append(norms)
         self.validations.append(self.current_epoch + float(not self.trainer.sanity_checking))
-        self.log("val/readable", float((self.norms[-1] > DEAD * self.norms[0].max()).all(0).double().mean()))
 
     def _norms(self, data: FederatedRecords, rows: Tensor) -> Tensor:
         """Return the norms of v of some attacked records, (parties, n)."""

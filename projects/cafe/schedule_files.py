@@ -71,7 +71,7 @@ def make_schedule(name: str, records: int, batch: int, rounds: int | None = None
     if name == "malicious":
         schedule = malicious(records, batch)
         return schedule.repeat(-(-(rounds or records) // records), 1)[:rounds]
-    if not Path(name).is_file():
+    if not Path(name).expanduser().is_file():
         raise FileNotFoundError(f"no schedule {name!r}: expected {_NAMES}, or {_FORMS}, but there is no file of this name")
     schedule = read_schedule(name, records)
     if rounds is not None and rounds > len(schedule):
@@ -98,7 +98,7 @@ def read_schedule(path: str | Path, records: int | None = None) -> Tensor:
         BadFileError: if it is empty or cannot be read, or a round is empty, or an entry is no whole number, negative, not below N, or twice in a
             round; it names the line, or the round, counted from 0.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected {_FORMS}")
     readers = {".csv": _read_csv, ".txt": _read_csv, ".json": _read_json, ".npy": _read_npy}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 512
 """Test records that are classified at a time."""
+WEAK = "CAFE without a defence is no better than the mean record, so nothing is shown of the defences: take more --steps, a wider net, or more rounds"
+"""The verdict where there is nothing to hold off."""
 COLOURS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 LEAST_SPAN = 0.04
 """Range of accuracies that is drawn at least."""
@@ -103,7 +105,7 @@ def tabulate(measured: Sequence[dict[str, Any]], unit: str = "psnr") -> list[dic
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], baseline: float, tests: int, seed: int, unit: str = "psnr") -> list[str]:
-    """Say which defences hold CAFE below the mean record, against whom, and what that costs.
+    """Say which defences hold CAFE below the mean record, against whom, and what that costs; or that CAFE is below it without a defence.
 
     Args:
         rows: of `tabulate`.
@@ -123,11 +125,14 @@ def verdict(rows: Sequence[Mapping[str, Any]], baseline: float, tests: int, seed
 
     plain, spread = rows[0], 196 * math.sqrt(rows[0]["accuracy"] * (1 - rows[0]["accuracy"]) / tests)
     lines = [f"without a defence CAFE gets {plain[f'naive_{unit}']:.3g} {name}, and the mean record {baseline:.3g}"]
-    lines += [f"held to the mean record, also against the attacker who knows the defence: {listed((True, True))}"]
-    lines += [f"held to it only while the attacker does not know the defence: {listed((True, False))}"]
-    lines += [f"not held to it: {listed((False, False))}"]
-    if (odd := listed((False, True))) != "none":
-        lines[-1] += f"; nor, though the attacker who knows them gets less: {odd}"
+    if is_stopped(plain, "naive"):
+        lines += [WEAK]
+    else:
+        lines += [f"held to the mean record, also against the attacker who knows the defence: {listed((True, True))}"]
+        lines += [f"held to it only while the attacker does not know the defence: {listed((True, False))}"]
+        lines += [f"not held to it: {listed((False, False))}"]
+        if (odd := listed((False, True))) != "none":
+            lines[-1] += f"; nor, though the attacker who knows them gets less: {odd}"
     promised = [f"{row['defence']} (epsilon {row['epsilon']:.3g})" for row in rows if row["epsilon"] is not None]
     lines += [f"a formal promise is made by: {', '.join(promised) or 'none'}"]
     return [*lines, f"all of this is one seed ({seed}): an accuracy on {tests} test records is sure to about {spread:.1f} points"]

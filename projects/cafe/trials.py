@@ -11,11 +11,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from projects.cafe.campaign import Campaign
 from projects.cafe.checks import check_rounds
 from projects.cafe.closed import Factors, Solved, factorise, solve_inputs, solve_outputs
 from projects.cafe.data import FederatedRecords
+from projects.cafe.defences import FakeGradients
 from projects.cafe.federation import CHUNK, AttackerView, Federation, Gradients, observe, update, uploads
 from projects.cafe.inversion import invert
+from projects.cafe.judging import mean_record
 from projects.cafe.leaks import Leaks, last_rounds_needed
 from projects.cafe.metrics import mse, psnr, rmse
 from projects.cafe.nets import BottomNet
@@ -28,11 +31,14 @@ from shared.data.selection import evenly_spaced
 from shared.seeding import derive_seed
 
 UNDEFENDED, STANDING, MOVING = "standing still, without defence", "standing still", "moving"
+UNDONE = "standing still, fake gradients undone by their ranks"
 """Names of trials; that of the last rounds begins with `MOVING`."""
 TAKEN = 0.5
 """Part of a guess's squared error that must be taken away for a record to count as leaked, 3 dB. Guesses are the mean record and zeros, which for a
 table is the mean of all training records: what noise makes of a table is near zero too."""
 
+TAKEN_OF_PART = 0.99
+"""The same for the part of one party alone, whose few columns noise may meet by luck."""
 NEAR = 1e-2
 """Relative error of h below which records that are not in the sample fare as those of the sample that leaked."""
 
@@ -95,7 +101,7 @@ class _Part(NamedTuple):
 def try_deployment(
     federation: Federation, data: FederatedRecords, leaks: Leaks, protection: Protection, lr: float, effort: Effort | None = None
 ) -> list[Trial]:
-    """Try CAFE while the model stands still, without the defence and with it, and while it moves, by all rounds and by the last ones.
+    """Try CAFE while the model stands still, without the defence, with it and against it, and while it moves, by all rounds and by the last ones.
 
     Args:
         federation: model at the first round; it is not changed.
@@ -112,10 +118,10 @@ def try_deployment(
     sample = places[evenly_spaced(len(places), effort.sample)]
     trials = []
     if protection.rule is not None:
-        view = record_rounds(federation, data, leaks.schedule, 0.0, Protection())
-        trials.append(trial(UNDEFENDED, view, data, sample, effort))
-    view = record_rounds(federation, data, leaks.schedule, 0.0, protection)
-    trials.append(trial(STANDING, view, data, sample, effort))
+        trials.append(trial(UNDEFENDED, record_rounds(federation, data, leaks.schedule, 0.0, Protection()), data, sample, effort))
+    trials.append(trial(STANDING, record_rounds(federation, data, leaks.schedule, 0.0, protection), data, sample, effort))
+    if isinstance(protection.rule, FakeGradients):
+        trials.append(trial(UNDONE, _undone(federation, data, leaks.schedule, protection, effort.seed), data, sample, effort))
     if lr:
         view = record_rounds(federation, data, leaks.schedule, lr, protection)
         trials.append(trial(MOVING, view, data, sample, effort))
@@ -123,6 +129,14 @@ def try_deployment(
         if last < leaks.rounds:
             trials.append(trial(f"{MOVING}, last rounds", view.window(leaks.rounds - last, leaks.rounds), data, sample, effort))
     return trials
+
+
+def _undone(federation: Federation, data: FederatedRecords, schedule: Tensor, protection: Protection, seed: int) -> AttackerView:
+    """Return the view of an attacker who knows of fake gradients, see `RankAttacker`."""
+    device = next(federation.parameters()).device
+    blocks = [block.to(device) for block in data.blocks(data.attacked.values())]
+    view = observe(federation, blocks, data.attacked.labels.to(device), schedule, None, protection.defence, True)
+    return Campaign(seed=seed).undone(view, data, protection)
 
 
 def record_rounds(federation: Federation, data: FederatedRecords, schedule: Tensor, lr: float, protection: Protection) -> AttackerView:
@@ -161,9 +175,13 @@ def trial(name: str, view: AttackerView, data: FederatedRecords, sample: Tensor,
     wrong = torch.stack([(part.guess - part.h).square().sum(1) for part in parts]).sum(0)
     distance = (wrong / torch.stack([part.h.square().sum(1) for part in parts]).sum(0).clamp_min(1e-30)).sqrt()
     found = torch.stack([part.inputs.recoverable.cpu() for part in parts]).any(0)
-    recovered, mean = data.join([part.blocks for part in parts]), truth.mean(0, keepdim=True).expand_as(truth[sample])
-    guess = torch.minimum(mse(mean, truth[sample]), mse(torch.zeros_like(mean), truth[sample]))
-    leaked = _leaked(mse(recovered, truth[sample]) < (1 - TAKEN) * guess, distance, found, sample)
+    average = mean_record(data)[None]
+    recovered, mean = data.join([part.blocks for part in parts]), average.expand_as(truth[sample])
+    good = mse(recovered, truth[sample]) < (1 - TAKEN) * _guess(average, truth[sample])
+    for part, block, typical in zip(parts, blocks, data.blocks(average), strict=True):
+        known_well = mse(part.blocks, block[sample]) < (1 - TAKEN_OF_PART) * _guess(typical, block[sample])
+        good |= known_well & part.inputs.recoverable.cpu()[sample]
+    leaked = _leaked(good, distance, found, sample)
     errors = measure(recovered, truth[sample])
     row = {"trial": name, "rounds": len(view.schedule), "sampled": len(sample), "leaked": int(leaked[sample].sum())}
     row |= {"h_error": known(float(distance[found].median())) if found.any() else None, unit: float(errors.mean())}
@@ -175,6 +193,11 @@ def trial(name: str, view: AttackerView, data: FederatedRecords, sample: Tensor,
 
 def _measure(data: FederatedRecords) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
     return (psnr, "psnr") if data.attacked.is_pictures else (rmse, "rmse")
+
+
+def _guess(mean: Tensor, truth: Tensor) -> Tensor:
+    """Return the squared error of the better guess, see `TAKEN`, (n,)."""
+    return torch.minimum(mse(mean.expand_as(truth), truth), mse(torch.zeros_like(truth), truth))
 
 
 def _leaked(good: Tensor, distance: Tensor, found: Tensor, sample: Tensor) -> Tensor:
@@ -217,6 +240,6 @@ def _party_row(party: int, bottom: BottomNet, block: Tensor, part: _Part, sample
     row |= {"h_is_record": h_is_record(bottom), "dead": int((part.outputs.recoverable & ~part.inputs.recoverable).sum())}
     row |= {"rank_step_two": part.inputs.rank, "condition_step_two": known(part.inputs.condition)}
     error = float((part.guess - part.h)[alive].norm() / part.h[alive].norm()) if alive.any() else math.nan
-    mean = block.mean(0, keepdim=True).expand_as(block[sample])
+    mean = data.blocks(mean_record(data)[None])[party].expand_as(block[sample])
     row |= {"h_error": known(error), unit: float(measure(part.blocks, block[sample]).mean())}
     return row | {"mean_record": float(measure(mean, block[sample]).mean())}

@@ -14,6 +14,7 @@ from projects.cafe.federation import observe
 from projects.cafe.leaks import schedule_leaks
 from projects.cafe.module import FederatedClassifier
 from projects.cafe.protection import Protection
+from projects.cafe.rows import Alone
 from projects.cafe.schedules import malicious, uniform
 from projects.cafe.trials import Effort, Trial, record_rounds
 
@@ -60,25 +61,27 @@ def test_a_model_that_hardly_moves_leaks_all_records(run_folder, capsys):
     assert all(row["h_error"] < 1e-4 for row in report["parties"])
     said = capsys.readouterr().out
     assert "LEAKS (exit code 3)" in said
-    assert "1. fewer than 5 rounds of the same records, which settle none" in said
+    assert "1. against CAFE, fewer than 5 rounds of the same records, which settle none" in said
     assert "does not use" in said
     folder = run_folder / "cafe" / "one" / "artefacts" / "audit"
     assert {file.name for file in folder.iterdir()} >= {"audit.json", "records.csv", "parties.csv", "trials.csv", "leaks.png"}
 
 
-def test_a_model_that_trains_fast_leaves_the_question_open(run_folder):
+def test_a_model_that_trains_fast_holds_cafe_off_but_not_what_single_rounds_give_away(run_folder):
     cli, report = audit(run_folder, *SMALL, "--lr", "1e-2", "--rounds", "60")
     still, moving, last = (table(report, name) for name in ("standing still", "moving", "moving, last rounds"))
-    assert (cli.exit_code, cli.result.verdict) == (4, "undecided")
+    assert (cli.exit_code, cli.result.verdict) == (3, "leaks")
+    alone = [row["alone_in_round"] for row in cli.result.rows]
+    assert [row["verdict"] for row in cli.result.rows] == ["leaks" if number else "undecided" for number in alone]
     assert still["leaked"] > 0 == moving["leaked"] == last["leaked"]
     assert still["psnr"] > still["mean_record"] + 3 > still["mean_record"] > max(moving["psnr"], last["psnr"])
     assert still["h_error"] < 1e-4 < 0.1 < moving["h_error"]
     assert last["rounds"] < 60
-    assert "motion of the model" in cli.result.decided_by
+    assert f"a single round: h of {sum(map(bool, alone))} of 24 records stands alone" in cli.result.decided_by
 
 
 def test_too_few_rounds_settle_no_record(run_folder):
-    cli, report = audit(run_folder, *TABLE, "--rounds", "20")
+    cli, report = audit(run_folder, *TABLE, "--rounds", "20", "--data.batch_size", "20")
     assert (cli.exit_code, cli.result.verdict, report["trials"]) == (0, "no leak", [])
     assert "20 rounds of rank 20 settle none of the 24 records" in cli.result.decided_by
     assert {row["settled_after_round"] for row in cli.result.rows} == {None}
@@ -97,7 +100,8 @@ def test_the_users_own_net_and_log_of_a_table_leak_but_for_the_records_that_the_
     rows = cli.result.rows
     assert cli.exit_code == 3
     assert [row["verdict"] for row in rows[:21]] == ["leaks"] * 21
-    assert [row["verdict"] for row in rows[21:]] == ["no leak"] * 3
+    assert [row["verdict"] for row in rows[21:]] == ["leaks" if row["alone_in_round"] else "no leak" for row in rows[21:]]
+    assert rows[23]["verdict"] == "no leak"
     assert rows[21]["reason"] == "it is always in one batch with record 22"
     assert rows[23]["reason"] == "it is in no round"
     assert report["trials"][0]["rmse"] < 1e-4 < report["trials"][0]["mean_record"]
@@ -138,10 +142,14 @@ def test_verdicts_of_records_are_of_the_deployment_as_it_is():
 
     leaks = schedule_leaks(torch.eye(3, dtype=torch.bool))
     still, moving = trial("standing still", [True, True, False], [True, True, False]), trial("moving", [True] * 3, [True, False, False])
-    assert judge_records(leaks, [still, moving]) == ["leaks", "undecided", "undecided"]
-    assert judge_records(leaks, [still]) == ["leaks", "leaks", "no leak"]
-    assert judge_records(leaks, [trial("standing still, without defence", [True] * 3, [True] * 3), still]) == ["leaks", "leaks", "undecided"]
-    assert judge_records(leaks, []) == ["no leak"] * 3
+    none = Alone(torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool))
+    assert judge_records(leaks, [still, moving], none) == ["leaks", "undecided", "undecided"]
+    assert judge_records(leaks, [still], none) == ["leaks", "leaks", "no leak"]
+    assert judge_records(leaks, [trial("standing still, without defence", [True] * 3, [True] * 3), still], none) == ["leaks", "leaks", "undecided"]
+    assert judge_records(leaks, [], none) == ["no leak"] * 3
+    alone = Alone(torch.tensor([0, 4, 2]), torch.tensor([False, False, True]))
+    assert judge_records(leaks, [], alone) == ["no leak", "undecided", "leaks"]
+    assert judge_records(leaks, [moving], alone) == ["leaks", "leaks", "leaks"]
     assert set(EXIT_CODES.values()).isdisjoint({1, 2})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from projects.cafe import defending
 from projects.cafe.campaign import Campaign
 from projects.cafe.cli import main
 from projects.cafe.data import FederatedRecords
@@ -81,18 +82,38 @@ def test_defences_of_a_table_are_weighed_written_and_judged(capsys):
     assert cli.result.summary["defend/best_score"] == max(row["score"] for row in (noise, fake, private))
 
 
-def test_what_was_measured_is_kept_and_force_measures_it_again(capsys):
-    run = ("--run", "kept")
-    weighed(*TABLE, *run, names=("prune:keep=0.5",))
-    assert "kept by an earlier start" not in capsys.readouterr().out
-    cli = main(["defend", "--resume", *run, *TABLE, "--defences", "[prune:keep=0.5, noise:std=0.1]"])
-    printed = capsys.readouterr().out
-    assert "none: kept by an earlier start" in printed
-    assert "prune:keep=0.5: kept" in printed
-    assert "noise:std=0.1: kept" not in printed
-    assert len(list((artefacts(cli) / "rows").iterdir())) == 3
-    main(["defend", "--resume", "--force", *run, *TABLE, "--defences", "[prune:keep=0.5, noise:std=0.1]"])
-    assert "kept by an earlier start" not in capsys.readouterr().out
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["resume", "force"])
+def test_an_interrupted_verb_goes_on_or_is_forced_to_begin_again_and_leaves_no_rows(force, capsys, monkeypatch):
+    run, real, made = ("--run", "stopped", *TABLE, "--defences", "[prune:keep=0.5]"), defending.measure, []
+
+    def stopping(federation, data, protection, *rest):
+        made.append(protection.text)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return real(federation, data, protection, *rest)
+
+    monkeypatch.setattr(defending, "measure", stopping)
+    with pytest.raises(SystemExit) as caught:
+        main(["defend", *run])
+    assert caught.value.code == 130
+    capsys.readouterr()
+    cli = main(["defend", "--resume", *force, *run])
+    assert made[2:] == (["none", "prune:keep=0.5"] if force else ["prune:keep=0.5"])
+    assert ("none: kept by an earlier start" in capsys.readouterr().out) == (not force)
+    assert len(cli.result.rows) == 2
+    assert (artefacts(cli) / "defend.json").is_file()
+    assert not (artefacts(cli) / "rows").exists()
+
+
+def test_what_is_kept_is_of_one_file_of_nets(tumours, tmp_path):
+    """Two activations have the same weights, here none."""
+    net = tmp_path / "net.py"
+
+    def mark(comment: str = "") -> str:
+        net.write_text(f"from torch import nn\n\ndef build(shape):\n    return nn.Sequential(nn.Linear(shape[0], 4), nn.Linear(4, 3)){comment}\n")
+        return defending._digest(FederatedClassifier(tumours.shapes, tumours.classes, bottom=f"{net}:build"), tumours)
+
+    assert mark() == mark() != mark("  # edited")
 
 
 def test_defences_of_pictures_are_measured_in_decibels_and_what_cannot_be_used_is_left_out_with_the_reason(capsys):
@@ -159,3 +180,16 @@ def test_measuring_leaves_the_model_as_it_is_and_stops_when_told(tumours):
     stop.set()
     with pytest.raises(RuntimeError, match="interrupted"):
         measure(federation, tumours, Protection(), weighing(), stop)
+
+
+def test_what_is_recovered_in_part_counts_beside_the_mean_of_the_rest(tumours, monkeypatch):
+    federation = FederatedClassifier(tumours.shapes, tumours.classes, first=16).federation
+    outcome = Campaign(watch=Watch(rounds=20, batch=4)).run(federation, tumours)
+    outcome.recovered[:, :3] = torch.nan
+    monkeypatch.setattr(Campaign, "run", lambda *_: outcome)
+    found = attacked(federation, tumours, Protection(), Campaign())
+    off = (outcome.truth - outcome.truth.mean(0)).double().square()
+    assert found["error"] == pytest.approx(float((off[:, :3].sum() / off.numel()).sqrt()), rel=1e-3)
+    assert found["attack"] == pytest.approx(1 - float(off[:, :3].sum() / off.sum()), rel=1e-3)
+    assert found["recovered"] == 0
+    assert "note" not in found

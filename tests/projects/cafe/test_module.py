@@ -116,6 +116,13 @@ def test_a_killed_fit_goes_on_where_it_was(run_folder):
         assert torch.equal(one, other)
 
 
+def test_a_fit_that_goes_on_counts_every_validation_once(run_folder):
+    main(["fit", "--trainer.max_epochs", "1", "--run", "part", *FEW])
+    model = main(["fit", "--resume", "--run", "part", "--trainer.max_epochs", "3", *FEW]).model
+    assert model.validations == [0, 1, 2, 3]
+    assert len(model.norms) == 4
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -127,6 +127,19 @@ def test_of_tables_less_error_leaks_more_and_an_attacker_who_gets_less_is_named(
     assert said[3] == "not held to it: none; nor, though the attacker who knows them gets less: noise (+0.0 points)"
 
 
+@pytest.mark.parametrize(("unit", "plain"), [("psnr", 0.5), ("rmse", 1.5), ("psnr", 1.0)])
+def test_where_the_plain_attack_is_no_better_than_the_mean_record_nothing_is_said_of_defences(unit, plain):
+    errors = {f"naive_{unit}": plain, f"adaptive_{unit}": plain}
+    rows = [{"defence": name, "accuracy": 0.9, "points": 0.0, "epsilon": None, **errors} for name in ("none", "fake")]
+    said = verdict(rows, baseline=1.0, tests=100, seed=0, unit=unit)
+    assert said[1] == (
+        "CAFE without a defence is no better than the mean record, so nothing is shown of the defences: "
+        "take more --steps, a wider net, or more rounds"
+    )
+    assert said[2] == "a formal promise is made by: none"
+    assert not any("held to" in line or "fake" in line for line in said)
+
+
 @pytest.mark.parametrize("unit", ["psnr", "rmse"])
 def test_the_picture_numbers_every_defence_without_one_number_on_another(unit):
     rows = [{"defence": f"defence {n}", "accuracy": 0.9, f"naive_{unit}": 5.0, f"adaptive_{unit}": 5.0} for n in range(6)]
