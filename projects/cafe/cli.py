@@ -132,10 +132,11 @@ class Trainer(ProjectTrainer):
         steps: int = 150,
         sample: int = 40,
     ) -> Audited:
-        """Audit a deployment: which records leak, after how many rounds? Exit code 0 none leaks, 3 some do, 4 undecided; errors exit with 1 or 2.
+        """Audit a deployment: which records leak, after how many rounds? Exit code 0 none found, 3 some leak, 4 undecided; errors exit with 1 or 2.
 
         Give your own net with --model.bottom file.py:function, your records or stand-ins with --data.source, your log of batches with --schedule.
-        Undecided are records that the rounds settle, but that the attacks tried here did not bring back: a stronger one may.
+        Undecided are records that the rounds settle, but that the attacks tried here did not bring back: a stronger one may. None found is no proof:
+        CAFE and what single rounds show by themselves are tried, nothing else.
 
         Args:
             model: supplied.
