@@ -37,16 +37,21 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Small networks run fastest on one thread, and other processes may use the other cores; a module's own fixtures are made under it too."""
+    """Small networks run fastest on one thread, and other processes may use the other cores; fixtures of any scope are made under it too."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seed()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_numbers():
+    """A module's own fixtures draw the same numbers in any order of modules."""
+    seed()
 
 
 @pytest.fixture(autouse=True)
