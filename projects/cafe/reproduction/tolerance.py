@@ -28,7 +28,7 @@ def jobs(kept: Path, seeds: list[int], is_quick: bool) -> list[Job]:
     settings = {("static model" if lr == 0 else f"trained by Adam at {lr:g}"): (lr, 0.0, 60) for lr in RATES}
     settings |= {LAST: (1e-4, 0.0, 600)} | {_noisy(std): (0.0, std, 60) for std in NOISE}
     if is_quick:
-        settings = {name: (lr, noise, 30) for name, (lr, noise, _) in settings.items() if lr in (0, 1e-3)}
+        settings = {name: (lr, noise, 30) for name, (lr, noise, _) in settings.items() if lr in (0, 1e-3) and noise in (0, 1e-3)}
     return [Job(name.replace(" ", "-"), seed, rows, (name, *values, is_quick)) for name, values in settings.items() for seed in seeds]
 
 
