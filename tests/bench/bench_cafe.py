@@ -25,11 +25,11 @@ import argparse
 import math
 import multiprocessing
 import os
-import statistics
 import time
 from pathlib import Path
 
 import torch
+from timing import medians, table, timed
 
 from projects.cafe.defences import FakeGradients, GaussianNoise, Pruning
 from projects.cafe.descent import MiddleDescent, RecordAdam
@@ -53,39 +53,10 @@ PORTION = 500
 GAIN = 0.9
 
 
-def clock(device="cpu"):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def timed(job, device="cpu"):
-    began = clock(device)
-    found = job()
-    return found, clock(device) - began
-
-
-def medians(jobs, rounds):
-    """Return the median seconds of jobs by name, which run in turns."""
-    times = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name, job in jobs.items():
-            seconds = timed(job)[1]
-            if number:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def memory(field):
     """Return a line of the process's status in MiB: VmRSS, what it holds, or VmHWM, its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
-
-
-def table(heads, rows):
-    print(f"\n| {heads} |\n|" + "---|" * (heads.count(" | ") + 1))
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def digit_world(records):

@@ -22,9 +22,7 @@ import argparse
 import multiprocessing
 import os
 import resource
-import statistics
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +30,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 import torch
+from timing import medians, table, timed
 from torch.nn import functional as F
 
 from projects.comad.crf import CLIP, DenseCRF
@@ -56,38 +55,9 @@ STEP = 1e-3
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def clock(device="cpu"):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def timed(job, device="cpu"):
-    began = clock(device)
-    found = job()
-    return found, clock(device) - began
-
-
-def medians(jobs, rounds, device="cpu"):
-    """Return the median seconds of jobs by name, which run in turns."""
-    times = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name, job in jobs.items():
-            seconds = timed(job, device)[1]
-            if number:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def peak():
     """Return the peak resident size in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def table(heads, rows):
-    print(f"\n| {heads} |\n|" + "---|" * (heads.count(" | ") + 1))
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def trays(count, size, kind="good", split="train"):
