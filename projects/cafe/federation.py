@@ -328,6 +328,11 @@ def defended(gradients: Named, defence: Defence | None, number: int, party: int)
     return {name: gradient.detach() for name, gradient in uploaded.items()}
 
 
+def adam(federation: Federation, lr: float) -> torch.optim.Optimizer:
+    """Return Adam of all parameters of a federation, with Keras's epsilon as the reference has it."""
+    return torch.optim.Adam(federation.parameters(), lr=lr, eps=1e-7)
+
+
 def update(federation: Federation, optimiser: torch.optim.Optimizer, uploaded: Gradients) -> None:
     """Take a step with the uploaded gradients."""
     owners = zip([*federation.bottoms, federation.server], [*uploaded.parties, uploaded.server], strict=True)

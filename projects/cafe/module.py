@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from projects.cafe.closed import DEAD
-from projects.cafe.federation import CHUNK, Federation, update, uploads
+from projects.cafe.federation import CHUNK, Federation, adam, update, uploads
 from projects.cafe.nets import BottomNet, ServerNet, conv_bottom, settle_norms, tabular_bottom
 from projects.cafe.protection import NONE, Protection
 from shared.runs import digest
@@ -193,4 +193,4 @@ class FederatedClassifier(L.LightningModule):
         return {"index": batch["index"], "label": batch["label"], "probabilities": self(batch["blocks"]).softmax(1)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.federation.parameters(), lr=self.hparams.lr, eps=1e-7)  # Keras's epsilon
+        return adam(self.federation, self.hparams.lr)

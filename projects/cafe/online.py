@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projects.cafe.checks import check_rounds
-from projects.cafe.federation import AttackerView, Federation, Gradients, update, uploads
+from projects.cafe.federation import AttackerView, Federation, Gradients, adam, update, uploads
 from projects.cafe.inversion import DataDescent
 from projects.cafe.middle import Middle, MiddleDescent
 from projects.cafe.nets import BottomNet
@@ -114,7 +114,7 @@ def follow(
     drawn = cafe.steps if how.schedule in get_args(Drawn) else None
     schedule = make_schedule(how.schedule, len(records), how.batch, how.rounds or drawn, how.seed)
     mean = float(schedule.sum(1).double().mean())
-    optimiser = torch.optim.Adam(federation.parameters(), lr=how.lr, eps=1e-7) if how.lr else None
+    optimiser = adam(federation, how.lr) if how.lr else None
     check_rounds(federation, blocks, labels, schedule, optimiser)
     shapes, told = [tuple(block.shape[1:]) for block in blocks], labels if how.known_labels else None
     nets: list[BottomNet] = list(federation.bottoms)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from projects.cafe.checks import check_rounds
 from projects.cafe.data import FederatedRecords
-from projects.cafe.federation import Federation, update, uploads
+from projects.cafe.federation import Federation, adam, update, uploads
 from projects.cafe.nets import BottomNet
 from projects.cafe.protection import Protection
 from projects.cafe.recovery import h_is_record
@@ -44,7 +44,7 @@ def alone_after(federation: Federation, data: FederatedRecords, schedule: Tensor
     federation = deepcopy(federation)
     device = next(federation.parameters()).device
     blocks, labels = [block.to(device) for block in data.blocks(data.attacked.values())], data.attacked.labels.to(device)
-    optimiser = torch.optim.Adam(federation.parameters(), lr=lr, eps=1e-7) if lr else None
+    optimiser = adam(federation, lr) if lr else None
     check_rounds(federation, blocks, labels, schedule, optimiser)
     after, is_record = torch.zeros(len(labels), dtype=torch.long), torch.zeros(len(labels), dtype=torch.bool)
     for number, members in enumerate(row.nonzero().flatten() for row in schedule):

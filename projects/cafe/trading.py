@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from projects.cafe.federation import Federation, update, uploads
+from projects.cafe.federation import Federation, adam, update, uploads
 from projects.cafe.metrics import defence_score
 from projects.cafe.protection import Protection
 from shared.distributed import EpochSampler
@@ -66,7 +66,7 @@ def trained_accuracy(federation: Federation, data: FederatedRecords, protection:
     learner, records = deepcopy(federation), data.train_records
     device = next(learner.parameters()).device
     blocks, labels = [block.to(device) for block in data.blocks(records.values())], records.labels.to(device)
-    optimiser = torch.optim.Adam(learner.parameters(), lr=lr, eps=1e-7)  # Keras's epsilon
+    optimiser = adam(learner, lr)
     for number, members in enumerate(training_batches(len(records), batch, rounds, seed).to(device)):
         some = [block[members] for block in blocks]
         update(learner, optimiser, uploads(learner, some, labels[members], number, protection.defence, protection.local))

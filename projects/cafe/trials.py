@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from projects.cafe.campaign import Campaign
-from projects.cafe.checks import check_rounds
 from projects.cafe.closed import Factors, Solved, factorise, solve_inputs, solve_outputs
 from projects.cafe.data import FederatedRecords
 from projects.cafe.defences import FakeGradients
-from projects.cafe.federation import CHUNK, AttackerView, Federation, Gradients, observe, update, uploads
+from projects.cafe.federation import CHUNK, AttackerView, Federation, adam, observe
 from projects.cafe.inversion import invert
 from projects.cafe.judging import mean_record
 from projects.cafe.leaks import Leaks, last_rounds_needed
@@ -133,28 +132,18 @@ def try_deployment(
 
 def _undone(federation: Federation, data: FederatedRecords, schedule: Tensor, protection: Protection, seed: int) -> AttackerView:
     """Return the view of an attacker who knows of fake gradients, see `RankAttacker`."""
-    device = next(federation.parameters()).device
-    blocks = [block.to(device) for block in data.blocks(data.attacked.values())]
-    view = observe(federation, blocks, data.attacked.labels.to(device), schedule, None, protection.defence, True)
-    return Campaign(seed=seed).undone(view, data, protection)
+    return Campaign(seed=seed).undone(record_rounds(federation, data, schedule, 0.0, protection, None), data, protection)
 
 
-def record_rounds(federation: Federation, data: FederatedRecords, schedule: Tensor, lr: float, protection: Protection) -> AttackerView:
-    """Play the rounds, and return what the closed form needs of them; of a model that moves only its last state, as all would fill the memory."""
+def record_rounds(
+    federation: Federation, data: FederatedRecords, schedule: Tensor, lr: float, protection: Protection, names: Collection[str] | None = FIRST
+) -> AttackerView:
+    """Play the rounds on a copy of the model, and return what the closed form needs of them, or gradients of other `names`; see `observe`."""
+    federation = deepcopy(federation)
     device = next(federation.parameters()).device
     blocks, labels = [block.to(device) for block in data.blocks(data.attacked.values())], data.attacked.labels.to(device)
-    if not lr:
-        return observe(federation, blocks, labels, schedule, None, protection.defence, True, protection.local, None, FIRST)
-    federation, seen = deepcopy(federation), []
-    optimiser = torch.optim.Adam(federation.parameters(), lr=lr, eps=1e-7)
-    check_rounds(federation, blocks, labels, schedule, optimiser)
-    for number, members in enumerate(schedule.to(device)):
-        uploaded = uploads(federation, [block[members] for block in blocks], labels[members], number, protection.defence, protection.local)
-        seen.append(Gradients([{name: own[name] for name in FIRST} for own in uploaded.parties], uploaded.server))
-        if number < len(schedule) - 1:  # the model of the last round is the one before its update
-            update(federation, optimiser, uploaded)
-    shapes = [tuple(block.shape[1:]) for block in blocks]
-    return AttackerView([federation.bottoms], [federation.server], schedule, seen, shapes, labels, federation.reference_loss)
+    optimiser = adam(federation, lr) if lr else None
+    return observe(federation, blocks, labels, schedule, optimiser, protection.defence, True, protection.local, None, names)
 
 
 def trial(name: str, view: AttackerView, data: FederatedRecords, sample: Tensor, effort: Effort) -> Trial:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from projects.cafe.federation import AttackerView, Federation, observe
+from projects.cafe.federation import AttackerView, Federation, adam, observe
 from projects.cafe.horizontal import observe_horizontal
 from projects.cafe.protection import Protection
 from projects.cafe.schedule_files import make_schedule
@@ -93,7 +93,7 @@ def watch(
     federation = deepcopy(federation)
     device = next(federation.parameters()).device
     blocks, labels = [block.to(device) for block in split(records.values())], records.labels.to(device)
-    optimiser = torch.optim.Adam(federation.parameters(), lr=how.lr, eps=1e-7) if how.lr else None
+    optimiser = adam(federation, how.lr) if how.lr else None
     if how.workers == 1:
         schedule = make_schedule(how.schedule, len(records), how.batch, how.rounds, how.seed)
         view = observe(federation, blocks, labels, schedule, optimiser, protection.defence, how.known_labels, protection.local, how.window, names)
