@@ -43,6 +43,13 @@ def fingerprint_of(settings: dict[str, Any], options: dict[str, Any], inputs: di
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def files_of(settings: dict[str, Any], names: Collection[str]) -> dict[str, Path]:
+    """Return the files that settings such as `data.root` name, by the setting; folders, which hold whole data sets, are not looked into."""
+    values = {name: settings[name.partition(".")[0]].get(name.partition(".")[2]) for name in sorted(names)}
+    paths = {name: [Path(text).expanduser() for text in (str(value), str(value).rpartition(":")[0])] for name, value in values.items() if value}
+    return {name: file for name, both in paths.items() for file in both if file.is_file()}
+
+
 def extract(options: list[str], *names: str) -> tuple[list[str], list[str]]:
     """Split `--name value` and `--name=value` off a list of options; returns the other options and the values."""
     others, values, pending = [], [], False

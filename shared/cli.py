@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from shared.arguments import SUPPLIED, as_list, extract, fingerprint_of, first_option, joined, named, spell_out, switches_of, verbs_of
+from shared.arguments import SUPPLIED, as_list, extract, files_of, fingerprint_of, first_option, joined, named, spell_out, switches_of, verbs_of
 from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
 from shared.distributed import rank
@@ -340,7 +340,7 @@ class ProjectCLI(LightningCLI):
         sys.argv = list(self.command)  # with which a strategy starts further processes
         kwargs = self._prepare_subcommand_kwargs(subcommand)
         settings = self._settings()
-        inputs = self._inputs(kwargs) | self._named_files(settings)
+        inputs = self._inputs(kwargs) | files_of(settings, self._trainer_type.files)
         options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *inputs)}
         fingerprint = fingerprint_of(settings, options, inputs)
         if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
@@ -370,12 +370,6 @@ class ProjectCLI(LightningCLI):
         given = {name if not number else f"{name}-{number}": file for name, number, file in pairs if file.exists()}
         own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline", "model": self.run.path / "model.safetensors"}
         return given | ({} if "ckpt_path" in given else {name: path for name, path in own.items() if path.exists()})
-
-    def _named_files(self, settings: dict[str, Any]) -> dict[str, Path]:
-        """Return the files that settings name; folders, which hold whole data sets, are not looked into."""
-        values = {name: settings[name.partition(".")[0]].get(name.partition(".")[2]) for name in sorted(self._trainer_type.files)}
-        paths = {name: [Path(text).expanduser() for text in (str(value), str(value).rpartition(":")[0])] for name, value in values.items() if value}
-        return {name: file for name, both in paths.items() for file in both if file.is_file()}
 
     def _record(self, verb: str, kwargs: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Path], fingerprint: str) -> None:
         """Carry out a verb on the first process, and write down in the run folder what it was and how it went."""
