@@ -18,8 +18,8 @@ from projects.cafe.protection import Protection
 from projects.cafe.recovery import Cafe, Clock, Keep, Recovery, descended, unkept
 from projects.cafe.schedule_files import Drawn, make_schedule
 from projects.cafe.watching import Watch, Watched
-from projects.cafe.worlds import Records
 from shared.seeding import derive_seed
+from shared.vertical.records import Records
 
 PARTS = 5
 """In so many parts the rounds are kept, to go on from; at least `LEAST` rounds each."""

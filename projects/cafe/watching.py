@@ -14,8 +14,8 @@ from projects.cafe.federation import AttackerView, Federation, adam, observe
 from projects.cafe.horizontal import observe_horizontal
 from projects.cafe.protection import Protection
 from projects.cafe.schedule_files import make_schedule
-from projects.cafe.worlds import Records
 from shared.seeding import derive_seed
+from shared.vertical.records import Records
 
 FIRST = frozenset({"first.bias", "first.weight"})
 """Gradients that steps I and II read."""

@@ -38,10 +38,10 @@ from projects.cafe.inversion import DataDescent, invert
 from projects.cafe.metrics import psnr, relative_error
 from projects.cafe.middle import batch_gradients, descend, factorise, solve_inputs, solve_outputs
 from projects.cafe.nets import ServerNet, conv_bottom, mnist_bottom
-from projects.cafe.parts import join_image, split_image
 from projects.cafe.schedules import uniform
-from projects.cafe.worlds import digit_records
 from shared.seeding import generator
+from shared.vertical.parts import join_image, split_image
+from shared.vertical.worlds import digit_records
 
 PARTIES = 4
 CLASSES = 10

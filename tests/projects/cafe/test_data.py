@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from PIL import Image
 
 from projects.cafe.data import FederatedRecords
-from projects.cafe.parts import split_image
+from shared.vertical.parts import split_image
 
 
 def ready(**options):

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from projects.cafe.federation import Federation, Gradients, observe
 from projects.cafe.nets import BottomNet, ServerNet, conv_bottom, settle_norms, tabular_bottom
-from projects.cafe.parts import split_image
 from projects.cafe.schedules import uniform
+from shared.vertical.parts import split_image
 
 RECORDS, BATCH, ROUNDS, CLASSES = 12, 4, 6, 3
 

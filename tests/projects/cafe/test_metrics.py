@@ -28,7 +28,7 @@ from projects.cafe.metrics import (
     ssim,
     table_report,
 )
-from projects.cafe.parts import split_image
+from shared.vertical.parts import split_image
 
 
 @pytest.fixture

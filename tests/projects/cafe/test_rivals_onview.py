@@ -9,13 +9,13 @@ from torch import nn
 from projects.cafe.federation import Federation, observe
 from projects.cafe.metrics import match, psnr
 from projects.cafe.nets import BottomNet, ServerNet, conv_bottom, settle_norms, tabular_bottom
-from projects.cafe.parts import join_image, split_image
 from projects.cafe.rivals.attacks import dlg, infer_labels, inverting_gradients
 from projects.cafe.rivals.onview import RIVALS, Rival, aligned, rival
 from projects.cafe.rivals.priors import batch_norm_statistics
 from projects.cafe.rivals.views import attacked_at, observed_at
 from shared.data.offline import digits
 from shared.seeding import derive_seed
+from shared.vertical.parts import join_image, split_image
 
 DIGITS = digits("train", size=8)
 IMAGES, LABELS = DIGITS.images[:6], DIGITS.labels[:6]

@@ -1,4 +1,4 @@
-"""How the features of a record are split over the parties of vertical federated learning (section 2.1 of the sheet)."""
+"""How the features of a record are split over the parties of vertical federated learning."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Split = Literal["quarters", "rows", "columns"]
+ImageSplit = Literal["quarters", "rows", "columns"]
 
 
-def split_image(images: Tensor, how: Split = "quarters", parties: int = 4) -> list[Tensor]:
-    """Split images into one block a party.
+def split_image(images: Tensor, how: ImageSplit = "quarters", parties: int = 4) -> list[Tensor]:
+    """ImageSplit images into one block a party.
 
     Args:
         images: (N, C, H, W).
@@ -32,7 +32,7 @@ def split_image(images: Tensor, how: Split = "quarters", parties: int = 4) -> li
     return [block for strip in images.tensor_split(down, dim=-2) for block in strip.tensor_split(across, dim=-1)]
 
 
-def join_image(blocks: Sequence[Tensor], how: Split = "quarters") -> Tensor:
+def join_image(blocks: Sequence[Tensor], how: ImageSplit = "quarters") -> Tensor:
     """Put the blocks of `split_image` together again.
 
     Args:
@@ -62,7 +62,7 @@ def even_columns(features: int, parties: int) -> list[list[int]]:
 
 
 def split_table(table: Tensor, columns: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Split a table into one block a party.
+    """ImageSplit a table into one block a party.
 
     Args:
         table: (N, D).
@@ -91,8 +91,8 @@ def join_table(blocks: Sequence[Tensor], columns: Sequence[Sequence[int]]) -> Te
 
 def _grid(how: str, parties: int) -> tuple[int, int]:
     """Return how many blocks lie below and beside each other."""
-    if how not in get_args(Split):
-        raise ValueError(f"images cannot be split into {how!r}: choose one of {', '.join(get_args(Split))}")
+    if how not in get_args(ImageSplit):
+        raise ValueError(f"images cannot be split into {how!r}: choose one of {', '.join(get_args(ImageSplit))}")
     if how == "quarters" and parties != 4:
         raise ValueError(f"quarters are for 4 parties, not {parties}: choose rows or columns")
     if parties < 1:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projects.cafe.parts import even_columns, join_image, join_table, split_image, split_table
+from shared.vertical.parts import even_columns, join_image, join_table, split_image, split_table
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (2, 3, 9, 11), (1, 3, 4, 4)])
