@@ -67,8 +67,8 @@ def _digits(value: float, scale: float) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as a Markdown table; the keys of the first row are the columns."""
-    columns = list(rows[0])
+    """Return rows as a Markdown table; the keys of the first row are the columns, but for those that begin with `_`, which are for figures."""
+    columns = [column for column in rows[0] if not column.startswith("_")]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(shown(row[column]) for column in columns) + " |" for row in rows])
 
