@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from projects.cafe.data import FederatedRecords
-from shared.distributed import gather_objects
-from shared.loggers import artefact_folder, log_table
-from shared.messages import shown_path
+from shared.vertical import predicting
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
 
 def log_predictions(trainer: ProjectTrainer, batches: Any, data: FederatedRecords) -> list[dict[str, Any]]:
-    """Write `predictions.csv`, print how many are right, and return the rows; to be called by all processes.
-
-    Args:
-        trainer: the trainer that made the predictions.
-        batches: what `predict_step` returned for each batch, on this process.
-        data: holds the names of classes.
-
-    Returns:
-        A row a test record: its number, label, predicted class, and the probabilities of that class and of each.
-    """
-    names = data.test_records.class_names
-    rows = sorted(gather_objects([row for batch in batches for row in _rows(batch, names)]), key=lambda row: row["record"])
-    if trainer.is_global_zero:
-        path = log_table(trainer, "predictions", rows) or artefact_folder(trainer)
-        right = sum(row["label"] == row["predicted"] for row in rows)
-        print(f"{right} of {len(rows)} test records are classified correctly ({right / len(rows):.1%}); the table: {shown_path(path)}")
-    return rows
-
-
-def _rows(batch: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    rows = []
-    for place, label, probabilities in zip(batch["index"].tolist(), batch["label"].tolist(), batch["probabilities"].tolist(), strict=True):
-        best = max(range(len(probabilities)), key=probabilities.__getitem__)
-        row = {"record": place, "label": names[label], "predicted": names[best], "probability": round(probabilities[best], 6)}
-        rows.append(row | {f"p({name})": round(value, 6) for name, value in zip(names, probabilities, strict=True)})
-    return rows
+    """Write the predictions; see `shared.vertical.predicting.log_predictions`, which is given the names of the classes."""
+    return predicting.log_predictions(trainer, batches, data.test_records.class_names)
