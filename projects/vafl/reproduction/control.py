@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from projects.vafl.reproduction.setting import QUICK, TARGETS, Case, figures_of, in_order, is_falling, mean, play, to
+from projects.vafl.reproduction.setting import QUICK, TARGETS, Case, best_lr, figures_of, in_order, is_falling, mean, play, to
 from projects.vafl.settings import Delays, Protocol
 from projects.vafl.uploads import ROW_BYTES
 from shared.tables import Job, Rows, Table
 
-LR = 2.0
-"""The step size of every line; `stale` scales it down."""
 TENTH = "extra:fraction=0.1"
 SAME_BYTES = (14 + 144) * (10 * 4 + ROW_BYTES)
 """Bytes of a cycle of `extra:fraction=0.1`: its batch and 144 more of 1437 records, ten numbers each."""
@@ -42,17 +40,17 @@ LINES = _cases()
 QUICK_LINES = ("batch only, D = 200", "oldest, bytes of extra 10 %")
 
 
-def rows(name: str, case: Case, seed: int) -> Rows:
-    """Return the row of a line; what cannot be read off the step size is left out."""
-    curve = play(case, LR, seed)
-    row = figures_of(curve, LR, case.world.targets)
-    return [{"async": name, "seed": seed} | {key: value for key, value in row.items() if key != "lr"} | {"oldest": float(curve.oldest)}]
+def rows(name: str, case: Case, folder: Path, seed: int) -> Rows:
+    """Return the row of a line."""
+    lr = best_lr(folder, case)
+    curve = play(case, lr, seed)
+    return [{"async": name, "seed": seed} | figures_of(curve, lr, case.world.targets) | {"oldest": float(curve.oldest)}]
 
 
 def jobs(kept: Path, seeds: list[int], is_quick: bool) -> list[Job]:
-    """Return a job a line and seed."""
-    lines = {name: replace(LINES[name], world=QUICK) for name in QUICK_LINES} if is_quick else LINES
-    return [Job(f"{list(LINES).index(name)}", seed, rows, (name, case)) for seed in seeds for name, case in lines.items()]
+    """Return a job a line and seed; the first seed's choose the step sizes."""
+    lines = {name: replace(LINES[name], world=QUICK, grid=(2.0,)) for name in QUICK_LINES} if is_quick else LINES
+    return [Job(f"{list(LINES).index(name)}", seed, rows, (name, case, kept)) for seed in seeds for name, case in lines.items()]
 
 
 def tabulate(found: Rows) -> Rows:
@@ -88,7 +86,7 @@ def expectations(means: Rows) -> dict[str, bool]:
 
 
 TABLE = Table(
-    f"What shortens delays: asynchronous training of digits at step size {LR:g}",
+    "What shortens delays: asynchronous training of digits, each line at its best step size",
     "further uploads, the order of a cycle and bounds on ages reduce delays without changing the method",
     ("async",),
     jobs,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +27,8 @@ GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Step sizes that every method chooses from."""
 DEVELOPMENT = (100, 101, 102)
 """Seeds that step sizes are chosen on; no table shows them."""
+NEARLY = 1.1
+"""Times by which a step size may be slower than the fastest one, and still be chosen for its final quality."""
 TARGETS = (0.9, 0.93)
 LAST = 10
 """Evaluations at the end whose mean is a run's final quality."""
@@ -86,8 +88,8 @@ class Case:
 
     @property
     def key(self) -> str:
-        """A name of its own for the files of what is kept of it."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        """A name of its own, whatever its grid, for the files of what is kept of it."""
+        return hashlib.sha256(repr(replace(self, grid=())).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Curve:
         releases: of the most released record.
         megabytes: that clients sent.
         cycles: of the client that came most often.
+        rows: embeddings in each of its uploads, by the mean over the run.
     """
 
     seconds: list[float]
@@ -115,6 +118,7 @@ class Curve:
     releases: int
     megabytes: float
     cycles: int
+    rows: float = 0.0
 
     def first(self, target: float) -> float | None:
         """Return when an evaluation first reached a quality; None if none did."""
@@ -163,9 +167,10 @@ def play(case: Case, lr: float, seed: int) -> Curve:
         simulator.run(moment)
         quality.append(judged(module, tests, labels, world.metric))
     server = simulator.server
-    noisy, cycles = _noisy(module, tests, labels, world.metric, seed), max(client.cycle for client in simulator.clients)
+    noisy, busiest = _noisy(module, tests, labels, world.metric, seed), max(simulator.clients, key=lambda client: client.cycle)
     ages, releases = (server.mean_age, server.oldest), max(client.ledger.most for client in simulator.clients)
-    return Curve(moments, quality, noisy, server.updates, *ages, releases, simulator.costs.up / 1e6, cycles)
+    rows = float(busiest.ledger.releases.sum()) / max(1, busiest.cycle)
+    return Curve(moments, quality, noisy, server.updates, *ages, releases, simulator.costs.up / 1e6, busiest.cycle, rows)
 
 
 @torch.no_grad()
@@ -196,24 +201,22 @@ def _noisy(module: VerticalFederation, blocks: list[Tensor], labels: Tensor, met
 
 
 def best_lr(folder: Path, case: Case) -> float:
-    """Return the step size of a case's grid that reaches the world's first target soonest on the development seeds, by the mean.
+    """Return the step size of a case's grid that is best on the development seeds.
 
-    What is never reached counts as the end; of equal ones, or without a target, the best final quality decides. The choice is kept in the folder, so
-    that tables share it.
+    Of those that reach the world's first target soonest, by the mean and within `NEARLY`, it is the one with the best final quality; what is never
+    reached counts as the end. Without a target the final quality decides. What was tried is kept in the folder, so that tables share it.
     """
     if len(case.grid) == 1:
         return case.grid[0]
-    return float(kept(folder / f"lr-{case.key}.json", lambda: _tuned(case)).value["lr"])
+    tried = [kept(folder / f"tried-{case.key}-{lr:g}.json", partial(_tried, case, lr)).value for lr in case.grid]
+    soonest = min(row["seconds"] for row in tried)
+    return float(max((row for row in tried if row["seconds"] <= NEARLY * soonest), key=lambda row: row["final"])["lr"])
 
 
-def _tuned(case: Case) -> dict[str, Any]:
-    tried = []
-    for lr in case.grid:
-        curves = [play(case, lr, seed) for seed in DEVELOPMENT]
-        times = [fmean(curve.until(target) for curve in curves) for target in case.world.targets[:1]]
-        tried.append({"lr": lr, "seconds": times[0] if times else 0.0, "final": fmean(curve.final for curve in curves)})
-    best = min(tried, key=lambda row: (row["seconds"], -row["final"]))
-    return {"lr": best["lr"], "tried": tried, "case": repr(case)}
+def _tried(case: Case, lr: float) -> dict[str, Any]:
+    curves = [play(case, lr, seed) for seed in DEVELOPMENT]
+    times = [fmean(curve.until(target) for curve in curves) for target in case.world.targets[:1]]
+    return {"lr": lr, "seconds": times[0] if times else 0.0, "final": fmean(curve.final for curve in curves), "case": repr(case)}
 
 
 # ---- rows
