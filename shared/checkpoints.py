@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import pickle
 import zipfile
@@ -26,7 +27,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint`; raises OSError naming `path` when the disk is full, and leaves an earlier file as it was."""
         with atomic(path) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's writer, which ends badly where the disk fills up under it
+                if not isinstance(error.__context__, OSError) and "unexpected pos" not in str(error):
+                    raise
+                cause = error.__context__.errno if isinstance(error.__context__, OSError) else None
+                raise OSError(cause or errno.ENOSPC, str(error).split("\n")[0]) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Read `path` without executing code from it, whatever `weights_only` says."""

@@ -44,10 +44,16 @@ class Released:
     Attributes:
         counts: (M, N) int64 releases of each record by each client.
         queries: cycles of each client.
+        batch: records of a client's batch.
+        maps_zero_to_zero: of each client's net, see `ledger.sensitivity`.
+        protection: that it was trained with.
     """
 
     counts: Tensor
     queries: list[int]
+    batch: int
+    maps_zero_to_zero: list[bool]
+    protection: Protection
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def account(trainer: ProjectTrainer, module: VerticalFederation, data: VerticalR
         ValueError: if a target is out of its range, or nothing bounds an embedding.
     """
     _check(module.protection, epsilon, releases)
-    released = read_released(trainer, module)
+    released = read_released(trainer, module, data.batch_size)
     if released is None and releases is None:
         raise FileNotFoundError(
             f"no federation has been trained in {shown_path(trainer.run.path)}, so there is nothing to account for: run fit, launch or serve first, "
@@ -75,13 +81,13 @@ def account(trainer: ProjectTrainer, module: VerticalFederation, data: VerticalR
         )
     rows: list[dict[str, Any]] = []
     if released is not None:
-        own = trained_with(trainer, module.protection)
-        rows = ledger_rows(module, own, released, data.batch_size)
+        own = trained_with(released, module.protection)
+        rows = ledger_rows(own, released)
         log_table(trainer, "ledger", rows)
         log_figure(trainer, "privacy", draw_privacy(rows, released.counts, own.delta))
         print(markdown([{name: row[name] for name in SHOWN} for row in rows]))
         print(verdict(own, rows))
-    plan = planned(module, released, data, epsilon, releases) if (epsilon, releases) != (None, None) else {}
+    plan = planned(module, released, epsilon, releases) if (epsilon, releases) != (None, None) else {}
     if plan:
         write_json(artefact_folder(trainer) / "plan.json", plan)
         print(_told(plan))
@@ -89,42 +95,44 @@ def account(trainer: ProjectTrainer, module: VerticalFederation, data: VerticalR
     return Accounted(rows, plan, _summary(rows, plan))
 
 
-def read_released(trainer: ProjectTrainer, module: VerticalFederation) -> Released | None:
-    """Return what the run's training has released; None where none has been, or where it was centralised."""
+def read_released(trainer: ProjectTrainer, module: VerticalFederation, batch: int) -> Released | None:
+    """Return what the run's training has released, all of it by its checkpoint; None where none has been, or where it was centralised.
+
+    Args:
+        trainer: with the run.
+        module: the federation, of as many clients.
+        batch: records of a batch where the checkpoint does not tell them.
+    """
     file = trainer.run.checkpoints / "last.ckpt"
     kept = load_checkpoint(file).get("federation", {}) if file.is_file() else {}
-    if "releases" not in kept:
+    if not {"releases", "protection"} <= kept.keys():
         return None
     if len(kept["releases"]) != len(module.model.bottoms):
         raise ValueError(
             f"{file} is of {len(kept['releases'])} clients, but the settings have {len(module.model.bottoms)}: account with the run's own"
         )
-    return Released(kept["releases"], [int(count) for count in kept["queries"]])
+    queries, batch = [int(count) for count in kept["queries"]], kept["batch"] or batch
+    return Released(kept["releases"], queries, batch, kept["maps_zero_to_zero"], Protection(**kept["protection"]))
 
 
-def trained_with(trainer: ProjectTrainer, present: Protection) -> Protection:
-    """Return the clip, the noise and the budget of the run's training, which other settings of a plan do not change, with the present delta."""
-    import yaml
-
-    trained = yaml.safe_load(trainer.run.config_file.read_text(encoding="utf-8"))["model"]["protection"]
-    return replace(present, **{name: trained.get(name) for name in ("clip", "std", "epsilon")})
+def trained_with(released: Released, present: Protection) -> Protection:
+    """Return the protection of a training, which other settings of a plan do not change, with the present delta and adjacency, which only ask."""
+    return replace(released.protection, delta=present.delta, adjacency=present.adjacency)
 
 
-def ledger_rows(module: VerticalFederation, own: Protection, released: Released, batch: int) -> list[dict[str, Any]]:
+def ledger_rows(own: Protection, released: Released) -> list[dict[str, Any]]:
     """Return a row a client, see `ledger.statement`, and one for whole subjects, whose parts at all clients change together.
 
     Args:
-        module: the federation.
         own: what it was trained with.
         released: by its training.
-        batch: records of a client's batch.
     """
     rows: list[dict[str, Any]] = []
-    for number, (bottom, counts, queries) in enumerate(zip(module.model.bottoms, released.counts, released.queries, strict=True)):
+    for number, (maps, counts, queries) in enumerate(zip(released.maps_zero_to_zero, released.counts, released.queries, strict=True)):
         ledger = Ledger(len(counts))
         ledger.load(counts)
-        how: Any = own.clip, own.std, batch, queries, own.delta, own.adjacency, bottom.maps_zero_to_zero
-        rows.append({"client": number} | statement(ledger, *how))
+        stated = statement(ledger, own.clip, own.std, ledger.rows_of_upload(queries), queries, own.delta, own.adjacency, maps)
+        rows.append({"client": number} | stated)
     return [*rows, _whole(rows, released.counts, own)]
 
 
@@ -166,15 +174,12 @@ def verdict(own: Protection, rows: Sequence[dict[str, Any]]) -> str:
 # ---- a plan
 
 
-def planned(
-    module: VerticalFederation, released: Released | None, data: VerticalRecords, epsilon: float | None, releases: int | None
-) -> dict[str, Any]:
+def planned(module: VerticalFederation, released: Released | None, epsilon: float | None, releases: int | None) -> dict[str, Any]:
     """Return what so many releases cost with the present noise, and the noise that a target takes.
 
     Args:
         module: the federation; the client with the largest sensitivity decides.
         released: by the training, if there is one.
-        data: knows the size of a batch.
         epsilon: target at protection.delta; None asks for no noise.
         releases: of the most released record; None takes those of the training.
 
@@ -189,7 +194,7 @@ def planned(
     mu = mu_of(count, bound, own.std)
     plan = {"releases": count, "clip": own.clip, "adjacency": own.adjacency, "sensitivity": bound, "delta": own.delta, "std": own.std}
     plan |= {"mu": mu, "epsilon_at_std": gaussian_epsilon(mu, own.delta)}
-    fewer = batch_only(released, data.batch_size, module.protocol.fills_table) if released else None
+    fewer = batch_only(released, module.protocol.fills_table) if released else None
     if released and fewer:
         fewer = min(count, math.ceil(fewer * count / int(released.counts.max())))
         plan["releases_batch_only"] = fewer
@@ -200,15 +205,16 @@ def planned(
     return plan | ({"std_needed_batch_only": noise_for(epsilon, own.delta, fewer, bound)} if fewer else {})
 
 
-def batch_only(released: Released, batch: int, is_filled: bool) -> int:
+def batch_only(released: Released, is_filled: bool) -> int:
     """Return the releases of the most released record in the same cycles and the one begun last, had clients uploaded their batches alone.
+
+    Batches make shuffled passes over all records; what is left over at the end of a pass is dropped.
 
     Args:
         released: by the training.
-        batch: records of a batch, of which shuffled passes over all records are made; what is left over at the end of a pass is dropped.
         is_filled: whether each record is uploaded once before the first cycle.
     """
-    passes = max(math.ceil((queries + 1) / (released.counts.shape[1] // batch)) for queries in released.queries)
+    passes = max(math.ceil((queries + 1) / (released.counts.shape[1] // released.batch)) for queries in released.queries)
     return passes + is_filled
 
 
@@ -242,7 +248,8 @@ def _summary(rows: Sequence[dict[str, Any]], plan: dict[str, Any]) -> dict[str, 
     found: dict[str, Any] = {}
     if rows:
         worst = max(rows[:-1], key=lambda row: (row["mu"], row["releases_max"]))
-        found = {f"privacy/{name}": worst[name] for name in ("releases_max", "mu", "epsilon")} | {"privacy/mu_all": rows[-1]["mu"]}
+        found = {f"privacy/{name}": worst[name] for name in ("releases_max", "mu", "epsilon")}
+        found |= {"privacy/mu_all": rows[-1]["mu"], "privacy/epsilon_all": rows[-1]["epsilon"]}
     return found | {f"privacy/{name}": plan[name] for name in ("std_needed", "std_needed_batch_only") if name in plan}
 
 
@@ -259,14 +266,14 @@ def draw_privacy(rows: Sequence[dict[str, Any]], counts: Tensor, delta: float) -
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     spread, costs = figure.subplots(1, 2)
     for row, own in zip(rows[:-1], counts, strict=True):
         amounts, records = torch.unique(own, return_counts=True)
         shares = records.flip(0).cumsum(0).flip(0) / len(own)
         spread.step([0, *amounts, amounts[-1]], [1, *shares, 0], where="pre", label=str(row["client"]), linewidth=1.2)
     spread.set(xlabel="releases", ylabel="part of the records", title="Records released at least so often", ylim=(0, 1.02))
-    spread.legend(frameon=False, title="client", ncols=2)
+    spread.legend(frameon=False, title="client", loc="upper left", bbox_to_anchor=(1, 1))
     worst = max(rows[:-1], key=lambda row: (row["mu"], row["releases_max"]))
     if worst["releases_max"] and math.isfinite(worst["mu"]):
         _draw_costs(costs, rows, worst, delta)
@@ -283,5 +290,10 @@ def _draw_costs(axis: Axes, rows: Sequence[dict[str, Any]], worst: dict[str, Any
         each = [gaussian_epsilon(worst[name] * math.sqrt(count / most), delta) for count in releases]
         axis.plot(releases, each, style, label=label, color="tab:blue" if name == "mu" else "grey")
     axis.scatter([row["releases_max"] for row in rows[:-1]], [row["epsilon"] for row in rows[:-1]], color="tab:blue", zorder=3, label="the clients")
+    places: dict[tuple[int, float], list[str]] = {}
+    for row in rows[:-1]:
+        places.setdefault((row["releases_max"], row["epsilon"]), []).append(str(row["client"]))
+    for place, clients in places.items():
+        axis.annotate(", ".join(clients), place, xytext=(4, -9), textcoords="offset points", fontsize=8)
     axis.set(xscale="log", yscale="log", xlabel="releases of the most released record", ylabel=f"epsilon at delta {delta:g}", title="What they cost")
     axis.legend(frameon=False)

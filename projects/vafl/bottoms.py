@@ -111,6 +111,7 @@ class LinearBottom(Bottom):
         h = F.linear(x, self.weight)
         if clip is None:
             return self._perturbed(h, noise), lambda signal: [signal.t() @ x]
+        h = h.nan_to_num_()
         scales = torch.linalg.vector_norm(h, dim=1, keepdim=True).div_(clip).clamp_min_(1).reciprocal_()  # (B, 1)
         h = h.mul_(scales)
         radial = h * (scales < 1)  # r C / |r|, or zero within the bound

@@ -107,6 +107,7 @@ class Trainer(ProjectTrainer):
         host: str = "127.0.0.1",
         port: int = 29400,
         transport: Literal["gloo", "tcp"] = "gloo",
+        clock: Literal["wall", "virtual"] = "wall",
         secret: str | None = None,
         silence: float = 10.0,
         patience: float = 600.0,
@@ -122,6 +123,7 @@ class Trainer(ProjectTrainer):
             host: address of the server.
             port: of the server.
             transport: the server's.
+            clock: the server's; in virtual time the noise is the simulator's, and protects nothing.
             secret: the server's; null takes that of the variable VAFL_SECRET.
             silence: seconds without a sign of life after which the server counts as gone, and is sought anew.
             patience: seconds to seek the server.
@@ -130,7 +132,7 @@ class Trainer(ProjectTrainer):
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        join(self, model, datamodule, party, host, port, transport, secret, silence, patience)
+        join(self, model, datamodule, party, host, port, transport, secret, silence, patience, clock)
 
     def privacy(
         self,

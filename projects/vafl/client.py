@@ -110,13 +110,17 @@ class Client:
         self._parameters = list(bottom.parameters())
         self._sent: Upload | None = None
         self._pull: Callable[[Tensor], list[Tensor]] | None = None
+        self._batch_noise: Noise | None = None
 
     # ---- a cycle
 
     def first(self) -> Upload:
-        """Embed every record, to fill the server's table; nothing is asked."""
+        """Embed every record whose budget is not spent, to fill the server's table; nothing is asked."""
         rows = np.arange(len(self.block))
-        parts = [self._embed(part, self._noise("first", number)) for number, part in enumerate(self.block.split(CHUNK))]
+        if self.budget is not None:
+            rows = rows[self._may(rows)]
+        block = self.block if len(rows) == len(self.block) else self._block(rows)
+        parts = [self._embed(part, self._noise("first", number)) for number, part in enumerate(block.split(CHUNK))]
         self.ledger.add(torch.from_numpy(rows))
         return self._upload(rows, torch.cat(parts), rows[:0], -1)
 
@@ -145,7 +149,7 @@ class Client:
         gradient, eta = signal.gradient.to(self._parameters[0].dtype), self.steps.at(signal.updates, signal.age)
         self._descend(self._pull(gradient), eta)
         for _ in range(self.protocol.local_steps - 1):
-            _, pull = self.bottom.pullback(self._block(self._sent.query), self._noise("batch", self.cycle))
+            _, pull = self.bottom.pullback(self._block(self._sent.query), self._batch_noise)
             self._descend(pull(gradient), eta)
         self.selection.note(self._sent.rows, self.cycle)
         self.cycle += 1
@@ -174,7 +178,8 @@ class Client:
 
     def _begin(self, rows: np.ndarray) -> Upload:
         size, block = self.selection.batch, self._block(rows)
-        embeddings, self._pull = self.bottom.pullback(block[:size], self._noise("batch", self.cycle))
+        self._batch_noise = self._noise("batch", self.cycle)
+        embeddings, self._pull = self.bottom.pullback(block[:size], self._batch_noise)
         if len(rows) > size:
             embeddings = torch.cat([embeddings, self._embed(block[size:], self._noise("others", self.cycle))])
         self.ledger.add(torch.from_numpy(rows))

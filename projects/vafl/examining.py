@@ -34,11 +34,16 @@ class Examination:
         self.recorder, self.labels, self.widths = recorder, labels, widths
         self.count, self.moment = 0, 0.0
         self.missing: set[int] | None = None
+        self._skipped = 0.0
         self._tests: list[Tensor | None] = [None] * len(widths)
 
     def due(self, every: float) -> float:
         """Return the second of the next evaluation, where one is made at 0 and after every so many seconds."""
-        return 0.0 if self.count == 0 else (math.floor(self.moment / every + 1e-9) + 1) * every
+        return 0.0 if self.count == 0 else (math.floor(max(self.moment, self._skipped) / every + 1e-9) + 1) * every
+
+    def skip(self, moment: float) -> None:
+        """Leave out the evaluations until now, for an earlier one is still being judged."""
+        self._skipped = moment
 
     def ask(self, moment: float, numbers: Iterable[int]) -> Frame:
         """Begin an evaluation; returns what to send to these clients."""
@@ -52,10 +57,11 @@ class Examination:
             FrameError: if they cannot be used.
         """
         embeddings, width = frame.tensors.get("embeddings"), self.widths[number]
-        if embeddings is None or embeddings.shape != (len(self.labels), width):
+        if embeddings is None or embeddings.shape != (len(self.labels), width) or not embeddings.is_floating_point():
             raise FrameError(f"client {number} sent no embeddings of the {len(self.labels)} test records")
-        check_finite(embeddings, number)
-        self._tests[number] = embeddings.float().clone()
+        own = embeddings.to(torch.float32, copy=True)  # a large number of 64 bits is infinite now
+        check_finite(own, number)
+        self._tests[number] = own
         if self.missing is not None and frame.fields.get("number") == self.count:
             self.missing.discard(number)
 

@@ -10,11 +10,14 @@ from torch import Tensor
 from projects.vafl.bottoms import Bottom
 from projects.vafl.client import Client
 from projects.vafl.heads import Head
-from projects.vafl.ledger import releases_within, sensitivity
+from projects.vafl.ledger import noise_for, releases_within, sensitivity
 from projects.vafl.model import VerticalModel
 from projects.vafl.server import Server
 from projects.vafl.settings import Delays, Protection, Protocol
 from projects.vafl.steps import StepSizes
+
+PASSES = 5
+"""Passes over the records that the noise is told for where a budget is spent before it begins."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,23 @@ class Setting:
         return Server(head, labels, StepSizes.parse(self.step_rule, lr), self.protocol.max_age, self.protocol.message_bits)
 
     def budget(self, bottom: Bottom) -> int | None:
-        """Return how many releases of a record the budget allows a client with this net; None without one."""
-        own = self.protection
+        """Return how many releases of a record the budget allows a client with this net; None without one.
+
+        Raises:
+            ValueError: if a client could not take part in a single cycle.
+        """
+        own, least = self.protection, 1 + self.protocol.fills_table
         if own.epsilon is None:
             return None
-        return releases_within(own.epsilon, own.delta, sensitivity(own.clip, own.adjacency, bottom.maps_zero_to_zero), own.std)
+        bound = sensitivity(own.clip, own.adjacency, bottom.maps_zero_to_zero)
+        allowed = releases_within(own.epsilon, own.delta, bound, own.std)
+        if allowed < least:
+            raise ValueError(
+                f"protection.epsilon {own.epsilon:g} with noise of std {own.std:g} allows {allowed} releases of a record, but the first pass takes "
+                f"{least}: raise protection.epsilon, or protection.std, "
+                f"to {noise_for(own.epsilon, own.delta, least + PASSES, bound):.4g} for {PASSES} passes more"
+            )
+        return allowed
 
     def federation(self, model: VerticalModel, blocks: Sequence[Tensor], labels: Tensor) -> tuple[list[Client], Server]:
         """Return all parts, which train the model in place."""

@@ -31,6 +31,7 @@ class Peer:
     def __init__(self, link: Link, inbox: queue.Queue[Arrival], silence: float) -> None:
         self.link, self.incarnation, self.is_open = link, 0, True
         self.number: int | None = None
+        self._is_leaving = False
         link.limit = STRANGER_LIMIT
         self._silence, self._inbox = silence, inbox
         self._outbox: queue.Queue[Frame | None] = queue.Queue(OUTBOX)
@@ -38,23 +39,25 @@ class Peer:
         for thread in self._threads:
             thread.start()
 
-    def take_in(self, number: int, incarnation: int) -> None:
-        """Let it be a client, which may send large messages."""
-        self.number, self.incarnation, self.link.limit = number, incarnation, LIMIT
+    def take_in(self, number: int, incarnation: int, limit: int = LIMIT) -> None:
+        """Let it be a client, which may send messages of so many bytes."""
+        self.number, self.incarnation, self.link.limit = number, incarnation, limit
 
     def send(self, frame: Frame) -> None:
         """Let a frame be written, or lose the client where too many wait already; returns at once."""
-        try:
-            self._outbox.put_nowait(frame)
-        except queue.Full:
-            threading.Thread(target=self.link.close, daemon=True).start()  # it may wait for the message that is stuck
+        self._put(frame)
 
     def end(self) -> None:
         """Close the link after what waits to be written; returns at once."""
+        self._put(None)
+
+    def _put(self, frame: Frame | None) -> None:
         try:
-            self._outbox.put_nowait(None)
+            self._outbox.put_nowait(frame)
         except queue.Full:
-            threading.Thread(target=self.link.close, daemon=True).start()
+            if not self._is_leaving:
+                self._is_leaving = True
+                threading.Thread(target=self.link.close, daemon=True).start()  # it may wait for the message that is stuck
 
     def wait(self, seconds: float) -> None:
         """Wait until all is written and the link is closed, but not longer than so many seconds."""

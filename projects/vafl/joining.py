@@ -7,6 +7,7 @@ process group, so that only tcp keeps strangers away from everything but the gre
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import hmac
@@ -30,8 +31,12 @@ from shared.messages import say
 
 GREETING = 10.0
 """Seconds for each answer of the greeting that opens a link."""
+STRANGER = 2.0
+"""Seconds that a caller has to show what it is."""
 
 _POLL = 0.02  # seconds between looks for newcomers
+_SAYS_AFTER = 5.0  # seconds after which a client says that it is still seeking
+_PEEK = 0.3  # seconds in which a server that speaks tcp shows that it does
 _CALLERS = 64  # greetings under way at once
 _OFFER = struct.Struct("<4sHB32s")  # magic, version, is a secret asked for, nonce
 _ANSWER = struct.Struct("<4sHB32s32s")  # magic, version, is a secret known, nonce, proof
@@ -73,6 +78,7 @@ class Listener:
         self._closed = threading.Event()
         self._ready: queue.SimpleQueue[Link] = queue.SimpleQueue()
         self._slots = threading.BoundedSemaphore(_CALLERS)
+        self._greeted: dict[int, Link] = {}  # whose greetings are under way, the oldest first
         entrance = _listen(host, port)
         self.port: int = entrance.getsockname()[1]
         calls = self._tcp_calls(entrance) if transport == "tcp" else self._gloo_calls(entrance)
@@ -101,13 +107,17 @@ class Listener:
 
     def _take(self, calls: Iterator[Callable[[], Link]]) -> None:
         for call in calls:
-            self._slots.acquire()
+            while not self._slots.acquire(timeout=_POLL):
+                if self._closed.is_set():
+                    return
+                for link in list(self._greeted.values())[:1]:  # who comes takes the place of who dawdles
+                    link.close()
             threading.Thread(target=self._greet, args=(call,), daemon=True).start()
 
     def _greet(self, call: Callable[[], Link]) -> None:
         link = None
         try:
-            link = call()
+            link = self._greeted[threading.get_ident()] = call()
             _greet_client(link, self._secret)
             self._ready.put(link)
         except (OSError, RuntimeError, ValueError) as error:  # a stranger, or a client that went away
@@ -116,6 +126,7 @@ class Listener:
             if link:
                 link.close()
         finally:
+            self._greeted.pop(threading.get_ident(), None)
             self._slots.release()
         if self._closed.is_set():
             self._drop()
@@ -166,12 +177,13 @@ def connect(transport: Transport, host: str, port: int, patience: float = 60.0, 
         ValueError: if the transport is unknown or the secret is empty.
     """
     _check(transport, secret)
-    deadline = time.monotonic() + patience
+    begun, is_said = time.monotonic(), False
     while True:
-        left = deadline - time.monotonic()
+        left = begun + patience - time.monotonic()
+        timeout = min(GREETING, max(left, 1.0))
         try:
-            link = _dial(transport, host, port, min(GREETING, max(left, 1.0)), stall)
-            _greet_server(link, secret)
+            link = _dial(transport, host, port, timeout, stall)
+            _greet_server(link, secret, timeout)
         except LinkRefused:
             raise
         except (OSError, RuntimeError) as error:
@@ -180,6 +192,9 @@ def connect(transport: Transport, host: str, port: int, patience: float = 60.0, 
                 raise ConnectionError(
                     f"no server answers at {host}:{port} over {transport}, tried {patience:g} s ({first_line(error)}): {mend}"
                 ) from error
+            if not is_said and time.monotonic() - begun >= _SAYS_AFTER:
+                is_said = True
+                say(f"no server answers at {host}:{port} over {transport} yet ({first_line(error)}); trying for {left:.0f} s more")
             time.sleep(min(5 * _POLL, left))
         else:
             return link
@@ -209,11 +224,22 @@ def _dial(transport: Transport, host: str, port: int, timeout: float, stall: flo
     own, server = connection.getsockname()[0], connection.getpeername()[0]
     if transport == "tcp":
         return TcpLink(connection, f"the server at {host}:{port}", stall)
-    connection.close()  # a store's own attempts would fill the terminal
+    _check_speech(connection, f"{host}:{port}")  # a store's own attempts would fill the terminal
     store = _store(server, port, timeout)
     ticket = store.add("joined", 1)
     store.set(f"at/{ticket}", f"{own} {server}")
     return GlooLink(_pair(store, ticket, 1, own, timeout), 0, f"the server at {host}:{port}", stall)
+
+
+def _check_speech(connection: socket.socket, where: str) -> None:
+    """Refuse a server that speaks first, as one over tcp does and a store does not; closes the connection."""
+    with connection:
+        connection.settimeout(_PEEK)
+        heard = b""
+        with contextlib.suppress(OSError):
+            heard = connection.recv(8 + len(MAGIC))
+    if heard[8:] == MAGIC:
+        raise LinkRefused(f"the server at {where} speaks tcp: give --transport tcp")
 
 
 def _take_ticket(host: str, port: int, ticket: int, stall: float) -> Link:
@@ -238,7 +264,7 @@ def _greet_client(link: Link, secret: str | None) -> None:
     """Let a client show what it is, before any large message of it is taken."""
     nonce = os.urandom(32)
     link.send_message(bytearray(_OFFER.pack(MAGIC, VERSION, secret is not None, nonce)))
-    magic, version, knows, other, proof = _hear(link, _ANSWER)
+    magic, version, knows, other, proof = _hear(link, _ANSWER, STRANGER)
     if magic != MAGIC:
         raise ConnectionError(f"{link.peer} is no client")
     verdict = 1 if version != VERSION else 0
@@ -250,14 +276,17 @@ def _greet_client(link: Link, secret: str | None) -> None:
         raise LinkRefused(f"a client at {link.peer} was refused: {_VERDICTS[verdict]}")
 
 
-def _greet_server(link: Link, secret: str | None) -> None:
+def _greet_server(link: Link, secret: str | None, timeout: float) -> None:
     try:
-        magic, version, asked, nonce = _hear(link, _OFFER)
+        try:
+            magic, version, asked, nonce = _hear(link, _OFFER, timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}, as from one over gloo: give both the same --transport") from None
         if magic != MAGIC:
             raise ConnectionError(f"{link.peer} is no server of this project")
         own = os.urandom(32)
         link.send_message(bytearray(_ANSWER.pack(MAGIC, VERSION, secret is not None, own, _proof(secret, b"client", nonce, own))))
-        verdict, proof = _hear(link, _VERDICT)
+        verdict, proof = _hear(link, _VERDICT, timeout)
         verdict = 1 if version != VERSION else verdict
         if verdict:
             raise LinkRefused(f"{link.peer} refused this client: {_VERDICTS[verdict % len(_VERDICTS)]}")
@@ -268,8 +297,8 @@ def _greet_server(link: Link, secret: str | None) -> None:
         raise
 
 
-def _hear(link: Link, form: struct.Struct) -> tuple:
-    message = link.receive_message(GREETING)
+def _hear(link: Link, form: struct.Struct, timeout: float) -> tuple:
+    message = link.receive_message(timeout)
     if len(message) != form.size:
         raise ConnectionError(f"{link.peer} does not greet as this project's sides do")
     return form.unpack(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from projects.vafl.reporting import report
 from projects.vafl.serving import ServerProcess
 from projects.vafl.terms import Terms
 from shared.loggers import log_table
+from shared.messages import say
 from shared.results import markdown
 
 if TYPE_CHECKING:
@@ -112,7 +115,7 @@ def serve(
     plan, setting = _plan(trainer, module, clock, silence, patience), module.setting(data.batch_size)
     recorder, trace = _keepers(trainer, module, plan)
     labels, device = (data.train_labels(), data.test_labels()), trainer.strategy.root_device
-    terms = Terms.of(setting, data.parties, len(labels[0]), len(labels[1]), data.ids_digest())
+    terms = Terms.of(setting, data.parties, len(labels[0]), len(labels[1]), data.ids_digest(), clock)
     file, head = trainer.run.checkpoints / SERVER_FILE, module.model.head.to(device)
     with Listener(transport, host, port, _secret(secret)) as listener, Stops(trainer) as stops, _kept_if_stopped(trace):
         print(f"waiting for {terms.clients} clients at {host}:{listener.port} over {transport}", flush=True)
@@ -132,13 +135,14 @@ def join(
     secret: str | None,
     silence: float,
     patience: float,
+    clock: Clock = "wall",
 ) -> None:
     """Take part as one client; see the verb."""
     _check_seconds(silence, patience)
     if not 0 <= party < data.parties:
         raise ValueError(f"there is no client {party}: they are 0 to {data.parties - 1}")
     setting, blocks = module.setting(data.batch_size), data.party(party)
-    terms = Terms.of(setting, data.parties, len(blocks[0]), len(blocks[1]), data.ids_digest(party))
+    terms = Terms.of(setting, data.parties, len(blocks[0]), len(blocks[1]), data.ids_digest(party), clock)
     file, device = client_file(trainer.run.checkpoints, party), str(trainer.strategy.root_device)
     bottom: Any = module.model.bottoms[party]
     process = client_process(
@@ -148,18 +152,35 @@ def join(
         with Stops(trainer, at_once=True):
             process.run()
     finally:
-        _tell_releases(trainer, module, data.batch_size, process)
+        _tell_releases(trainer, module, process)
     save(trainer, module, {})
     print(f"the training is over; this client's net lies in {file}")
 
 
-def _tell_releases(trainer: ProjectTrainer, module: VerticalFederation, batch: int, process: ClientProcess) -> None:
+def _tell_releases(trainer: ProjectTrainer, module: VerticalFederation, process: ClientProcess) -> None:
     """Write what the client itself has counted of its releases, which is what counts for its records' privacy."""
     own, client = module.protection, process.client
-    stated = statement(client.ledger, own.clip, own.std, batch, client.cycle, own.delta, own.adjacency, client.bottom.maps_zero_to_zero, prv=False)
+    if not client.ledger.most and not process.tests_released:
+        return
+    stated = statement(
+        client.ledger,
+        own.clip,
+        own.std,
+        client.ledger.rows_of_upload(client.cycle),
+        client.cycle,
+        own.delta,
+        own.adjacency,
+        client.bottom.maps_zero_to_zero,
+        prv=False,
+    )
     row = {"client": client.number, "cycles": client.cycle, **{name: value for name, value in stated.items() if name != "epsilon_prv"}}
+    row |= {"tests_released": process.tests_released}
+    if process.terms.clock == "virtual" and own.std:
+        row |= {name: math.inf for name in row if name.startswith(("mu", "epsilon"))}
+        say("virtual time has no secret noise, for its numbers are the simulator's: nothing is promised of this client's records")
     log_table(trainer, "ledger", [row])
-    print(markdown([{name: row[name] for name in ("client", "cycles", "releases_max", "releases_mean", "std", "mu", "epsilon", "delta")}]))
+    told = ("client", "cycles", "releases_max", "releases_mean", "std", "mu", "epsilon", "delta", "tests_released")
+    print(markdown([{name: row[name] for name in told}]))
 
 
 def _secret(given: str | None) -> str | None:
@@ -196,14 +217,19 @@ def _conclude(
     trainer: ProjectTrainer, module: VerticalFederation, data: VerticalRecords, served: ServerProcess, blocks: Sequence[Tensor] = ()
 ) -> Trained:
     """Write what came of it."""
-    server, releases = served.server, torch.from_numpy(served.server.releases)
+    server, attendance = served.server, served.attendance
     module.absent.copy_(server.mean_embeddings())
+    server.releases[...] = np.maximum(server.releases, attendance.counted.numpy())
+    releases = torch.from_numpy(server.releases)
+    if attendance.silent:
+        names = ", ".join(map(str, sorted(attendance.silent)))
+        say(f"client {names} has not told its own counts: more may have been released than came, and its ledger here is a lower bound")
     ledgers = [Ledger(server.records) for _ in range(server.clients)]
     for ledger, own in zip(ledgers, releases, strict=True):
         ledger.load(own)
-    save(trainer, module, {"updates": server.updates, "releases": releases, "queries": list(served.cycles)})
+    save(trainer, module, {"updates": server.updates, "releases": releases, "queries": list(served.cycles)}, data.batch_size)
     served.trace.write()
     rows = client_rows(server, served.cycles, served.busy, served.time, [served.delays.mean(number) for number in range(server.clients)])
-    found = report(trainer, module, served.recorder, rows, server, ledgers, data.batch_size, blocks)
+    found = report(trainer, module, served.recorder, rows, server, ledgers, blocks)
     print(f"clients were lost {served.lost} times; the longest time between two updates was {served.longest_gap:.2f} s")
     return Trained(found | {"train/lost": served.lost, "train/longest_gap": served.longest_gap})

@@ -16,7 +16,7 @@ from shared.data.files import EXTENSIONS, BadFileError, first_few, read_image
 from shared.data.folders import fit_square
 from shared.seeding import derive_seed, generator
 from shared.vertical.records import Records, Split, check_split
-from shared.vertical.tables import Cells, column_places, even_cells, numbered, read_lines
+from shared.vertical.tables import Cells, column_places, even_cells, is_missing, numbered, read_lines, refuse_many_labels
 
 SPEECH = "pd_speech_features.csv"
 _SPEECH_TREE = f"{SPEECH} of UCI's Parkinson's Disease Classification, with the columns id, gender, 752 features, class"
@@ -181,15 +181,17 @@ def read_labels(root: Path) -> tuple[list[str], Tensor, tuple[str, ...]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        BadFileError: if a column or a cell is missing, or an id is used twice.
+        BadFileError: if a column or a label is missing, or an id is used twice.
+        ValueError: if more than half of the labels differ.
     """
     cells, ids, order = _identified(root / "labels.csv")
     if "label" not in cells.names:
         raise BadFileError(f"{cells.path} has no column label: expected {_PARTIES_TREE}")
     column = cells.column(cells.names.index("label"))
-    if empty := [f"line {line}" for line, cell in zip(cells.lines, column, strict=True) if not cell]:
+    if empty := [f"line {line}" for line, cell in zip(cells.lines, column, strict=True) if is_missing(cell)]:
         raise BadFileError(f"{cells.path} lacks labels in {', '.join(first_few(empty))}: fill them, or remove these lines")
     labels, class_names = numbered(column)
+    refuse_many_labels(f"column 'label' of {cells.path}", len(class_names), len(ids))
     return ids, labels[order], class_names
 
 

@@ -5,6 +5,9 @@ release of a record is one Gaussian mechanism, releases of one record compose, a
 
 That is the paper's view, and the sheet's: what a record's own embeddings tell. A client also trains its net on the records as they are, so that the
 weights, and with them its later embeddings of all other records, depend on each record. `weights_mu` bounds this too; it is large.
+
+The figures are those of exact normal noise. What is added is float32 noise of a generator that is not cryptographic: whoever guesses its seed
+takes the noise off again, and the spacing of floats may tell more than a real number would.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 from shared.privacy import composed_mu, gaussian_epsilon, gaussian_epsilons, gaussian_mu
 
 ADJACENCIES = ("zero_out", "replace")
-"""Neighbouring data: a record's features with a client are zeroed, or replaced by any others."""
+"""Neighbouring data: a record's features with a client, standardised if they are, are zeroed, or replaced by any others; their scaling is fixed."""
 THEOREM_6 = "theorem 6 (needs secret sampling)"
 """How reports label the paper's own mu: it holds only if nobody knows which records an upload belongs to, and the server always knows."""
 ROUNDED_UP = 1 + 1e-9
@@ -27,7 +30,9 @@ ROUNDED_UP = 1 + 1e-9
 
 
 class Ledger:
-    """How often one client has released each record: every upload of an embedding counts, also a refresh and one for an evaluation.
+    """How often one client has released each training record: every upload of an embedding counts, also a refresh.
+
+    Test records, whose embeddings a client in a process of its own sends for an evaluation, are not in here.
 
     Args:
         records: number of records, N.
@@ -78,6 +83,10 @@ class Ledger:
     def mean(self) -> float:
         """Releases of a record on average."""
         return self.releases.double().mean().item()
+
+    def rows_of_upload(self, queries: int) -> float:
+        """Return how many records went along with each of a client's `queries` on average, all that it released among them; at most N."""
+        return min(len(self.releases), int(self.releases.sum()) / max(1, queries))
 
 
 def sensitivity(clip: float | None, adjacency: str = "zero_out", maps_zero_to_zero: bool = False) -> float:
@@ -156,24 +165,24 @@ def weights_mu(releases: Tensor, sensitivity: float, clip: float | None, std: fl
     return math.hypot(own, others)
 
 
-def theorem6_mu(batch: int, records: int, queries: int, sensitivity: float, std: float) -> float:
+def theorem6_mu(batch: float, records: int, queries: int, sensitivity: float, std: float) -> float:
     """Return the mu that the paper's Theorem 6 comes to, (N_m / N) sqrt(K) Delta / c; see `THEOREM_6` for why it is no promise.
 
     A record is in K N_m / N of K uploads on average: this is sqrt(N_m / N) times the mu of that many releases.
 
     Args:
-        batch: records of an upload, N_m.
+        batch: records of an upload on average, N_m, see `Ledger.rows_of_upload`: not those of the batch alone.
         records: N.
         queries: uploads of the client, K.
         sensitivity: Delta.
         std: c.
 
     Raises:
-        ValueError: if the batch is not one to N records, or an argument is out of its range.
+        ValueError: if an upload has more than N records, or an argument is out of its range.
     """
-    if not 1 <= batch <= records:
-        raise ValueError(f"a batch has 1 to {records} records, got {batch}")
-    return batch / records * mu_of(queries, sensitivity, std)
+    if not 0 <= batch <= records:
+        raise ValueError(f"an upload has 0 to {records} records, got {batch}")
+    return batch / records * mu_of(queries, sensitivity, std) if batch else 0.0
 
 
 def noise_for(epsilon: float, delta: float, releases: int, sensitivity: float) -> float:
@@ -215,7 +224,7 @@ def statement(
     ledger: Ledger,
     clip: float | None,
     std: float,
-    batch: int,
+    batch: float,
     queries: int,
     delta: float = 1e-5,
     adjacency: str = "zero_out",
@@ -228,7 +237,7 @@ def statement(
         ledger: the client's releases.
         clip: largest norm of a record's pre-activation, C; None if there is no bound.
         std: standard deviation of the noise on it, c.
-        batch: records of an upload, N_m, for Theorem 6.
+        batch: records of an upload on average, N_m, for Theorem 6: what `Ledger.rows_of_upload` returns.
         queries: uploads of the client, K, for Theorem 6.
         delta: probability that epsilon may be exceeded.
         adjacency: one of `ADJACENCIES`.

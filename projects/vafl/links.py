@@ -273,4 +273,5 @@ def _close_all() -> None:
 def first_line(error: Exception) -> str:
     """Shorten gloo's messages, which begin with a file and end with a traceback."""
     text = str(error).strip().split("\n")[0]
-    return text.split("] ", 1)[-1] if text.startswith("[") else text
+    text = text.split("] ", 1)[-1] if text.startswith("[") else text
+    return text.split(". This is typically")[0]

@@ -89,6 +89,8 @@ class VerticalFederation(L.LightningModule):
             raise ValueError(f"model.seconds must be positive, got {seconds}: leave it null to train until trainer.max_steps")
         if l2 < 0:
             raise ValueError(f"model.l2 must be 0 or more, got {l2}")
+        if protocol.algorithm == "centralised" and protection.epsilon is not None:
+            raise ValueError("protection.epsilon is a budget of uploads, of which centralised training has none: leave it null")
         self.classes = classes
         self.model = build_model(shapes, classes, bottom, embedding, hidden, head, head_hidden, protection.clip, seed)
         self.register_buffer("absent", torch.zeros(sum(self.model.head.widths)))

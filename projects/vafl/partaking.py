@@ -17,10 +17,10 @@ from torch import Tensor
 
 from projects.vafl.client import CHUNK, Client, Signal, Upload
 from projects.vafl.delays import DelaySource
-from projects.vafl.frames import Frame
+from projects.vafl.frames import Frame, FrameError
 from projects.vafl.links import Link, LinkClosed
 from projects.vafl.perturbed import Noise
-from projects.vafl.terms import Terms, read_signal, upload_frame
+from projects.vafl.terms import Terms, is_second, read_releases, read_rows, read_signal, shown, upload_frame
 from shared.messages import say
 from shared.seeding import derive_seed
 
@@ -49,6 +49,7 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self._file = file.open("ab", buffering=0)
+        self._file.truncate(self._file.tell() // 4 * 4)  # the last number may be torn
 
     def add(self, rows: np.ndarray) -> None:
         """Write down the records of an upload."""
@@ -59,10 +60,11 @@ class Journal:
         self._file.truncate(0)
 
     @staticmethod
-    def read(file: Path) -> Tensor:
-        """Return the records that an earlier process wrote down, (R,) int64."""
+    def read(file: Path, records: int) -> Tensor:
+        """Return how often an earlier process wrote down each record, (N,) int64; numbers that are none are left out."""
         content = file.read_bytes() if file.is_file() else b""
-        return torch.from_numpy(np.frombuffer(content[: len(content) // 4 * 4], "<i4").astype(np.int64))
+        rows = np.frombuffer(content[: len(content) // 4 * 4], "<i4").astype(np.int64)
+        return torch.from_numpy(np.bincount(rows[(rows >= 0) & (rows < records)], minlength=records))
 
 
 class ClientProcess:
@@ -80,6 +82,7 @@ class ClientProcess:
 
     Attributes:
         incarnation: drawn for this process.
+        tests_released: how often the test records were embedded for the server.
     """
 
     def __init__(
@@ -96,7 +99,10 @@ class ClientProcess:
         self.client, self.tests, self.delays, self.terms = client, tests, delays, terms
         self.connect, self.silence, self.save, self.journal = connect, silence, save, journal
         self.incarnation = secrets.randbits(48)
-        self._is_virtual, self._zero, self._virtual, self._heard = False, 0.0, 0.0, 0.0
+        self.tests_released = 0
+        self._is_virtual, self._zero, self._virtual, self._heard = terms.clock == "virtual", 0.0, 0.0, 0.0
+        if self._is_virtual:
+            client.noise_seed = client.seed  # the simulator's numbers, noise among them: nothing is secret then
         self._asks, self._noted, self._tested = False, -1, 0
         self._saved = time.monotonic()
 
@@ -132,12 +138,13 @@ class ClientProcess:
 
     def state(self) -> dict[str, Any]:
         """Return what it takes to go on in another process; what was sent is counted."""
-        return self.client.state() | {"releases": self.client.ledger.releases.clone(), "virtual": self._virtual}
+        own = {"releases": self.client.ledger.releases.clone(), "virtual": self._virtual, "tests_released": self.tests_released}
+        return self.client.state() | own
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state; a cycle that had begun begins again, with fresh noise."""
         self.client.load_state(state)
-        self._virtual = float(state["virtual"])
+        self._virtual, self.tests_released = float(state["virtual"]), int(state["tests_released"])
 
     # ---- joining
 
@@ -153,7 +160,7 @@ class ClientProcess:
             except _Stopped:
                 self.keep()
                 with suppress(LinkClosed):
-                    link.send(Frame("bye"))
+                    self._say_bye(link)
                 return True
             except LinkClosed as lost:
                 say(f"client {self.client.number} has lost the server ({lost}), and seeks it anew")
@@ -175,7 +182,7 @@ class ClientProcess:
         threading.Thread(target=self._beat, args=(link, is_over), daemon=True).start()
         try:
             self._note_welcome(welcome)
-            if welcome.fields["fill"]:
+            if welcome.fields.get("fill"):
                 self._renew_noise()
                 first = self.client.first()
                 self._upload(link, first, 0.0, 0.0)
@@ -188,20 +195,21 @@ class ClientProcess:
             is_over.set()
 
     def _note_welcome(self, welcome: Frame) -> None:
-        """Take over the server's clock, and releases that this process cannot remember where its files are gone."""
-        self._is_virtual = welcome.fields["clock"] == "virtual"
-        if self._is_virtual:
-            self.client.noise_seed = self.client.seed  # the simulator's numbers, noise among them: nothing is secret then
+        """Check the server's clock, and take over releases that this process cannot remember where its files are gone."""
+        if (clock := welcome.fields.get("clock")) != self.terms.clock:
+            raise Refused(f"the server's clock is {shown(clock)}, this client's {self.terms.clock}: give both the same --clock")
         own = self.client.ledger.releases
-        own.copy_(torch.maximum(own, welcome.tensors["releases"]))
+        own.copy_(torch.maximum(own, read_releases(welcome, len(own), "the server")))
 
     def _note_start(self, start: Frame) -> None:
-        self._zero = time.monotonic() - float(start.fields["seconds"])  # type: ignore[arg-type]
+        self._zero = time.monotonic() - _second(start, "seconds")
         self._go_to(start.fields.get("cycle"))
 
     def _go_to(self, cycle: Any) -> None:
         """In synchronous training, go to the round that the server is at; none of the earlier noise is used again."""
-        if isinstance(cycle, int) and cycle != self.client.cycle:
+        if cycle is not None and (type(cycle) is not int or cycle < 0):
+            raise FrameError(f"the server is at round {shown(cycle)}, which is none")
+        if cycle is not None and cycle != self.client.cycle:
             self.client.go_to(cycle)
             self._asks, self._noted = False, -1
             self._renew_noise()
@@ -224,7 +232,7 @@ class ClientProcess:
         ahead, message = self.client.ahead(), self.client.begin()
         if message is None:
             say(f"client {self.client.number} has spent its budget, and only looks on")
-            link.send(Frame("bye"))
+            self._say_bye(link)
             while True:
                 self._await(link, "stop")
         self._asks = True
@@ -244,7 +252,7 @@ class ClientProcess:
         self.client.finish(signal)
         self._asks = False
         self._go_to(answer.fields.get("next"))
-        self._virtual = float(answer.fields["start"])  # type: ignore[arg-type]
+        self._virtual = _second(answer, "start")
         if not self._is_virtual:
             self._travel(link, signal)
         if time.monotonic() - self._saved >= SAVES_EVERY:
@@ -256,6 +264,10 @@ class ClientProcess:
             self.journal.add(upload.rows)
             self._noted = max(self._noted, upload.cycle)
         link.send(upload_frame(upload, start, arrival))
+
+    def _say_bye(self, link: Link) -> None:
+        """Take leave, and tell what was released: some of it may not have come."""
+        link.send(Frame("bye", {}, {"releases": self.client.ledger.releases}))
 
     def _travel(self, link: Link, signal: Signal) -> None:
         """Wait as long as the answer's way is to take."""
@@ -292,10 +304,11 @@ class ClientProcess:
         self._heard = time.monotonic()
         self._mind(frame)
         if frame.kind == "refresh":
-            self._refresh(link, frame.tensors["rows"].long().numpy())
+            self._refresh(link, read_rows(frame, "rows", len(self.client.block), "the server"))
             return None
         if frame.kind == "evaluate":
-            link.send(Frame("evaluated", {"number": frame.fields["number"]}, {"embeddings": self._embed_tests()}))
+            self.tests_released += 1
+            link.send(Frame("evaluated", {"number": frame.fields.get("number")}, {"embeddings": self._embed_tests()}))
             return None
         return frame
 
@@ -305,7 +318,7 @@ class ClientProcess:
             raise _Stopped
         if frame.kind == "refuse":
             kind = _Busy if frame.fields.get("may_retry") else Refused
-            raise kind(f"the server refuses client {self.client.number}: {frame.fields.get('reason')}")
+            raise kind(f"the server refuses client {self.client.number}: {shown(frame.fields.get('reason'), 500)}")
 
     def _refresh(self, link: Link, rows: np.ndarray) -> None:
         """Send new embeddings of records that the server asks for, or none where their budget is spent."""
@@ -327,3 +340,11 @@ class ClientProcess:
             seed = derive_seed(self.client.noise_seed, "noise", self.client.number, "tests", self._tested)
             parts.append(self.client.bottom(part, Noise(seed, own.std, tuple(own.hidden)) if is_noisy else None))
         return torch.cat(parts)
+
+
+def _second(frame: Frame, name: str) -> float:
+    """Read a second of the training out of a frame."""
+    value: Any = frame.fields.get(name)
+    if not is_second(value):
+        raise FrameError(f"the server sent a {frame.kind!r} whose {name} are {shown(value)}")
+    return float(value)

@@ -83,8 +83,9 @@ def clip_rows(pre: Tensor, bound: float) -> Tensor:
         bound: C, in the units of the embedding.
 
     Returns:
-        (B, ...) pre-activations, the same where the norm is at most C.
+        (B, ...) pre-activations, the same where the norm is at most C; zero where it is not finite, as in a training that diverges.
     """
+    pre = pre.nan_to_num()
     norms = torch.linalg.vector_norm(pre.flatten(1), dim=1)
     scales = (norms / bound).clamp_min(1).reciprocal()  # 1 within the bound, with a gradient of zero even at the origin
     return pre * scales.view(-1, *[1] * (pre.dim() - 1))

@@ -20,7 +20,7 @@ class Plan:
         every: seconds between two evaluations.
         clock: see the verb `launch`.
         silence: seconds without a sign of life after which a client counts as gone.
-        patience: seconds to wait where nothing can go on: for all to join, or for anyone to come back.
+        patience: seconds to wait where nothing can go on: for all to join, or for anyone to come back (in virtual time for each).
     """
 
     seconds: float | None
@@ -33,12 +33,18 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """An upload that is not answered yet, and when its cycle began and it came."""
+    """An upload that is not answered yet: when it came and its cycle began, and of which process of the client it is."""
 
     arrival: float
     number: int
     start: float
     upload: Upload
+    incarnation: int = 0
+
+    @property
+    def turn(self) -> tuple[float, int]:
+        """What sorts those who wait."""
+        return self.arrival, self.number
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,7 +73,7 @@ def missing_rows(found: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def draw_missing(rows: list[dict[str, Any]], found: dict[str, float]) -> Figure:
-    """Draw the quality without each client, beside that with all, a panel a metric.
+    """Draw how much quality is lost without each client, a panel a metric; it may be less than nothing.
 
     Args:
         rows: what `missing_rows` returned.
@@ -84,8 +84,7 @@ def draw_missing(rows: list[dict[str, Any]], found: dict[str, float]) -> Figure:
     measures = [name for name in ("accuracy", "auroc") if name in rows[0]]
     figure = Figure(figsize=(5.5 * len(measures), 3.2), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
-        axis.bar([row["client"] for row in rows], [row[name] for row in rows], color="tab:blue")
-        axis.axhline(found[name], color="grey", linestyle="--", linewidth=1, label="with all clients")
-        axis.set(xlabel="client that is missing", ylabel=f"test {name}", xticks=range(len(rows)), ylim=(0, 1.2))
-        axis.legend(frameon=False, loc="upper right")
+        axis.bar([row["client"] for row in rows], [row[f"{name}_lost"] for row in rows], color="tab:blue")
+        axis.axhline(0, color="grey", linewidth=1)
+        axis.set(xlabel="client that is missing", ylabel=f"test {name} lost", xticks=range(len(rows)), title=f"of {found[name]:.3f} with all clients")
     return figure

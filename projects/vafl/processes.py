@@ -8,6 +8,7 @@ import pickle
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -88,12 +89,18 @@ def client_process(member: Membership) -> ClientProcess:
     link = partial(connect, member.transport, member.host, member.port, member.patience, member.secret)
     keep = partial(_write, member.file, "client")
     member.file.parent.mkdir(parents=True, exist_ok=True)
-    sent = Journal.read(member.journal)
+    sent = Journal.read(member.journal, len(member.block))
     process = ClientProcess(client, member.tests.to(device).float(), delays, member.terms, link, member.silence, keep, Journal(member.journal))
     if member.file.is_file():
         process.load_state(load_checkpoint(member.file)["client"])
-    client.ledger.releases += torch.bincount(sent[sent < len(member.block)], minlength=len(member.block))
+    client.ledger.releases += sent
     return process
+
+
+def counted(member: Membership) -> Tensor:
+    """Return how often a client has released each record, (N,) int64, as it has written down itself."""
+    kept = load_checkpoint(member.file)["client"]["releases"] if member.file.is_file() else 0
+    return kept + Journal.read(member.journal, len(member.block))
 
 
 def take_part(member: Membership) -> ClientProcess:
@@ -172,19 +179,21 @@ class Clients:
         """Look after the processes.
 
         Args:
-            can_spare: whether the training goes on without a client that has failed.
+            can_spare: whether the training goes on without a client that has failed or was killed.
 
         Raises:
-            ValueError: if a client has failed that is needed, or none is left; one that was killed may come back.
+            ValueError: if a client has ended that is needed, or none is left.
         """
-        failed = [process for process in self.processes if process.exitcode is not None and process.exitcode > 0]
-        if failed and (not can_spare or len(failed) == len(self.processes)):
-            raise ValueError(f"{', '.join(process.name for process in failed)} failed, as told above")
+        ended = [process for process in self.processes if process.exitcode]
+        if ended and (not can_spare or len(ended) == len(self.processes)):
+            names = ", ".join(f"{process.name} (signal {-process.exitcode})" if process.exitcode < 0 else process.name for process in ended)  # type: ignore[operator]
+            raise ValueError(f"{names} failed, as told above, or was ended from outside: mend that, and go on with --resume")
 
     def end(self, seconds: float) -> None:
-        """Wait for all to end, and end those that do not."""
+        """Wait so long for all to end, and end those that do not."""
+        deadline = time.monotonic() + seconds
         for process in self.processes:
-            process.join(seconds)
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -267,7 +276,7 @@ def play(
         device: where all compute.
     """
     classes = int(max(train.labels.max(), test.labels.max())) + 1
-    terms = Terms.of(setting, len(train.blocks), len(train), len(test), digest(train.ids, test.ids))
+    terms = Terms.of(setting, len(train.blocks), len(train), len(test), digest(train.ids, test.ids), plan.clock)
     listener, where = Listener(transport, "127.0.0.1", port), str(device)
     members = [
         Membership(number, bottom, block, tests, setting, terms, transport, "127.0.0.1", listener.port,  # type: ignore[arg-type]
@@ -292,6 +301,7 @@ def play(
     for number, bottom in enumerate(model.bottoms):
         if (file := client_file(folder, number)).is_file():
             bottom.load_state_dict(load_checkpoint(file)["client"]["net"])
+        served.attendance.note_counts(number, counted(members[number]))
     return served
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,23 @@ class Recorder:
         self.events: list[Event] = []
         self._losses: list[float] = []
         self._said = time.monotonic()
+        self._bar: Callable[[float, str], None] | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show a live bar instead of lines now and then, as long as this lasts, where the trainer has one: on a terminal."""
+        if self.trainer is None or self.trainer.progress_bar_callback is None:
+            yield
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        with Progress(BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"), transient=True) as progress:
+            task = progress.add_task("", total=self.updates if self.seconds is None else self.seconds)
+            self._bar = lambda done, said: progress.update(task, completed=done, description=said)
+            try:
+                yield
+            finally:
+                self._bar = None
 
     def restore(self, curve: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
         """Go on from what a checkpoint kept."""
@@ -105,11 +123,17 @@ class Recorder:
             values["train/loss"] = row["train_loss"]
         for logger in trainer.loggers:
             logger.log_metrics(values, step=row["updates"])
-        if time.monotonic() - self._said >= SAYS_EVERY:
+        self._say(row)
+
+    def _say(self, row: dict[str, Any]) -> None:
+        end = f" of {self.seconds:g}" if self.seconds is not None else ""
+        steps = f" of {self.updates}" if self.updates is not None else ""
+        said = f"second {row['seconds']:g}{end}, update {row['updates']}{steps}: accuracy {row['accuracy']:.3f}"
+        if self._bar is not None:
+            self._bar(row["updates"] if self.seconds is None else row["seconds"], said)
+        elif time.monotonic() - self._said >= SAYS_EVERY:
             self._said = time.monotonic()
-            end = f" of {self.seconds:g}" if self.seconds is not None else ""
-            steps = f" of {self.updates}" if self.updates is not None else ""
-            print(f"second {row['seconds']:g}{end}, update {row['updates']}{steps}: accuracy {row['accuracy']:.3f}", flush=True)
+            print(said, flush=True)
 
     def first_time(self, quantity: str, level: float) -> float | None:
         """Return the seconds of the first evaluation at which a quantity reached a level."""

@@ -33,7 +33,6 @@ def report(
     clients: list[dict[str, Any]],
     server: Server,
     ledgers: Sequence[Ledger],
-    batch: int,
     blocks: Sequence[Tensor] = (),
 ) -> dict[str, Any]:
     """Write and print what came of a training; returns the figures that head the run's page.
@@ -44,18 +43,16 @@ def report(
         recorder: the curve.
         clients: what `client_rows` returned.
         server: at the end.
-        ledgers: releases of each client.
-        batch: records of a client's batch.
+        ledgers: releases of each client, which a row tells instead of what has come to the server.
         blocks: training records, where they are at hand: the theory's step sizes are told of them.
     """
     own = module.protection
     for row, ledger, bottom in zip(clients, ledgers, module.model.bottoms, strict=True):
         how = own.delta, own.adjacency, bottom.maps_zero_to_zero
-        stated = statement(ledger, own.clip, own.std, batch, row["cycles"], *how, prv=False)  # type: ignore[arg-type]
-        row |= {name: stated[name] for name in ("mu", "epsilon", "mu_theorem_6")}
-    for logger in trainer.loggers:
-        logger.save()  # as Lightning's own loops do at their end
-    log_table(trainer, "curve", recorder.curve)
+        each = ledger.rows_of_upload(row["cycles"])
+        stated = statement(ledger, own.clip, own.std, each, row["cycles"], *how, prv=False)  # type: ignore[arg-type]
+        row |= {name: stated[name] for name in ("releases_max", "mu", "epsilon", "mu_theorem_6")} | {"releases_mean": round(ledger.mean, 1)}
+    keep_curve(trainer, recorder)
     log_table(trainer, "clients", clients)
     log_figure(trainer, "training", draw_training(recorder.curve, recorder.events, server.ages, clients))
     last = recorder.curve[-1]
@@ -68,6 +65,13 @@ def report(
             print(f"{_allowed(theory[-1])}; this training began with {module.hparams.lr:g}")
     print(f"the curve, the clients and a picture: {shown_path(artefact_folder(trainer))}")
     return summary(recorder, server)
+
+
+def keep_curve(trainer: ProjectTrainer, recorder: Recorder) -> None:
+    """Write the curve so far."""
+    for logger in trainer.loggers:
+        logger.save()  # as Lightning's own loops do at their end
+    log_table(trainer, "curve", recorder.curve)
 
 
 def theory_of(

@@ -17,6 +17,23 @@ AGES = 24
 """Bins of the histogram of ages: 0, 1, 2 to 3, 4 to 7, and so on."""
 
 
+SANE = 1e4
+"""No embedding of a training that goes well has an entry as large."""
+
+
+class Diverged(ArithmeticError):  # noqa: N818
+    """A step was not taken, for the net or the answers would not have been finite.
+
+    Attributes:
+        client: whose embeddings are the largest among those used.
+        size: of their largest entry.
+    """
+
+    def __init__(self, client: int, size: float) -> None:
+        super().__init__(f"the training has diverged: embeddings of client {client} are as large as {size:g}")
+        self.client, self.size = client, size
+
+
 class Server:
     """The part of the server.
 
@@ -80,16 +97,20 @@ class Server:
                 found[client] = late
         return found
 
-    def step(self, uploads: Sequence[Upload]) -> list[Signal]:
+    def step(self, uploads: Sequence[Upload], checks: bool = False) -> list[Signal]:
         """Take the embeddings of a group of messages, one update of theta_0, and answer the queries (equations 2 and 4).
 
         Both gradients are at the same theta_0, as in equation 2. Of several messages theta_0 gets the average gradient (Algorithm 2).
 
         Args:
             uploads: each from another client and with a query of the same length.
+            checks: whether to take no step that is not finite.
 
         Returns:
             The answers, in this order.
+
+        Raises:
+            Diverged: with `checks`, before the head or a counter has changed; the uploads may be given again.
         """
         for upload in uploads:
             self.store(upload)
@@ -97,11 +118,27 @@ class Server:
         queries = [uploads[0].query] if is_shared else [upload.query for upload in uploads]
         rows = torch.from_numpy(queries[0] if len(queries) == 1 else np.concatenate(queries)).to(self.labels.device)
         loss, signal, gradients = self.head.pullback(self.table.index_select(0, rows), self.labels.index_select(0, rows))
+        if checks and not all(bool(part.isfinite().all()) for part in (loss, signal, *gradients)):
+            raise self._undone(uploads, rows)
         ages = [self._note_ages(upload.client, upload.query) for upload in uploads]
         self._descend(gradients, self.steps.at(self.updates, sum(ages) / len(ages)))
         self.updates += 1
         self.loss = loss
         return [self._answer(signal, number, upload, len(queries), age) for number, (upload, age) in enumerate(zip(uploads, ages, strict=True))]
+
+    def _undone(self, uploads: Sequence[Upload], rows: Tensor) -> Diverged:
+        """Say whose embeddings are the largest; those of the others are not counted, for they come again."""
+        sizes = [float(share[rows].abs().max()) for share in self._shares]
+        worst = int(np.argmax(sizes))
+        for upload in uploads:
+            if upload.client != worst:
+                self.releases[upload.client, upload.rows] -= 1
+        return Diverged(worst, sizes[worst])
+
+    def forget_large(self, client: int) -> None:
+        """Take a client's embeddings beyond `SANE` out of the table."""
+        share = self._shares[client]
+        share[(share.abs() > SANE).any(dim=1)] = 0.0
 
     def _answer(self, signal: Tensor, number: int, upload: Upload, groups: int, age: float) -> Signal:
         """Cut a client's gradient of its own batch's mean loss out of that of the whole group's."""
@@ -141,7 +178,8 @@ class Server:
         """Return what it takes to go on."""
         arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("stamps", "releases", "ages")}
         numbers = {"updates": self.updates, "oldest": self.oldest, "age_sum": self._age_sum, "age_count": self._age_count}
-        return {"head": self.head.state_dict(), "table": self.table.clone(), **arrays, **numbers}
+        head = {name: value.clone() for name, value in self.head.state_dict().items()}  # it is written aside, while training goes on
+        return {"head": head, "table": self.table.clone(), **arrays, **numbers}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

@@ -20,7 +20,7 @@ from projects.vafl.frames import Frame, FrameError
 from projects.vafl.hub import Arrival, Hub
 from projects.vafl.plans import Answer, Plan, Waiting
 from projects.vafl.recording import Recorder, Trace
-from projects.vafl.server import Server
+from projects.vafl.server import SANE, Diverged, Server
 from projects.vafl.simulator import Event
 from projects.vafl.terms import Terms, read_times, read_upload, signal_frame
 from projects.vafl.uploads import ROW_BYTES
@@ -29,6 +29,8 @@ SAVES_EVERY = 10.0
 """Seconds between two checkpoints."""
 CHECKS_EVERY = 0.1
 """Seconds between two looks at what may end the training."""
+DEFERRED = 4
+"""Uploads of a client at most that wait while embeddings are asked for; an honest one sends two."""
 
 
 class ServerProcess:
@@ -81,6 +83,7 @@ class ServerProcess:
         self._pool: dict[int, Waiting] = {}
         self._ahead: list[Waiting] = []  # embeddings that are still on their way in virtual time
         self._later: deque[Arrival] = deque()
+        self._judging: Future[Any] | None = None
         self._answered: dict[int, Answer] = {}
         self._up, self._down = 0, 0
         self._up_before, self._down_before = 0, 0
@@ -91,19 +94,28 @@ class ServerProcess:
 
     def run(self) -> None:
         """Wait for all clients, serve them, judge the outcome, and let them go."""
-        self._gather()
-        if self.examination.count == 0 and not self._is_virtual:
-            self._examine(0.0)
-        self.is_started, self._began = True, time.monotonic() - self.time
-        self._last_step = self._saved = time.monotonic()
-        for number in sorted(self.attendance.ready):
-            self._start(number)
-        while not self._is_over():
-            self._serve()
+        if self._has_ended():  # in an earlier process, after which some clients may still want to be let go
+            self._gather(self.plan.silence)
+            self.is_started = True
+        else:
+            self._gather()
+            self._train()
         end = self.time if self.plan.seconds is None else min(self.time, self.plan.seconds)
         if self.examination.missing is not None or end > self.examination.moment or not self.examination.count:  # else it had ended before
             self._examine(end)
         self.dismiss()
+
+    def _train(self) -> None:
+        """Serve from the beginning, or from where an earlier process ended, until the training is over."""
+        if self.examination.count == 0 and not self._is_virtual:
+            self._examine(0.0)
+        self.is_started, self._began = True, time.monotonic() - self.time
+        self._last_step = self._saved = time.monotonic()
+        self.attendance.begin()
+        for number in sorted(self.attendance.ready):
+            self._start(number)
+        while not self._is_over():
+            self._serve()
 
     @property
     def lost(self) -> int:
@@ -111,14 +123,8 @@ class ServerProcess:
         return self.attendance.lost
 
     def dismiss(self) -> None:
-        """Send all clients home, wait a little for their farewells, after which their checkpoints are written, and write one's own."""
-        for number in list(self.hub.peers):
-            self.hub.send(number, Frame("stop"))
-        deadline = time.monotonic() + self.plan.silence
-        while self.hub.peers and time.monotonic() < deadline:
-            arrival = self.hub.next(0.1)
-            if arrival is not None and arrival.peer.number is not None and (arrival.frame is None or arrival.frame.kind == "bye"):
-                self.hub.peers.pop(arrival.peer.number, None)
+        """Send all clients home, and write a checkpoint."""
+        self.attendance.see_off(self.plan.silence)
         self.close()
 
     def close(self) -> None:
@@ -153,33 +159,35 @@ class ServerProcess:
             self._saved = now
             self._keep()
 
+    def _has_ended(self) -> bool:
+        """Say whether all updates or seconds are used up."""
+        is_done = self.plan.updates is not None and self.server.updates >= self.plan.updates
+        return is_done or (self.plan.seconds is not None and self.time >= self.plan.seconds)
+
     def _is_over(self) -> bool:
-        if self.plan.updates is not None and self.server.updates >= self.plan.updates:
+        if self._has_ended() or self.attendance.going_on < (self.group if self._is_virtual else 1):
             return True
-        if self.plan.seconds is not None and self.time >= self.plan.seconds:
-            return True
-        if self.attendance.going_on < (self.group if self._is_virtual else 1):
-            return True
-        if self.attendance.deserted() > self.plan.patience:
-            raise ConnectionError(f"all clients are gone, and none has come back within {self.plan.patience:g} s: go on later with --resume")
+        self.attendance.check_deserted(self.plan.patience)
         return False
 
     def _next(self, timeout: float) -> Arrival | None:
         return self._later.popleft() if self._later else self.hub.next(timeout)
 
-    def _aside(self, job: Callable[[], Any]) -> None:
+    def _aside(self, job: Callable[[], Any]) -> Future[Any]:
         """Do something beside serving, after what was put aside before; errors of earlier work are raised."""
-        self._jobs.append(self._worker.submit(job))
+        own = self._worker.submit(job)
+        self._jobs.append(own)
         while self._jobs and (self._is_virtual or self._jobs[0].done()):
             self._jobs.pop(0).result()
+        return own
 
     def _forget(self, number: int) -> None:
         self._pool.pop(number, None)
 
     # ---- joining
 
-    def _gather(self) -> None:
-        """Wait until every client is there and the table is filled; where a training goes on, those who are gone are not waited for long."""
+    def _gather(self, seconds: float | None = None) -> None:
+        """Wait until every client is there and the table is filled, or so long; where a training goes on, nobody is waited for long."""
         begun = time.monotonic()
         goes_on = self.server.updates > 0 and not self._is_virtual
         while missing := self.attendance.missing:
@@ -187,7 +195,7 @@ class ServerProcess:
                 self._take(arrival)
             self.check()
             waited = time.monotonic() - begun
-            if goes_on and self.attendance.ready and waited > self.plan.silence:
+            if (goes_on and self.attendance.ready and waited > self.plan.silence) or (seconds is not None and waited > seconds):
                 return
             if waited > self.plan.patience:
                 names = ", ".join(map(str, missing))
@@ -237,7 +245,7 @@ class ServerProcess:
             if self.is_started:
                 self._start(number)
         elif frame.kind == "bye":
-            self.attendance.done.add(number)
+            self.attendance.note_farewell(number, frame)
         elif frame.kind == "evaluated":
             self.examination.note(number, frame)
         elif frame.kind in ("upload", "refreshed"):
@@ -246,11 +254,12 @@ class ServerProcess:
                 self._await_answer(number, frame, upload, moment)
             elif self._is_virtual and upload.cycle >= 0:
                 start, arrival = read_times(frame, number)
+                self._ahead = [waiting for waiting in self._ahead if waiting.number != number]
                 self._ahead.append(Waiting(arrival, number, start, upload))
             else:
                 self._up += upload.size
                 self.server.store(upload)
-                self.attendance.is_filled[number] = self.attendance.is_filled[number] or len(upload.rows) == self.server.records
+                self.attendance.is_filled[number] |= frame.kind == "upload" and upload.cycle < 0  # without those whose budget is spent
         else:
             raise FrameError(f"client {number} sent {frame.kind!r}, which a server does not expect")
 
@@ -262,14 +271,14 @@ class ServerProcess:
             return
         if not self._is_virtual:
             arrival = max(0.0, moment - self._began)
-        self._pool[number] = Waiting(arrival, number, min(start, arrival), upload)
+        self._pool[number] = Waiting(arrival, number, min(start, arrival), upload, self.hub.peers[number].incarnation)
 
     # ---- steps
 
     def _store_ahead(self, moment: float, number: float) -> None:
         """In virtual time, take the embeddings that have come before a client's message at some moment."""
-        for waiting in sorted(self._ahead, key=lambda waiting: (waiting.arrival, waiting.number)):
-            if (waiting.arrival, waiting.number) <= (moment, number):
+        for waiting in sorted(self._ahead, key=lambda waiting: waiting.turn):
+            if waiting.turn <= (moment, number):
                 self._ahead.remove(waiting)
                 self._up += waiting.upload.size
                 self.server.store(waiting.upload)
@@ -282,7 +291,7 @@ class ServerProcess:
             needed = enough = max(1, min(self.group, len(self.attendance.active)))
         if len(self._pool) < enough:
             return None
-        return sorted(self._pool.values(), key=lambda waiting: (waiting.arrival, waiting.number))[:needed]
+        return sorted(self._pool.values(), key=lambda waiting: waiting.turn)[:needed]
 
     def _step(self, group: list[Waiting]) -> None:
         """Take one step of the core, and answer."""
@@ -290,12 +299,16 @@ class ServerProcess:
         for waiting in chosen:
             del self._pool[waiting.number]
         uploads = [waiting.upload for waiting in chosen]
-        self._store_ahead(*max((waiting.arrival, waiting.number) for waiting in chosen))
+        self._store_ahead(*max(waiting.turn for waiting in chosen))
         begins = max(self.time, *(waiting.arrival for waiting in chosen)) if self._is_virtual else self.time
         seconds = self._refresh(uploads)
+        try:
+            signals = self.server.step(uploads, checks=True)
+        except Diverged as error:
+            self._expel(error, chosen)
+            return
         if self._is_virtual:
             self.time = begins + seconds + self.setting.delays.server
-        signals = self.server.step(uploads)
         self.longest_gap = max(self.longest_gap, time.monotonic() - self._last_step)
         self._last_step = time.monotonic()
         for waiting, signal in zip(chosen, signals, strict=True):
@@ -305,11 +318,20 @@ class ServerProcess:
         self.recorder.watch(event)
         self.trace.watch(event, self.server.updates)
 
+    def _expel(self, error: Diverged, chosen: list[Waiting]) -> None:
+        """Refuse a client whose embeddings would spoil the net, and let the others of the group wait on."""
+        if error.size <= SANE:
+            raise ValueError(f"{error}, and so no client's alone: lower model.lr or model.server_lr, or give model.protection.clip") from error
+        self.server.forget_large(error.client)
+        if (peer := self.hub.peers.get(error.client)) is not None:
+            self.attendance.refuse(peer, f"{error}; lower model.lr")
+            self.attendance.lose(peer, "its embeddings are too large")
+        self._pool |= {waiting.number: waiting for waiting in chosen if waiting.number in self.hub.peers and waiting.number not in self._pool}
+
     def _answer(self, waiting: Waiting, signal: Signal) -> None:
         number, travel = waiting.number, self.setting.delays.down + self.delays.transfer(signal.size)
-        if (peer := self.hub.peers.get(number)) is not None:
-            answer = self._answered[number] = Answer(peer.incarnation, waiting.upload.cycle, self.time + travel, signal)
-            peer.send(self._framed(answer))
+        answer = self._answered[number] = Answer(waiting.incarnation, waiting.upload.cycle, self.time + travel, signal)
+        self.hub.send(number, self._framed(answer))
         self._up, self._down = self._up + waiting.upload.size, self._down + signal.size
         self.cycles[number] += 1
         self.busy[number] += waiting.arrival - waiting.start + travel
@@ -329,12 +351,22 @@ class ServerProcess:
                 if self._up > before:  # its budget may be spent
                     self._down += len(rows) * ROW_BYTES
                     seconds = max(seconds, self.delays.round_trip(len(rows) * ROW_BYTES, self._up - before))
-            elif arrival is not None and arrival.frame is None:
-                self._take(arrival)
-                asked = {number: rows for number, rows in asked.items() if number in self.hub.peers}
             elif arrival is not None:
-                self._later.append(arrival)
+                self._take_or_defer(arrival)
+                asked = {number: rows for number, rows in asked.items() if number in self.hub.peers}
+        for number in asked:
+            self.attendance.lose(self.hub.peers[number], f"it was asked for embeddings, and sent none within {self.plan.silence:g} s")
         return seconds
+
+    def _take_or_defer(self, arrival: Arrival) -> None:
+        """Deal with what has come in the middle of a step, which no other embeddings must change."""
+        is_member = arrival.peer.number is not None and self.hub.peers.get(arrival.peer.number) is arrival.peer
+        if arrival.frame is None or not is_member or arrival.frame.kind not in ("upload", "refreshed"):
+            self._take(arrival)
+        elif sum(other.peer is arrival.peer for other in self._later) >= DEFERRED:
+            self.attendance.lose(arrival.peer, "it sends more than it may")
+        else:
+            self._later.append(arrival)
 
     # ---- evaluations
 
@@ -350,7 +382,9 @@ class ServerProcess:
         missing = self.examination.missing
         is_due = self.time >= self.examination.due(self.plan.every)
         if missing is not None and (is_due or not missing & set(self.hub.peers)):
-            self._aside(self.examination.conclude(self.server, *self.traffic))
+            self._judging = self._aside(self.examination.conclude(self.server, *self.traffic))
+        elif missing is None and is_due and self._judging is not None and not self._judging.done():
+            self.examination.skip(self.time)
         elif missing is None and is_due:
             self._ask(self.time)
 
@@ -399,6 +433,7 @@ class ServerProcess:
         """Return what it takes to go on, but for the curve."""
         up, down = self.traffic
         own = {"time": self.time, "up": up, "down": down, "cycles": list(self.cycles), "busy": list(self.busy), "lost": self.attendance.lost}
+        own |= {"longest_gap": self.longest_gap}
         answered = {str(number): vars(answer) | {"signal": vars(answer.signal)} for number, answer in self._answered.items()}
         kept = {"server": self.server.state(), "examination": self.examination.state(), "trace": self.trace.state()}
         return (
@@ -410,7 +445,7 @@ class ServerProcess:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state; clients come back by themselves."""
         self.time, self.cycles, self.busy = state["time"], list(state["cycles"]), list(state["busy"])
-        self.attendance.lost = state["lost"]
+        self.attendance.lost, self.longest_gap = state["lost"], state["longest_gap"]
         self._up, self._down = state["up"], state["down"]
         self._up_before, self._down_before = state["up"], state["down"]
         self.attendance.is_filled = list(state["is_filled"])

@@ -127,9 +127,9 @@ class Protection:
         std: c, standard deviation of the normal noise on the last layer before its activation.
         hidden: c_l, standard deviation of the uniform noise in each layer before it; a shorter list repeats its last entry.
         clip: C, largest norm of what the last noise is added to; null bounds nothing, and promises nothing.
-        epsilon: budget at which a client uploads no more; null is unlimited.
+        epsilon: budget of each client, at which it uploads no more; null is unlimited. What M clients tell of a subject composes: see `privacy`.
         delta: chance that epsilon may be exceeded.
-        adjacency: what may differ: zero_out (a record's features are there or all zero) or replace (by others).
+        adjacency: what may differ: zero_out (a record's features, as they are after standardising, are there or all zero) or replace (by others).
     """
 
     std: float = 0.0

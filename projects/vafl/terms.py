@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,10 @@ from projects.vafl.client import Signal, Upload
 from projects.vafl.federation import Setting
 from projects.vafl.frames import Field, Frame, FrameError
 
+LARGEST = 1e6
+"""Embeddings with a larger entry are not taken: a training that goes well has none, and one of them would spoil the server's net."""
 _MENDS = {
+    "clock": "give both the same --clock",
     "clients": "give both the same data.parties",
     "records": "both must hold the same subjects",
     "tests": "both must hold the same subjects",
@@ -32,6 +36,7 @@ class Terms:
         tests: test records.
         ids: digest of the names of all records in their order: both sides mean the same subjects.
         settings: the protocol, the protection, the batches and the step sizes, as JSON.
+        clock: wall or virtual; in virtual time the noise is the simulator's, and not secret.
     """
 
     clients: int
@@ -39,24 +44,35 @@ class Terms:
     tests: int
     ids: str
     settings: str
+    clock: str = "wall"
 
     @classmethod
-    def of(cls, setting: Setting, clients: int, records: int, tests: int, ids: str) -> Terms:
+    def of(cls, setting: Setting, clients: int, records: int, tests: int, ids: str, clock: str = "wall") -> Terms:
         """Return the terms of a setting; delays are each party's own."""
         agreed = {name: value for name, value in asdict(setting).items() if name != "delays"}
-        return cls(clients, records, tests, ids, json.dumps(_flat(agreed), sort_keys=True))
+        return cls(clients, records, tests, ids, json.dumps(_flat(agreed), sort_keys=True), clock)
+
+    def limit(self, width: int) -> int:
+        """Return how many bytes a message of a client has at most, whose embeddings have `width` entries."""
+        return (1 << 16) + 2 * max(self.records, self.tests) * (4 * width + 8)
 
     def difference(self, fields: dict[str, Field]) -> str:
         """Say how what a client told differs; empty if it agrees."""
         for name, mend in _MENDS.items():
             if fields.get(name) != getattr(self, name):
-                return f"its {name} are {str(fields.get(name))[:80]}, the server's {getattr(self, name)}: {mend}"
+                verb = "is" if name == "clock" else "are"
+                return f"its {name} {verb} {shown(fields.get(name), 80)}, the server's {getattr(self, name)}: {mend}"
         if (told := fields.get("settings")) == self.settings:
             return ""
         own, theirs = json.loads(self.settings), _settings(told)
         differing = [name for name in own if name not in theirs or theirs[name] != own[name]]
-        pairs = "; ".join(f"{name} is {str(theirs.get(name))[:40]} there and {own[name]} here" for name in differing[:3])
+        pairs = "; ".join(f"{name} is {shown(theirs.get(name))} there and {own[name]} here" for name in differing[:3])
         return f"its settings differ ({pairs or 'of another release'}): give both the same configuration"
+
+
+def shown(value: Any, length: int = 40) -> str:
+    """Shorten what another party wrote, and take out what would do something to a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(value)[:length])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -106,7 +122,7 @@ def read_upload(frame: Frame, client: int, records: int, width: int, batch: int)
     check_finite(embeddings, client)
     first, cycle = frame.fields.get("first", 0), frame.fields.get("cycle", -1)
     if first not in (0, batch) or first > len(rows) or type(cycle) is not int:
-        raise FrameError(f"client {client} sent an upload with the fields {str(frame.fields)[:200]}")
+        raise FrameError(f"client {client} sent an upload with the fields {shown(frame.fields, 200)}")
     query = rows[:batch] if first else query
     if len(query) not in (0, batch):
         raise FrameError(f"client {client} asked for {len(query)} records, expected a batch of {batch}")
@@ -114,9 +130,11 @@ def read_upload(frame: Frame, client: int, records: int, width: int, batch: int)
 
 
 def check_finite(embeddings: Tensor, client: int) -> None:
-    """Raise FrameError where a client's embeddings are not finite."""
-    if not bool(embeddings.isfinite().all()):
-        raise FrameError(f"client {client} sent embeddings that are not finite: its training has diverged; lower model.lr")
+    """Raise FrameError where a client's embeddings are not finite, or larger than `LARGEST`."""
+    if not embeddings.numel() or float(largest := embeddings.abs().max()) <= LARGEST:
+        return
+    said = f"as large as {float(largest):g}" if bool(embeddings.isfinite().all()) else "that are not finite"
+    raise FrameError(f"client {client} sent embeddings {said}: its training has diverged; lower model.lr")
 
 
 def read_times(frame: Frame, client: int) -> tuple[float, float]:
@@ -126,19 +144,44 @@ def read_times(frame: Frame, client: int) -> tuple[float, float]:
         FrameError: if these are no such times.
     """
     start, arrival = frame.fields.get("start", 0.0), frame.fields.get("arrival", 0.0)
-    if not isinstance(start, int | float) or not isinstance(arrival, int | float) or not 0 <= start <= arrival:
-        raise FrameError(f"client {client} sent a cycle from {str(start)[:40]} to {str(arrival)[:40]} s")
-    return float(start), float(arrival)
+    if not is_second(start) or not is_second(arrival) or start > arrival:  # type: ignore[operator]
+        raise FrameError(f"client {client} sent a cycle from {shown(start)} to {shown(arrival)} s")
+    return float(start), float(arrival)  # type: ignore[arg-type]
+
+
+def is_second(value: Any) -> bool:
+    """Say whether this is a second of a training."""
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
 def _rows(frame: Frame, name: str, client: int, records: int) -> np.ndarray:
+    return read_rows(frame, name, records, f"client {client}") if name in frame.tensors else np.empty(0, np.int64)
+
+
+def read_rows(frame: Frame, name: str, records: int, sender: str) -> np.ndarray:
+    """Read numbers of records, (R,) int64.
+
+    Raises:
+        FrameError: if these are not different records.
+    """
     tensor = frame.tensors.get(name)
-    if tensor is None:
-        return np.empty(0, np.int64)
-    rows = tensor.to(torch.int64).numpy() if tensor.dim() == 1 and tensor.dtype == torch.int32 and len(tensor) <= records else None
+    fits = tensor is not None and tensor.dim() == 1 and tensor.dtype == torch.int32 and len(tensor) <= records
+    rows = tensor.to(torch.int64).numpy() if fits else None  # type: ignore[union-attr]
     if rows is None or (len(rows) and (rows.min() < 0 or rows.max() >= records or np.bincount(rows, minlength=records).max() > 1)):
-        raise FrameError(f"client {client} sent a message whose {name} are not different records from 0 to {records - 1}")
+        raise FrameError(f"{sender} sent a message whose {name} are not different records from 0 to {records - 1}")
     return rows
+
+
+def read_releases(frame: Frame, records: int, sender: str) -> Tensor:
+    """Read how often each record was released, (N,) int64.
+
+    Raises:
+        FrameError: if these are no such counts.
+    """
+    counts = frame.tensors.get("releases")
+    if counts is None or counts.shape != (records,) or counts.dtype != torch.int64 or bool(((counts < 0) | (counts > 1 << 40)).any()):
+        raise FrameError(f"{sender} sent no counts of the releases of {records} records")
+    return counts.clone()
 
 
 def signal_frame(signal: Signal, cycle: int, start: float) -> Frame:
@@ -151,9 +194,11 @@ def read_signal(frame: Frame, batch: int, width: int) -> Signal:
     """Read an answer.
 
     Raises:
-        FrameError: if it is none to a query of `batch` records with embeddings of `width` entries.
+        FrameError: if it is none to a query of `batch` records with embeddings of `width` entries, or is not finite.
     """
     gradient, updates, age = frame.tensors.get("gradient"), frame.fields.get("updates"), frame.fields.get("age")
-    if gradient is None or gradient.shape != (batch, width) or not isinstance(updates, int) or not isinstance(age, int | float):
+    if gradient is None or gradient.shape != (batch, width) or type(updates) is not int or not is_second(age):
         raise FrameError(f"the server answered with no gradient of shape {(batch, width)}")
-    return Signal(gradient.clone(), updates, float(age))
+    if not bool(gradient.isfinite().all()):
+        raise FrameError("the server answered with a gradient that is not finite: the training has diverged; lower model.lr")
+    return Signal(gradient.clone(), updates, float(age))  # type: ignore[arg-type]

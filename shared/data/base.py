@@ -97,7 +97,7 @@ class DataModule(L.LightningDataModule):
             ValueError: if the source needs one and none was given.
         """
         if self._root is None:
-            raise ValueError(f"data.source {self.source!r} reads files: say where they lie with --data.root FOLDER")
+            raise ValueError(f"data.source {self.source!r} reads files: say where they lie with --data.root FOLDER (or a file)")
         return Path(self._root).expanduser()
 
     def training_loader(self, dataset: Dataset, collate: Callable | None = None, sampler: EpochSampler | None = None) -> ResumableDataLoader:

@@ -83,9 +83,16 @@ class Standardisation:
 
     @classmethod
     def of(cls, records: Records) -> Standardisation:
-        """Measure the columns of training records."""
+        """Measure the columns of training records.
+
+        Raises:
+            ValueError: naming the columns whose values are too large to be measured.
+        """
         table = records.features.double()
         deviation = table.std(0, unbiased=False)
+        if wrong := (~deviation.isfinite()).nonzero().flatten().tolist():
+            names = ", ".join(repr(records.feature_names[column] or str(column)) for column in wrong[:6])
+            raise ValueError(f"columns {names} have no finite standard deviation: their values are too large, so rescale or remove them")
         is_constant = (table == table[0]).all(0)
         return cls(table.mean(0), torch.where(is_constant, 1.0, deviation))
 

@@ -44,7 +44,7 @@ class Cells:
             BadFileError: naming the lines and columns where a value is missing, not finite, or text.
         """
         table, wrong = self._read(columns)
-        wrong[label] = {row: "no label" for row, cell in enumerate(self.column(label)) if _is_missing(cell)}
+        wrong[label] = {row: "no label" for row, cell in enumerate(self.column(label)) if is_missing(cell)}
         self._refuse(wrong)
         labels, class_names = numbered(self.column(label))
         names = tuple(self.names[column] for column in columns)
@@ -102,10 +102,14 @@ def read_table(path: Path, label: int | str = -1, columns: Sequence[int | str] |
     if place in others:
         raise ValueError(f"column {names[place]!r} of {path} is that of the labels, which no party holds: take it out of the columns")
     records = cells.records(others, place)
-    if 2 * len(records.class_names) > len(records):
-        count = len(records.class_names)
-        raise ValueError(f"column {names[place]!r} of {path} holds {count} different labels in {len(records)} records: choose that of labels")
+    refuse_many_labels(f"column {names[place]!r} of {path}", len(records.class_names), len(records))
     return records
+
+
+def refuse_many_labels(what: str, classes: int, records: int) -> None:
+    """Raise a ValueError that names a column if more than half of its labels differ, as those of an identifier or of a measurement do."""
+    if 2 * classes > records:
+        raise ValueError(f"{what} holds {classes} different labels in {records} records: choose that of labels, or add records")
 
 
 def read_cells(path: Path, expected: str = "a table of numbers with a column of labels, such as a .csv file") -> Cells:
@@ -192,7 +196,7 @@ def _numbers(cells: Sequence[str]) -> tuple[list[float], dict[int, str]]:
     for row, cell in enumerate(cells):
         values.append(float(cell) if _is_number(cell) else math.nan)
         if not math.isfinite(values[-1]):
-            is_text = not _is_missing(cell) and not _is_number(cell)
+            is_text = not is_missing(cell) and not _is_number(cell)
             wrong[row] = f"the text {cell[:40]!r}" if is_text else f"{cell!r} is not finite" if _is_number(cell) else "no value"
     return values, wrong
 
@@ -205,5 +209,6 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _is_missing(cell: str) -> bool:
+def is_missing(cell: str) -> bool:
+    """Tell whether a cell says that there is no value."""
     return cell.lower() in ("", "nan", "na", "n/a", "null", "none")

@@ -74,7 +74,7 @@ class Federation:
     def __init__(self, folder: Any, setting: Setting, plan: Plan, transport: str = "tcp", clients: int = 3, clip: float | None = None) -> None:
         self.folder, self.setting, self.plan, self.transport = folder, setting, plan, transport
         self.model, (self.train, self.test) = model(clients, clip), records(clients)
-        self.terms = Terms.of(setting, clients, len(self.train), len(self.test), digest(self.train.ids, self.test.ids))
+        self.terms = Terms.of(setting, clients, len(self.train), len(self.test), digest(self.train.ids, self.test.ids), plan.clock)
         self.port, self.listener = 0, None
         self.process: ServerProcess | None = None
         self.stop: BaseException | None = None

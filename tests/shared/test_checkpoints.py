@@ -1,4 +1,6 @@
 import pickle
+import resource
+import signal
 
 import pytest
 import torch
@@ -23,6 +25,21 @@ def test_weights_come_from_every_safe_kind(tmp_path, suffix):
     other = nn.Linear(2, 3)
     load_weights(other, file)
     assert torch.equal(other.weight, layer.weight)
+
+
+def test_a_disk_that_fills_up_is_named_and_the_former_file_stays(tmp_path):
+    file, limits = tmp_path / "w.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    SafeCheckpointIO().save_checkpoint({"weight": torch.zeros(2)}, file)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"no room left to write .*w\.ckpt: free some space"):
+            SafeCheckpointIO().save_checkpoint({"weight": torch.zeros(1 << 18)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
+    assert load_checkpoint(file)["weight"].shape == (2,)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.ckpt"]
 
 
 def test_code_is_never_run(tmp_path):

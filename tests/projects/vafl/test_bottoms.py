@@ -202,3 +202,13 @@ def test_what_does_not_fit_is_refused_with_the_mend(case):
     arguments, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         build_bottom(*arguments)
+
+
+def test_a_linear_net_keeps_its_bound_where_it_diverges():
+    net = LinearBottom(2, 3, seed=0, clip=2.0)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[3e38, 3e38], [1.0, 0.0], [0.0, float("nan")]]))
+    block = torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, 0.0]])
+    sent, _ = net.pullback(block)
+    assert bool((sent.norm(dim=1) <= 2 + 1e-6).all())
+    assert torch.equal(sent, net(block))

@@ -40,6 +40,18 @@ def test_a_cycle_begins_once():
     assert of.cycle == 1
 
 
+def test_a_table_is_filled_within_the_budget():
+    of = client(protection={"std": 8.0, "clip": 1.0, "epsilon": 1.0})
+    whole = of.first()
+    assert whole.rows.tolist() == list(range(40))
+    of.ledger.releases[::2] = of.budget
+    some = of.first()
+    assert some.rows.tolist() == list(range(1, 40, 2))
+    assert int(of.ledger.releases.max()) <= of.budget
+    of.ledger.releases[:] = of.budget
+    assert of.first().size == 0
+
+
 @pytest.mark.parametrize("net", ["linear", "mlp"])
 def test_noise_is_the_same_in_the_upload_and_in_the_step_and_fresh_in_each_cycle(net):
     protection = {"std": 0.5, "hidden": [0.2], "clip": 1.0}

@@ -4,7 +4,7 @@ import pytest
 from helpers.vafl_reference import drawn, simulator
 
 from projects.vafl.federation import Setting
-from projects.vafl.ledger import releases_within
+from projects.vafl.ledger import noise_for, releases_within
 from projects.vafl.settings import Protection, Protocol
 
 
@@ -25,6 +25,18 @@ def test_budgets_are_the_ledgers():
     for adjacency, sensitivity in (("zero_out", 2.0), ("replace", 4.0)):
         own = Protection(std=8.0, clip=2.0, epsilon=3.0, adjacency=adjacency)
         assert Setting(protection=own).budget(bottom) == releases_within(3.0, 1e-5, sensitivity, 8.0)
+
+
+@pytest.mark.parametrize(("initial", "least"), [("all", 2), ("zeros", 1)])
+def test_a_budget_that_allows_no_cycle_is_refused_with_noise_that_allows_some(initial, least):
+    bottom, protocol = simulator().model.bottoms[0], Protocol(initial=initial)
+    enough = noise_for(3.0, 1e-5, least, 2.0)
+    assert Setting(protocol, protection=Protection(std=enough, clip=2.0, epsilon=3.0)).budget(bottom) == least
+    small = Setting(protocol, protection=Protection(std=0.99 * enough, clip=2.0, epsilon=3.0))
+    with pytest.raises(ValueError, match=rf"allows {least - 1} releases of a record, but the first pass takes {least}: raise") as found:
+        small.budget(bottom)
+    told = float(str(found.value).partition("protection.std, to ")[2].split()[0])
+    assert releases_within(3.0, 1e-5, 2.0, 1.001 * told) == least + 5
 
 
 def test_clients_train_the_models_own_nets():

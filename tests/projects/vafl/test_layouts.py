@@ -249,6 +249,10 @@ def test_files_of_parties_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("id,y\na,1\n")
     with pytest.raises(BadFileError, match="no column label"):
         read_labels(tmp_path)
-    (tmp_path / "labels.csv").write_text("id,label\na,1\nb,\n")
-    with pytest.raises(BadFileError, match="lacks labels in line 3"):
+    for missing in ("", "nan", "NA", "null"):
+        (tmp_path / "labels.csv").write_text(f"id,label\na,1\nb,{missing}\n")
+        with pytest.raises(BadFileError, match="lacks labels in line 3"):
+            read_labels(tmp_path)
+    (tmp_path / "labels.csv").write_text("id,label\na,1.5\nb,2.5\nc,2.5\n")
+    with pytest.raises(ValueError, match=r"column 'label' of .*labels.csv holds 2 different labels in 3 records"):
         read_labels(tmp_path)

@@ -158,6 +158,18 @@ def test_theorem_6_is_short_by_the_root_of_the_share_of_a_batch():
     assert theorem6_mu(batch, records, queries, 5.0, 3.0) == pytest.approx(0.1 * honest)
 
 
+def test_the_rows_of_an_upload_are_all_that_went_along():
+    ledger = Ledger(10)
+    assert ledger.rows_of_upload(0) == 0.0
+    ledger.add(torch.arange(10))
+    assert ledger.rows_of_upload(0) == ledger.rows_of_upload(1) == 10.0
+    for cycle in range(5):
+        ledger.add(torch.arange(cycle, cycle + 4))
+    assert ledger.rows_of_upload(5) == 30 / 5
+    assert statement(ledger, 5.0, 3.0, ledger.rows_of_upload(5), 5, prv=False)["mu_theorem_6"] == pytest.approx(0.6 * math.sqrt(5) * 10 / 3)
+    assert theorem6_mu(0, 10, 0, 5.0, 0.0) == 0.0
+
+
 def test_a_statement_says_both_figures_of_a_client():
     ledger = Ledger(1400)
     for _ in range(50):
@@ -183,7 +195,7 @@ def test_a_statement_says_both_figures_of_a_client():
         (lambda: mu_of(1, 0.0, 1.0), "sensitivity positive"),
         (lambda: noise_for(1.0, 1e-5, 10, math.inf), "set clip"),
         (lambda: noise_for(1.0, 1e-5, 0, 1.0), "at least one release"),
-        (lambda: theorem6_mu(20, 10, 1, 1.0, 1.0), "1 to 10 records"),
+        (lambda: theorem6_mu(20, 10, 1, 1.0, 1.0), "0 to 10 records"),
     ],
     ids=["records", "clip", "adjacency", "sensitivity", "no clip", "no release", "batch"],
 )

@@ -12,7 +12,7 @@ import torch
 from helpers.linked import echo, serve
 from helpers.processes import start
 
-from projects.vafl import frames
+from projects.vafl import frames, joining
 from projects.vafl.frames import VERSION, Frame, FrameError
 from projects.vafl.joining import LinkRefused, Listener, connect
 from projects.vafl.links import QUEUE, LinkClosed
@@ -303,6 +303,31 @@ def test_a_listener_that_was_closed_gives_its_port_back_and_keeps_its_links(stac
     assert server.receive(5).kind == "hello"
     with Listener(transport, port=pairs.listener.port) as again:
         assert again.port == pairs.listener.port
+
+
+def test_a_client_over_gloo_is_told_that_the_server_speaks_tcp(stack):
+    begun = time.monotonic()
+    with pytest.raises(LinkRefused, match="speaks tcp: give --transport tcp"):
+        connect("gloo", "127.0.0.1", Pairs(stack, "tcp").listener.port, 20)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_caller_that_dawdles_makes_room_for_others_and_the_listener_closes(stack, monkeypatch):
+    monkeypatch.setattr(joining, "_CALLERS", 2)
+    pairs = Pairs(stack, "tcp")
+    for _ in range(2):
+        stack.enter_context(socket.create_connection(("127.0.0.1", pairs.listener.port)))
+    begun = time.monotonic()
+    pairs.make()
+    assert time.monotonic() - begun < joining.STRANGER
+    pairs.listener.close()
+
+
+def test_a_client_says_once_that_it_still_seeks(monkeypatch, capsys):
+    monkeypatch.setattr(joining, "_SAYS_AFTER", 0.1)
+    with pytest.raises(ConnectionError, match=r"tried 0\.5 s"):
+        connect("tcp", "127.0.0.1", free_port(), patience=0.5)
+    assert capsys.readouterr().err.count("over tcp yet") == 1
 
 
 @TRANSPORTS

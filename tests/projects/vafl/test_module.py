@@ -1,8 +1,6 @@
 """The federation under Lightning: its nets, the centralised baseline's steps, its metrics, and what users get wrong."""
 
 import copy
-import csv
-import json
 
 import numpy as np
 import pytest
@@ -177,17 +175,9 @@ def test_options_that_will_not_do_are_named(options, message):
         build(**options)
 
 
-def test_the_verbs_work_one_after_the_other(run_folder, capsys, monkeypatch):
-    monkeypatch.setattr("projects.vafl.reporting.draw_training", lambda *_: None)  # figures have their own tests
-    monkeypatch.setattr("projects.vafl.reporting.log_figure", lambda *_: None)
-    from projects.vafl.cli import main
 
-    cli = main(["fit", "--model.seconds", "3"])
-    assert "accuracy 0." in capsys.readouterr().out
-    with (cli.run.artefacts("fit") / "curve.csv").open() as file:
-        curve = list(csv.DictReader(file))
-    accuracy = main(["test", "--trainer.enable_model_summary", "false"]).trainer.callback_metrics["test/accuracy"]
-    assert float(curve[-1]["accuracy"]) == pytest.approx(float(accuracy), abs=1e-6)
-    main(["predict", "--trainer.enable_model_summary", "false"])
-    rows = json.loads((cli.run.artefacts("predict") / "predictions.json").read_text())
-    assert len(rows) == 360
+def test_a_budget_of_uploads_is_for_those_who_upload():
+    own = Protection(std=1.0, clip=1.0, epsilon=4.0)
+    with pytest.raises(ValueError, match="a budget of uploads, of which centralised training has none: leave it null"):
+        VerticalFederation([[5], [4]], 2, protocol=Protocol("centralised"), protection=own)
+    assert VerticalFederation([[5], [4]], 2, protection=own).protection == own

@@ -211,14 +211,14 @@ def test_a_journal_outlives_its_process_and_ends_with_a_checkpoint(tmp_path):
     journal = Journal(tmp_path / "sent")
     journal.add(np.array([3, 1, 2]))
     journal.add(np.array([3]))
-    assert Journal.read(tmp_path / "sent").tolist() == [3, 1, 2, 3]
+    assert Journal.read(tmp_path / "sent", 8).tolist() == [0, 1, 1, 2, 0, 0, 0, 0]
     with (tmp_path / "sent").open("ab") as file:
         file.write(b"\x01\x02")  # torn
-    assert Journal.read(tmp_path / "sent").tolist() == [3, 1, 2, 3]
+    assert Journal.read(tmp_path / "sent", 8).tolist() == [0, 1, 1, 2, 0, 0, 0, 0]
     journal.clear()
     journal.add(np.array([7]))
-    assert Journal.read(tmp_path / "sent").tolist() == [7]
-    assert Journal.read(tmp_path / "none").tolist() == []
+    assert Journal.read(tmp_path / "sent", 8).tolist() == [0] * 7 + [1]
+    assert Journal.read(tmp_path / "none", 2).tolist() == [0, 0]
 
 
 def test_a_server_that_is_silent_is_sought_anew(federation):

@@ -80,6 +80,13 @@ def test_the_norm_of_a_record_is_over_all_of_its_dimensions():
     torch.testing.assert_close(clipped.flatten(1).norm(dim=1), torch.tensor([2.0, 2.0]))
 
 
+def test_what_is_not_finite_is_within_the_bound_all_the_same():
+    rows = torch.tensor([[math.inf, 1.0], [-math.inf, math.inf], [math.nan, 0.5], [3e38, -3e38], [3.0, 4.0]])
+    clipped = clip_rows(rows, 2.0)
+    assert bool((clipped.norm(dim=1) <= 2 + 1e-6).all())
+    torch.testing.assert_close(clipped[2:], torch.tensor([[0.0, 0.5], [0.0, 0.0], [1.2, 1.6]]))
+
+
 def test_the_gradient_of_the_clip_at_the_origin_is_that_of_the_identity():
     rows = torch.zeros(1, 3, requires_grad=True)
     clip_rows(rows, 1.0).sum().backward()

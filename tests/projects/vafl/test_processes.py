@@ -49,7 +49,20 @@ def test_a_killed_client_is_not_waited_for_and_comes_back_as_another_process(tmp
     assert process.longest_gap < 0.5
     own = load_checkpoint(client_file(tmp_path, 1))["client"]["releases"]
     assert bool((own >= torch.from_numpy(process.server.releases[1])).all())
+    assert bool((process.attendance.counted[1] >= own).all())  # with its journal
     assert process.recorder.curve[-1]["accuracy"] > 0.75
+
+
+@pytest.mark.parametrize(("clock", "killed"), [("virtual", [1]), ("wall", [0, 1, 2])], ids=["virtual", "all"])
+def test_a_training_that_cannot_go_on_without_the_killed_ends_at_once(tmp_path, clock, killed):
+    def watch(process, clients):
+        if process.server.updates > 10:
+            for number in killed:
+                clients.kill(number)
+
+    plan = Plan(None, 10**6, 0.5, clock, silence=1.0, patience=20.0)
+    with pytest.raises(ValueError, match=r"client 1 \(signal 9\).* was ended from outside"):
+        play(setting(delays=STEADY), model(), *records(), plan, tmp_path, watch=watch)
 
 
 def test_a_stopped_client_counts_as_gone_and_comes_back_by_itself(tmp_path):

@@ -1,6 +1,7 @@
 """What is written down of a training."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,18 @@ def test_a_row_of_the_curve_tells_what_was_so_far():
         assert (row["seconds"], row["updates"], row["bytes_up"]) == (moment, len(events), ours.costs.up)
         assert row["releases"] == ours.server.releases.max()
     assert [row["seconds"] for row in recorder.curve] == [0.0, 5.0, 10.0]
+
+
+def test_a_bar_shows_how_far_it_is_where_the_trainer_has_one(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "140")
+    ours = simulator()
+    recorder = Recorder(SimpleNamespace(loggers=[], progress_bar_callback=object()), 3, seconds=8.0)
+    with recorder.shown():
+        evaluated(recorder, ours, 2.0)
+    assert "second 2 of 8, update 0: accuracy" in " ".join(capsys.readouterr().out.split())
+    with Recorder(None, 3).shown():
+        pass
 
 
 def test_the_first_time_at_a_level_is_that_of_the_first_row_there():

@@ -9,6 +9,9 @@ from helpers.vafl_reference import drawn, played, simulator
 from torch.nn import functional as F
 
 from projects.vafl.client import Upload
+from projects.vafl.heads import ConcatHead
+from projects.vafl.server import Diverged, Server
+from projects.vafl.steps import StepSizes
 
 
 def message(client, rows, value=1.0, query=(), width=3):
@@ -99,3 +102,31 @@ def test_a_server_goes_on_from_its_state():
     sent = message(1, [0, 1, 2, 3], 0.5, [0, 1, 2, 3])
     assert torch.equal(other.step([sent])[0].gradient, ours.server.step([sent])[0].gradient)
     assert torch.equal(other.head.bias, ours.server.head.bias)
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_says_whose_embeddings_are_the_largest():
+    server = Server(ConcatHead([3, 3], 3), torch.arange(8) % 3, StepSizes.parse("constant", 0.5))
+    rows = np.arange(8)
+    server.store(Upload(0, -1, rows, torch.randn(8, 3), rows[:0]))
+    server.store(Upload(1, -1, rows, torch.randn(8, 3), rows[:0]))
+    before = {name: value.clone() for name, value in server.head.state_dict().items()}
+    honest, huge = Upload(0, 0, rows[:4], torch.ones(4, 3), rows[:4]), Upload(1, 0, rows[4:], torch.full((4, 3), 3e38), rows[4:])
+    with pytest.raises(Diverged) as raised:
+        server.step([honest, huge], checks=True)
+    assert raised.value.client == 1
+    assert all(torch.equal(value, before[name]) for name, value in server.head.state_dict().items())
+    assert server.updates == 0
+    assert server.releases.tolist() == [[1] * 8, [1] * 4 + [2] * 4]
+    server.forget_large(1)
+    assert server.table[4:, 3:].abs().max() == 0
+    assert server.table[:4, 3:].abs().min() > 0
+    assert bool(server.step([honest], checks=True)[0].gradient.isfinite().all())
+    assert server.releases[0].tolist() == [2] * 4 + [1] * 4
+
+
+def test_a_state_stays_as_it_was_while_training_goes_on():
+    server = Server(ConcatHead([3], 3), torch.arange(4) % 3, StepSizes.parse("constant", 0.5))
+    kept, rows = server.state(), np.arange(4)
+    before = {name: value.clone() for name, value in kept["head"].items()}
+    server.step([Upload(0, 0, rows, torch.randn(4, 3), rows)])
+    assert all(torch.equal(value, before[name]) for name, value in kept["head"].items())

@@ -154,7 +154,7 @@ def test_a_client_that_is_gone_is_not_waited_for_and_comes_back_to_the_present_r
 
 
 def test_all_budgets_spent_end_the_training(federation):
-    protection = Protection(std=4.0, clip=1.0, epsilon=1.0)
+    protection = Protection(std=12.0, clip=1.0, epsilon=1.0)
     played = federation(setting(Protocol(uploads="batch"), protection=protection), replace(QUICK, updates=10**6), clip=1.0)
     server, clients = played.serve(), played.join_all()
     process = server.outcome()

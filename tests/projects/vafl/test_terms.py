@@ -8,7 +8,7 @@ from helpers.federation import setting
 from projects.vafl.client import Signal, Upload
 from projects.vafl.frames import Frame, FrameError, decode, encode
 from projects.vafl.settings import Delays, Protocol
-from projects.vafl.terms import Terms, read_signal, read_times, read_upload, signal_frame, upload_frame
+from projects.vafl.terms import Terms, read_releases, read_signal, read_times, read_upload, signal_frame, upload_frame
 
 TERMS = Terms.of(setting(), 3, 60, 30, "abc")
 
@@ -32,12 +32,14 @@ def test_delays_are_each_partys_own():
         (replace(TERMS, records=61), "records are 61, the server's 60: both must hold the same subjects"),
         (replace(TERMS, ids="abd"), "ids are abd, the server's abc: both must hold the same subjects in their files"),
         (Terms.of(setting(lr=0.5), 3, 60, 30, "abc"), r"its settings differ \(lr is 0.5 there and 0.3 here\): give both the same configuration"),
+        (replace(TERMS, clock="virtual"), "its clock is virtual, the server's wall: give both the same --clock"),
+        (replace(TERMS, ids="\x1b[2Jabd"), r"its ids are \?\[2Jabd"),
         (Terms.of(setting(batch=7), 3, 60, 30, "abc"), "batch is 7 there and 6 here"),
         (Terms.of(setting(Protocol("sync")), 3, 60, 30, "abc"), "protocol.algorithm is sync there and async here"),
         (replace(TERMS, settings="[[[["), "its settings differ"),
         (replace(TERMS, settings="[" * 60000), "its settings differ"),
     ],
-    ids=["clients", "records", "ids", "lr", "batch", "protocol", "garbage", "deep garbage"],
+    ids=["clients", "records", "ids", "lr", "clock", "escape", "batch", "protocol", "garbage", "deep garbage"],
 )
 def test_a_difference_is_named_with_its_mend(other, said):
     import re
@@ -81,13 +83,14 @@ GOOD = {"rows": torch.tensor([1, 2], dtype=torch.int32), "embeddings": torch.zer
         ({}, {"embeddings": torch.zeros(2, 4)}, "no embeddings of shape"),
         ({}, {"embeddings": torch.zeros(2, 3, dtype=torch.float64)}, "no embeddings"),
         ({}, {"embeddings": torch.full((2, 3), torch.nan)}, "not finite: its training has diverged; lower model.lr"),
+        ({}, {"embeddings": torch.full((2, 3), 3e38)}, "as large as 3e\\+38: its training has diverged"),
         ({"first": 1}, {}, "fields"),
         ({"first": "2"}, {}, "fields"),
         ({"cycle": "x"}, {}, "fields"),
         ({}, {"query": torch.tensor([3], dtype=torch.int32)}, "asked for 1 records, expected a batch of 2"),
     ],
     ids=[
-        "twice", "beyond", "negative", "int64", "matrix", "width", "double", "nan", "first", "text", "cycle", "short query",
+        "twice", "beyond", "negative", "int64", "matrix", "width", "double", "nan", "huge", "first", "text", "cycle", "short query",
     ],
 )  # fmt: skip
 def test_what_is_no_upload_is_refused(fields, tensors, said):
@@ -95,7 +98,9 @@ def test_what_is_no_upload_is_refused(fields, tensors, said):
         read_upload(Frame("upload", {"cycle": 0} | fields, GOOD | tensors), 1, 10, 3, 2)
 
 
-@pytest.mark.parametrize("times", [(1.0, 0.5), (-1.0, 0.5), ("now", 1.0), (0.0, None)], ids=["backwards", "negative", "text", "none"])
+@pytest.mark.parametrize(
+    "times", [(1.0, 0.5), (-1.0, 0.5), ("now", 1.0), (0.0, None), (False, True)], ids=["backwards", "negative", "text", "none", "truth"]
+)
 def test_times_that_are_none_are_refused(times):
     with pytest.raises(FrameError, match="client 1 sent a cycle"):
         read_times(Frame("upload", dict(zip(("start", "arrival"), times, strict=True))), 1)
@@ -111,3 +116,14 @@ def test_answers_arrive_as_they_were():
     assert frame.fields["start"] == 1.25
     with pytest.raises(FrameError, match=r"no gradient of shape \(5, 3\)"):
         read_signal(frame, 5, 3)
+    with pytest.raises(FrameError, match="not finite: the training has diverged"):
+        read_signal(sent(signal_frame(replace(signal, gradient=signal.gradient / 0), 4, 1.25)), 6, 3)
+
+
+@pytest.mark.parametrize(
+    "counts", [torch.ones(3).long(), torch.ones(4), torch.tensor([0, 1, 2, -1]), None], ids=["short", "float", "negative", "none"]
+)
+def test_counts_that_are_none_are_refused(counts):
+    with pytest.raises(FrameError, match="client 1 sent no counts of the releases of 4 records"):
+        read_releases(Frame("bye", {}, {} if counts is None else {"releases": counts}), 4, "client 1")
+    assert read_releases(sent(Frame("bye", {}, {"releases": torch.arange(4)})), 4, "client 1").tolist() == [0, 1, 2, 3]

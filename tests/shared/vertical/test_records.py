@@ -87,3 +87,9 @@ def test_errors_say_what_is_wrong():
         Records(torch.zeros(2, 5, 3), nought, ("a",), ids=("a", "b", "c"))
     with pytest.raises(ValueError, match="1 records, which cannot be divided"):
         divided(Records(torch.zeros(1, 1, 4, 4), nought[:1], ("a",)), "train", 0.2, 0, "x")
+
+
+def test_columns_that_are_too_large_to_be_standardised_are_named():
+    table = torch.tensor([[1.0, 1e300], [2.0, -1e300], [3.0, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="columns 'b' have no finite standard deviation"):
+        Standardisation.of(Records(table, torch.zeros(3, dtype=torch.long), ("x",), ("a", "b")))
