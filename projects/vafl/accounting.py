@@ -73,7 +73,7 @@ def account(trainer: ProjectTrainer, module: VerticalFederation, data: VerticalR
         ValueError: if a target is out of its range, or nothing bounds an embedding.
     """
     _check(module.protection, epsilon, releases)
-    released = read_released(trainer, module, data.batch_size)
+    released = read_released(trainer, module)
     if released is None and releases is None:
         raise FileNotFoundError(
             f"no federation has been trained in {shown_path(trainer.run.path)}, so there is nothing to account for: run fit, launch or serve first, "
@@ -95,13 +95,12 @@ def account(trainer: ProjectTrainer, module: VerticalFederation, data: VerticalR
     return Accounted(rows, plan, _summary(rows, plan))
 
 
-def read_released(trainer: ProjectTrainer, module: VerticalFederation, batch: int) -> Released | None:
+def read_released(trainer: ProjectTrainer, module: VerticalFederation) -> Released | None:
     """Return what the run's training has released, all of it by its checkpoint; None where none has been, or where it was centralised.
 
     Args:
         trainer: with the run.
         module: the federation, of as many clients.
-        batch: records of a batch where the checkpoint does not tell them.
     """
     file = trainer.run.checkpoints / "last.ckpt"
     kept = load_checkpoint(file).get("federation", {}) if file.is_file() else {}
@@ -111,8 +110,8 @@ def read_released(trainer: ProjectTrainer, module: VerticalFederation, batch: in
         raise ValueError(
             f"{file} is of {len(kept['releases'])} clients, but the settings have {len(module.model.bottoms)}: account with the run's own"
         )
-    queries, batch = [int(count) for count in kept["queries"]], kept["batch"] or batch
-    return Released(kept["releases"], queries, batch, kept["maps_zero_to_zero"], Protection(**kept["protection"]))
+    queries = [int(count) for count in kept["queries"]]
+    return Released(kept["releases"], queries, kept["batch"], kept["maps_zero_to_zero"], Protection(**kept["protection"]))
 
 
 def trained_with(released: Released, present: Protection) -> Protection:
