@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from helpers.federation import CLASSES, Federation, setting
+from helpers.federation import CLASSES, setting
 
 from projects.vafl.client import Upload
 from projects.vafl.examining import Examination
@@ -26,19 +26,6 @@ from projects.vafl.terms import upload_frame
 PLAN = Plan(None, 10**6, 0.05, silence=0.6, patience=10.0)
 STEADY = Delays("constant", scale=0.02, floor=0.0)
 NONE = np.empty(0, np.int64)
-
-
-@pytest.fixture
-def federation(tmp_path):
-    made = []
-
-    def make(*args, **options):
-        made.append(Federation(tmp_path, *args, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.end()
 
 
 class Attacker:

@@ -175,7 +175,6 @@ def test_options_that_will_not_do_are_named(options, message):
         build(**options)
 
 
-
 def test_a_budget_of_uploads_is_for_those_who_upload():
     own = Protection(std=1.0, clip=1.0, epsilon=4.0)
     with pytest.raises(ValueError, match="a budget of uploads, of which centralised training has none: leave it null"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.federation import Federation, Thread, setting
+from helpers.federation import Thread, setting
 
 from projects.vafl.joining import Listener, connect
 from projects.vafl.partaking import Journal, Refused
@@ -17,19 +17,6 @@ from projects.vafl.settings import Delays, Protection, Protocol
 
 PLAN = Plan(None, 10**6, 0.05, silence=0.8, patience=10.0)
 STEADY = Delays("constant", scale=0.02, floor=0.0)
-
-
-@pytest.fixture
-def federation(tmp_path):
-    made = []
-
-    def make(*args, **options):
-        made.append(Federation(tmp_path, *args, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.end()
 
 
 def finish(played, server, *clients):

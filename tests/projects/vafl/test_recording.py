@@ -51,7 +51,8 @@ def test_a_row_of_the_curve_tells_what_was_so_far():
 
 
 def test_a_bar_shows_how_far_it_is_where_the_trainer_has_one(capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setattr("rich._console", None)  # that of earlier tests, which may be for no terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "140")
     ours = simulator()
     recorder = Recorder(SimpleNamespace(loggers=[], progress_bar_callback=object()), 3, seconds=8.0)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.federation import CLASSES, Federation, records, setting
+from helpers.federation import CLASSES, records, setting
 from helpers.federation import model as build
 
 from projects.vafl.recording import Recorder, Trace
@@ -13,19 +13,6 @@ from projects.vafl.simulator import Simulator
 
 VIRTUAL = Plan(None, 30, 0.5, "virtual", silence=5.0, patience=10.0)
 POISSON = Delays()
-
-
-@pytest.fixture
-def federation(tmp_path):
-    made = []
-
-    def make(*args, **options):
-        made.append(Federation(tmp_path, *args, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.end()
 
 
 def simulated(chosen, plan, clip):
