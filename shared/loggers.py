@@ -183,8 +183,17 @@ def log_table(trainer: L.Trainer, name: str, rows: Sequence[dict[str, Any]]) -> 
     write_json(path.with_suffix(".json"), list(rows))
     for logger in trainer.loggers:
         if isinstance(logger, RunWandbLogger):
-            logger.log_table(key=name, columns=columns, data=[[row.get(column) for column in columns] for row in rows])
+            logger.log_table(key=name, columns=columns, data=_of_one_type(rows, columns))
     return path
+
+
+def _of_one_type(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[list[Any]]:
+    """Return the cells of rows; W&B takes no columns of words and numbers, so that those become words."""
+    cells = {column: [row.get(column) for row in rows] for column in columns}
+    for column, values in cells.items():
+        if len({isinstance(value, str) for value in values if value is not None}) > 1:
+            cells[column] = [None if value is None else str(value) for value in values]
+    return [list(row) for row in zip(*cells.values(), strict=True)]
 
 
 def _artefact(trainer: L.Trainer, name: str, step: int | None, suffix: str) -> Path:

@@ -44,7 +44,7 @@ def test_an_offline_run_holds_metrics_and_pictures_and_needs_no_network(run_fold
     figure, axes = plt.subplots()
     axes.plot([0, 1])
     curve = log_figure(trainer, "curve", figure)
-    table = log_table(trainer, "table", [{"name": "a", "value": 1.5}, {"name": "b", "value": None}])
+    table = log_table(trainer, "table", [{"name": "a", "value": 1.5}, {"name": 2, "value": None}])  # words and numbers in a column
     finish_loggers(trainer)
     [file] = run.path.glob("wandb/offline-run-*/run-*.wandb")
     history, info = read_run(file)
@@ -54,7 +54,7 @@ def test_an_offline_run_holds_metrics_and_pictures_and_needs_no_network(run_fold
     assert outside == []
     assert picture == run.path / "artefacts" / "fit" / "samples-000003.png"
     assert curve.read_bytes()[:4] == b"\x89PNG"
-    assert table.read_text().splitlines() == ["name,value", "a,1.5", "b,"]
+    assert table.read_text().splitlines() == ["name,value", "a,1.5", "2,"]
     assert list((run.path / "wandb").glob("offline-run-*/files/media/images/samples_*.png"))
 
 
