@@ -132,7 +132,7 @@ def _be_client(content: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends the others
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    member: Membership = pickle.loads(content)
+    member: Membership = pickle.loads(content)  # its own parent's, through the pipe by which multiprocessing itself sends pickles
     try:
         take_part(member)
     except Exception as error:
