@@ -262,6 +262,7 @@ def _shorter(arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_client_that_is_killed_in_processes_comes_back_while_the_server_goes_on():
     case = Case(Protocol(), world=World("breast_cancer", 8, seconds=26.0, every=13.0))
     launched = real.launch(real.in_real_time(case), 0.3, 0, real.Crash(client=1, after=0.3, away=0.2))
