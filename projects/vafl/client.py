@@ -16,7 +16,6 @@ from projects.vafl.perturbed import Noise
 from projects.vafl.settings import Protection, Protocol
 from projects.vafl.steps import StepSizes
 from projects.vafl.uploads import ROW_BYTES, Selection, UploadPolicy
-from shared.seeding import derive_seed
 
 CHUNK = 4096
 """Records that a client embeds at once where it embeds many."""
@@ -106,7 +105,6 @@ class Client:
         self.ledger = Ledger(len(block))
         self.cycle = self.asked = 0
         self.seed, self.noise_seed = seed, seed if noise_seed is None else noise_seed
-        self._is_noisy = protection.std > 0 or any(protection.hidden)
         self._parameters = list(bottom.parameters())
         self._sent: Upload | None = None
         self._pull: Callable[[Tensor], list[Tensor]] | None = None
@@ -205,10 +203,7 @@ class Client:
 
     def _noise(self, what: str, number: int) -> Noise | None:
         """Return the noise of an upload, fresh for each, and the same for the step that goes with it."""
-        if not self._is_noisy:
-            return None
-        seed = derive_seed(self.noise_seed, "noise", self.number, what, int(number))
-        return Noise(seed, self.protection.std, tuple(self.protection.hidden))
+        return self.protection.noise(self.noise_seed, "noise", self.number, what, number)
 
     @torch.no_grad()
     def _descend(self, gradients: list[Tensor], eta: float) -> None:

@@ -170,11 +170,8 @@ class VerticalFederation(L.LightningModule):
 
     def _noises(self, what: str, number: int) -> list[Noise | None] | None:
         """Return a fresh noise for each client, or None where the setting has none."""
-        own = self.protection
-        if own.std == 0 and not any(own.hidden):
-            return None
-        seeds = [derive_seed(self.hparams.seed, "noise", party, what, number) for party in range(len(self.model.bottoms))]
-        return [Noise(seed, own.std, tuple(own.hidden)) for seed in seeds]
+        own, parties = self.protection, range(len(self.model.bottoms))
+        return [own.noise(self.hparams.seed, "noise", party, what, number) for party in parties] if own.is_noisy else None
 
 
 def build_model(

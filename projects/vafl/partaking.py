@@ -19,10 +19,8 @@ from projects.vafl.client import CHUNK, Client, Signal, Upload
 from projects.vafl.delays import DelaySource
 from projects.vafl.frames import Frame, FrameError
 from projects.vafl.links import Link, LinkClosed
-from projects.vafl.perturbed import Noise
 from projects.vafl.terms import Terms, is_second, read_releases, read_rows, read_signal, shown, upload_frame
 from shared.messages import say
-from shared.seeding import derive_seed
 
 SAVES_EVERY = 2.0
 """Seconds between two checkpoints of a client."""
@@ -333,12 +331,11 @@ class ClientProcess:
     @torch.no_grad()
     def _embed_tests(self) -> Tensor:
         """Embed the test records; where training records are protected so are these, but in virtual time, which has the simulator's numbers."""
-        own, parts = self.client.protection, []
-        is_noisy = not self._is_virtual and (own.std > 0 or any(own.hidden))
+        own, parts = self.client, []
         for part in self.tests.split(CHUNK):
             self._tested += 1
-            seed = derive_seed(self.client.noise_seed, "noise", self.client.number, "tests", self._tested)
-            parts.append(self.client.bottom(part, Noise(seed, own.std, tuple(own.hidden)) if is_noisy else None))
+            noise = None if self._is_virtual else own.protection.noise(own.noise_seed, "noise", own.number, "tests", self._tested)
+            parts.append(own.bottom(part, noise))
         return torch.cat(parts)
 
 

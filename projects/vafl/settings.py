@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from projects.vafl.perturbed import Noise
+from shared.seeding import derive_seed
+
 Algorithm = Literal["async", "t_sync", "sync", "centralised"]
 Sampling = Literal["own", "shared"]
 Order = Literal["upload_first", "query_first"]
@@ -150,3 +153,12 @@ class Protection:
             raise ValueError("protection.epsilon is a budget above 0, and needs protection.clip and protection.std: without them nothing is promised")
         if self.adjacency not in ("zero_out", "replace"):
             raise ValueError(f"protection.adjacency must be zero_out or replace, got {self.adjacency!r}")
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether there is any noise."""
+        return self.std > 0 or any(self.hidden)
+
+    def noise(self, *key: int | str) -> Noise | None:
+        """Return the noise that a key such as `(seed, "noise", client, "batch", cycle)` draws, or None where there is none."""
+        return Noise(derive_seed(*key), self.std, tuple(self.hidden)) if self.is_noisy else None

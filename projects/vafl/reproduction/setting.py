@@ -20,7 +20,6 @@ from projects.vafl.perturbed import Noise
 from projects.vafl.settings import Delays, Protection, Protocol
 from projects.vafl.simulator import Simulator
 from shared.jobs import kept
-from shared.seeding import derive_seed
 from shared.tables import Rows
 
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -187,13 +186,10 @@ def judged(module: VerticalFederation, blocks: list[Tensor], labels: Tensor, met
 
 
 def _noisy(module: VerticalFederation, blocks: list[Tensor], labels: Tensor, metric: str, seed: int) -> float:
-    own = module.protection
-    if own.std == 0 and not any(own.hidden):
+    own, parties = module.protection, range(len(blocks))
+    if not own.is_noisy:
         return judged(module, blocks, labels, metric)
-    parties = range(len(blocks))
-    draws: list[list[Noise | None]] = [
-        [Noise(derive_seed(seed, "tables", party, draw), own.std, tuple(own.hidden)) for party in parties] for draw in range(DRAWS)
-    ]
+    draws = [[own.noise(seed, "tables", party, draw) for party in parties] for draw in range(DRAWS)]
     return fmean(judged(module, blocks, labels, metric, noises) for noises in draws)
 
 
