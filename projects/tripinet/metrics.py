@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.distributed import gather_objects
-from shared.forgery.metrics import Roc, auroc, roc
+from shared.metrics.curves import Roc, auroc, roc
 
 THRESHOLDS = 256
 """Steps of the one threshold for a whole set: k / 256."""
@@ -79,9 +79,9 @@ def count(probability: Tensor, mask: Tensor, threshold: float = 0.5) -> Counts:
 
 def f1_best(curve: Roc) -> float:
     """Largest F1 over all thresholds: an upper bound, which no threshold chosen beforehand reaches; NaN if nothing is manipulated."""
-    if curve.fakes[-1] == 0:
+    if curve.positives[-1] == 0:
         return math.nan
-    return float((2 * curve.fakes / (curve.fakes + curve.reals + curve.fakes[-1])).max())
+    return float((2 * curve.positives / (curve.positives + curve.negatives + curve.positives[-1])).max())
 
 
 def trufor_f1(probability: Tensor, mask: Tensor) -> tuple[float, float]:

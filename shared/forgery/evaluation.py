@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from shared.distributed import gather_rows
-from shared.forgery.metrics import Scored, auroc, eer, eer_threshold, roc, summarise, video_scores, weighted_auroc
+from shared.forgery.metrics import Scored, summarise, video_scores, weighted_auroc
+from shared.metrics.curves import auroc, eer, eer_threshold, roc
 from shared.seeding import derive_seed, generator
 
 _CELLS = 2**20  # frames of resampled sets that are held at a time: they fit a processor's cache
