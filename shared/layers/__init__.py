@@ -1,4 +1,4 @@
-"""Layers of forensic networks that several projects build on."""
+"""Layers that several projects build on."""
 
 from shared.layers.precision import at_least_float32
 from shared.layers.residuals import BayarConv2d, SRMResidual, srm_kernels
