@@ -102,14 +102,33 @@ def list_images(root: str | Path, expected: str = "a folder of images, in sub-fo
     Raises:
         FileNotFoundError: if the folder is missing or holds no image.
     """
+    return list_files(root, expected, EXTENSIONS, "images")
+
+
+def list_files(root: str | Path, expected: str, endings: tuple[str, ...], what: str) -> list[Path]:
+    """Find all files of some kind under a folder.
+
+    Args:
+        root: folder, searched with all its sub-folders; links to folders are followed.
+        expected: the tree that should lie there, for the error message.
+        endings: of the files looked for, in lower case; files with them in capital letters are found too.
+        what: what these files are, in the plural, for the error message.
+
+    Returns:
+        The files, sorted by their path below `root`; hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or holds no such file.
+    """
     root = Path(root).expanduser()
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"{root} {what}: expected {expected}; correct the path, or put the images there")
-    found = sorted(_walk(root), key=lambda path: path.relative_to(root).as_posix())
+        state = "is not a folder" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"{root} {state}: expected {expected}; correct the path, or put the {what} there")
+    found = sorted(_walk(root, endings), key=lambda path: path.relative_to(root).as_posix())
     if not found:
-        endings = ", ".join(EXTENSIONS)
-        raise FileNotFoundError(f"no images in {root}: expected {expected}, in files ending in {endings}; correct the path, or put them there")
+        raise FileNotFoundError(
+            f"no {what} in {root}: expected {expected}, in files ending in {', '.join(endings)}; correct the path, or put them there"
+        )
     return found
 
 
@@ -186,11 +205,11 @@ def _scaled(levels: np.ndarray) -> Tensor:
     return torch.from_numpy(levels.astype(np.float32)).div_(np.iinfo(levels.dtype).max)
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise):
         here = Path(folder)
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and not _leads_back(here / name)]
-        yield from (here / name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+        yield from (here / name for name in names if name.lower().endswith(endings) and not name.startswith("."))
 
 
 def _raise(error: OSError) -> None:

@@ -1,18 +1,19 @@
-"""Pictures that a user names: a file, a folder or a pattern, each with a name to write results under."""
+"""Pictures or other files that a user names: a file, a folder or a pattern, each with a name to write results under."""
 
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.data.files import EXTENSIONS, check_images, list_images
+from shared.data.files import EXTENSIONS, check_images, list_files
 from shared.messages import shown_path
 
 
 @dataclass(frozen=True)
 class Input:
-    """A picture that a user names.
+    """A file that a user names.
 
     Attributes:
         file: where it lies.
@@ -35,14 +36,37 @@ def find_pictures(path: str | Path) -> list[Input]:
         BadFileError: naming all files that cannot be read as pictures of at most 64 million pixels.
         ValueError: if a pattern has `..` after a wildcard, which gives no names to write results under.
     """
+    base, files = find_files(path, EXTENSIONS, "picture", "images", "inbox/*.jpg")
+    return named(check_images(files), base)
+
+
+def find_files(path: str | Path, endings: tuple[str, ...], noun: str, plural: str, example: str) -> tuple[Path, list[Path]]:
+    """Find the files of one kind that a user names by a file, a folder or a pattern, as `find_pictures` does, unread.
+
+    Args:
+        path: see `find_pictures`.
+        endings: of the files that are taken from folders and by patterns, in lower case.
+        noun: what a file is, for messages.
+        plural: what the files of a folder are, for messages.
+        example: a pattern, for messages.
+
+    Returns:
+        The folder from which the files are named (see `named`), and the files, sorted.
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_pictures`.
+    """
     root = Path(path).expanduser()
     if root.is_file():
-        base, files = root.parent, [root]
-    elif root.exists() or not glob.has_magic(str(root)):
-        base, files = root, list_images(root, "a picture, a folder of pictures, or a pattern such as 'inbox/*.jpg'")
-    else:
-        base, files = _matches(root)
-    return [Input(file, spelt(file.relative_to(base))) for file in check_images(files)]
+        return root.parent, [root]
+    if root.exists() or not glob.has_magic(str(root)):
+        return root, list_files(root, f"a {noun}, a folder of {noun}s, or a pattern such as '{example}'", endings, plural)
+    return _matches(root, endings, noun)
+
+
+def named(files: Iterable[Path], base: Path) -> list[Input]:
+    """Name files by their paths below a folder."""
+    return [Input(file, spelt(file.relative_to(base))) for file in files]
 
 
 def spelt(path: Path) -> str:
@@ -50,18 +74,18 @@ def spelt(path: Path) -> str:
     return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
-def _matches(pattern: Path) -> tuple[Path, list[Path]]:
-    """Return the folder in which a pattern's wildcards begin, and the pictures that it matches, sorted."""
+def _matches(pattern: Path, endings: tuple[str, ...], noun: str) -> tuple[Path, list[Path]]:
+    """Return the folder in which a pattern's wildcards begin, and the files with the right endings that it matches, sorted."""
     first = next(number for number, part in enumerate(pattern.parts) if glob.has_magic(part))
     if ".." in pattern.parts[first:]:
         raise ValueError(f"the pattern {pattern} has '..' after a wildcard: write it without")
     base = Path(*pattern.parts[:first])
     found = sorted(file for file in set(base.glob(str(Path(*pattern.parts[first:])))) if not _is_hidden(file.relative_to(base)))
-    pictures = [file for file in found if file.suffix.lower() in EXTENSIONS and file.is_file()]
-    if not pictures:
+    files = [file for file in found if file.suffix.lower() in endings and file.is_file()]
+    if not files:
         seen = f"only {shown_path(found[0])} and the like, which have other endings or are folders" if found else "nothing"
-        raise FileNotFoundError(f"no picture matches {pattern}, but {seen}: expected files ending in {', '.join(EXTENSIONS)}; capital letters count")
-    return base, pictures
+        raise FileNotFoundError(f"no {noun} matches {pattern}, but {seen}: expected files ending in {', '.join(endings)}; capital letters count")
+    return base, files
 
 
 def _is_hidden(path: Path) -> bool:
