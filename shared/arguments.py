@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Collection
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ def verbs_of(trainer: type) -> list[str]:
     return [*LIGHTNING_VERBS, *(name for name in added if name not in LIGHTNING_VERBS)]
 
 
-def first_option(trainer: type, verb: str) -> str:
-    """Return the name of a verb's first option, which users may give without its name: `scan FOLDER`."""
-    return next(name for name in list(inspect.signature(getattr(trainer, verb)).parameters)[1:] if name not in SUPPLIED)
+def with_names(trainer: type, verb: str, options: list[str], count: int = 1) -> list[str]:
+    """Name up to `count` values that stand in front without a name, in the order of the verb's options: `scan FOLDER`, `verify A B`."""
+    names = [name for name in list(inspect.signature(getattr(trainer, verb)).parameters)[1:] if name not in SUPPLIED]
+    bare = list(takewhile(lambda option: not option.startswith("-"), options))[:count]
+    return [part for name, value in zip(names, bare, strict=False) for part in (f"--{name}", value)] + options[len(bare) :]
 
 
 def switches_of(trainer: type, verb: str) -> set[str]:

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from shared.arguments import SUPPLIED, as_list, extract, files_of, fingerprint_of, first_option, joined, named, spell_out, switches_of, verbs_of
+from shared.arguments import SUPPLIED, as_list, extract, files_of, fingerprint_of, joined, named, spell_out, switches_of, verbs_of, with_names
 from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
 from shared.distributed import rank
@@ -51,6 +51,8 @@ class ProjectTrainer(L.Trainer):
     """Further options that name files or folders: a verb is done again when what lies there has changed."""
     files: frozenset[str] = frozenset()
     """Settings such as `data.root` that may name a file, or a function in one as `file.py:function`: it counts with what lies in the file."""
+    unnamed: Mapping[str, int] = MappingProxyType({})
+    """Verbs of which more than the first option may be given without its name, and how many: `verify A B`."""
     repeated: frozenset[str] = frozenset()
     """Options that may be given several times: their values make one list."""
     independent: frozenset[str] = frozenset()
@@ -200,9 +202,7 @@ class ProjectCLI(LightningCLI):
         self.chosen = None if position is None else arguments[position]
         if position is None or self.chosen is None:
             return arguments
-        options = arguments[position + 1 :]
-        if options and not options[0].startswith("-"):
-            options = [f"--{first_option(self._trainer_type, self.chosen)}", *options]
+        options = with_names(self._trainer_type, self.chosen, arguments[position + 1 :], self._trainer_type.unnamed.get(self.chosen, 1))
         options = spell_out(options, switches_of(self._trainer_type, self.chosen))
         options = joined(options, self._trainer_type.repeated)
         options, configs = extract(options, "-c", "--config")
