@@ -49,6 +49,8 @@ class ProjectTrainer(L.Trainer):
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
     reads: frozenset[str] = frozenset()
     """Further options that name files or folders: a verb is done again when what lies there has changed."""
+    beside: frozenset[str] = frozenset()
+    """Files of a run, such as `voices.safetensors`, that its verbs read as they lie there: a verb is done again when they have changed."""
     files: frozenset[str] = frozenset()
     """Settings such as `data.root` that may name a file, or a function in one as `file.py:function`: it counts with what lies in the file."""
     unnamed: Mapping[str, int] = MappingProxyType({})
@@ -369,7 +371,8 @@ class ProjectCLI(LightningCLI):
         pairs = [(name, number, file) for name, each in files.items() for number, file in enumerate(each)]
         given = {name if not number else f"{name}-{number}": file for name, number, file in pairs if file.exists()}
         own = {"weights": self.run.checkpoints / "last.ckpt", "pipeline": self.run.path / "pipeline", "model": self.run.path / "model.safetensors"}
-        return given | ({} if "ckpt_path" in given else {name: path for name, path in own.items() if path.exists()})
+        beside = {name: self.run.path / name for name in sorted(self._trainer_type.beside)} | ({} if "ckpt_path" in given else own)
+        return given | {name: path for name, path in beside.items() if path.exists()}
 
     def _record(self, verb: str, kwargs: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Path], fingerprint: str) -> None:
         """Carry out a verb on the first process, and write down in the run folder what it was and how it went."""
