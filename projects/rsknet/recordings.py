@@ -1,0 +1,224 @@
+"""Recordings that can be read in parts, crops of them to learn from, and batches of whole ones to embed (sections 3 and 5 of the sheet)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from projects.rsknet import audio
+from projects.rsknet.augmentation import SPEEDS, Augmentation, change_speed, source_samples, speed_label
+from projects.rsknet.sounds import repeated
+from shared.distributed import UnpaddedSampler
+from shared.seeding import derive_seed
+
+TOGETHER = 60.0
+"""Seconds of recordings, with their padding, that are embedded at a time; a longer one is embedded alone."""
+
+
+class Recordings(Protocol):
+    """N recordings by number.
+
+    Attributes:
+        names: (N,) as lists name them.
+        rate: samples a second that they are read at.
+    """
+
+    names: Sequence[str]
+    rate: int
+
+    def __len__(self) -> int: ...
+
+    def samples(self, index: int) -> int:
+        """Return the length of a recording at `rate`."""
+
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> Tensor:
+        """Return (n,) float32 in [-1, 1] from `start` on; None reads to the end."""
+
+
+class FileRecordings:
+    """Recordings in files, read as they are used; a name of a file may end in `#from-to`, in seconds, for a part of it.
+
+    Args:
+        files: by name.
+        rate: samples a second.
+        cuts: parts in seconds, by the names that have one.
+    """
+
+    def __init__(self, files: Mapping[str, Path], rate: int, cuts: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self.names: Sequence[str] = list(files)
+        self.rate = rate
+        self.files = [Path(file) for file in files.values()]
+        self._cuts = {} if cuts is None else dict(cuts)
+        self._lengths: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def samples(self, index: int) -> int:
+        if index not in self._lengths:
+            first, last = self._span(index)
+            about = audio.info(self.files[index])
+            whole = -(-about.samples * self.rate // about.rate)
+            self._lengths[index] = max(0, (whole if last is None else min(last, whole)) - first)
+        return self._lengths[index]
+
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> Tensor:
+        first, last = self._span(index)
+        if last is not None:
+            samples = min(last - first - start, samples or last)
+        return audio.read(self.files[index], self.rate, first + start, samples)
+
+    def _span(self, index: int) -> tuple[int, int | None]:
+        cut = self._cuts.get(self.names[index])
+        return (0, None) if cut is None else (round(cut[0] * self.rate), round(cut[1] * self.rate))
+
+
+class DrawnRecordings:
+    """Recordings in memory.
+
+    Args:
+        names: (N,).
+        waveforms: (N, samples).
+        rate: samples a second.
+    """
+
+    def __init__(self, names: Sequence[str], waveforms: Tensor, rate: int) -> None:
+        self.names, self.waveforms, self.rate = names, waveforms, rate
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def samples(self, index: int) -> int:
+        return self.waveforms.shape[1]
+
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> Tensor:
+        return self.waveforms[index, start : None if samples is None else start + samples]
+
+
+class Crops(Dataset):
+    """Random crops with their speakers' numbers, {"waveform": (n,), "label": int}; index i + e N stands for recording i of N in epoch e.
+
+    A recording shorter than the crop is repeated. Which part, which speed and what is added depend on (seed, epoch, i) alone.
+
+    Args:
+        recordings: N recordings.
+        speakers: (N,) who speaks.
+        seconds: length of a crop.
+        seed: of the choices.
+        augmentation: what is added, or None.
+        is_perturbed: plays a crop at one of `SPEEDS`, as a speaker of its own at each.
+
+    Attributes:
+        classes: number of labels.
+    """
+
+    def __init__(
+        self, recordings: Recordings, speakers: Sequence[str], seconds: float, seed: int, augmentation: Augmentation | None, is_perturbed: bool
+    ) -> None:
+        self.recordings, self.seed, self.augmentation = recordings, seed, augmentation
+        self.samples = round(seconds * recordings.rate)
+        self.speeds = SPEEDS if is_perturbed else SPEEDS[:1]
+        numbers = {speaker: number for number, speaker in enumerate(sorted(set(speakers)))}
+        self.labels, self.speakers = [numbers[speaker] for speaker in speakers], len(numbers)
+        self.classes = self.speakers * len(self.speeds)
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, place = divmod(index, len(self))
+        rng = np.random.default_rng(derive_seed(self.seed, "crop", epoch, place))
+        speed = int(rng.integers(len(self.speeds)))
+        wanted = source_samples(self.samples, self.speeds[speed])
+        there = self.recordings.samples(place)
+        start = int(rng.integers(max(there - wanted, 0) + 1))
+        waveform = repeated(self.recordings.read(place, start, min(wanted, there)), wanted)
+        waveform = repeated(change_speed(waveform, self.speeds[speed]), self.samples)
+        if self.augmentation is not None:
+            waveform = self.augmentation(waveform, rng)
+        return {"waveform": waveform, "label": speed_label(self.labels[place], speed, self.speakers)}
+
+
+class Whole(Dataset):
+    """Whole recordings, {"waveform": (n,), "index": int}.
+
+    Args:
+        recordings: N recordings.
+        longest: samples that are kept of each, from the middle; None for all.
+        indices: the recordings to take; None for all.
+    """
+
+    def __init__(self, recordings: Recordings, longest: int | None = None, indices: Sequence[int] | None = None) -> None:
+        self.recordings, self.longest = recordings, longest
+        self.indices = range(len(recordings)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Samples of each."""
+        return [min(self.recordings.samples(index), self.longest or 2**62) for index in self.indices]
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        index = self.indices[place]
+        spare = max(0, self.recordings.samples(index) - self.lengths[place])
+        return {"waveform": self.recordings.read(index, spare // 2, self.lengths[place]), "index": index}
+
+
+class Batches(Dataset):
+    """Batches of about equally long recordings, the longest first: {"waveform": (B, N), "length": (B,) samples, "index": (B,)}.
+
+    Shorter recordings have zeros behind them. A batch has as many recordings as fit into `samples` with this padding.
+
+    Args:
+        whole: the recordings.
+        samples: of a batch, with its padding.
+        most: recordings of a batch.
+    """
+
+    def __init__(self, whole: Whole, samples: int, most: int) -> None:
+        self.whole, self.places = whole, list[list[int]]()
+        lengths = whole.lengths
+        for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+            batch = self.places[-1] if self.places else []
+            if not batch or len(batch) == most or (len(batch) + 1) * lengths[batch[0]] > samples:
+                self.places.append([])
+            self.places[-1].append(place)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        items = [self.whole[place] for place in self.places[number]]
+        waveforms = [item["waveform"] for item in items]
+        return {
+            "waveform": pad_sequence(waveforms, batch_first=True),
+            "length": torch.tensor([len(waveform) for waveform in waveforms]),
+            "index": torch.tensor([item["index"] for item in items]),
+        }
+
+
+def whole_loader(
+    recordings: Recordings, seconds: float | None = None, indices: Sequence[int] | None = None, most: int = 50, **options: Any
+) -> DataLoader:
+    """Return a loader of whole recordings in `Batches`, dealt over the processes without padding.
+
+    Args:
+        recordings: what to read.
+        seconds: keeps so much from the middle of each; None keeps all.
+        indices: the recordings to take; None for all.
+        most: recordings of a batch.
+        **options: further arguments of `DataLoader`.
+    """
+    whole = Whole(recordings, None if seconds is None else round(seconds * recordings.rate), indices)
+    batches = Batches(whole, round(TOGETHER * recordings.rate), most)
+    return DataLoader(batches, batch_size=None, sampler=UnpaddedSampler(batches), **options)
