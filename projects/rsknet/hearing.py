@@ -1,0 +1,186 @@
+"""What the verbs embed, enroll and verify share: a user's recordings with their embeddings and what spoils them, and how they compare."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from projects.rsknet import audio
+from projects.rsknet.calibration import Calibration, quality
+from projects.rsknet.features import energy_vad
+from projects.rsknet.recordings import FileRecordings, whole_loader
+from projects.rsknet.scoring import Backend, Scorer, unit
+
+if TYPE_CHECKING:
+    from projects.rsknet.module import SpeakerVerification
+    from shared.cli import ProjectTrainer
+    from shared.data.inputs import Input
+
+SHORT, QUIET, CLIPPED = 1.0, -50.0, 0.01
+"""Seconds of speech, level in dBFS and part of clipped samples beyond which a recording is remarked on."""
+FULL = 0.999
+"""Part of full scale from which a sample counts as clipped."""
+_SECONDS = 10.0  # between two lines on how far it is
+_SILENCE = 1e-12  # mean square that levels end at, -120 dBFS
+_PIECE = 60  # seconds that are looked at together
+_PAIRS = 1 << 20  # that are compared at a time
+
+
+class Heard(NamedTuple):
+    """A recording as a network hears it.
+
+    Attributes:
+        vector: (E,) float32 embedding as the network gives it.
+        seconds: its length.
+        rate: its own samples a second.
+        level: root mean square in dB below full scale, -120 at least.
+        clipped: part of the samples at full scale.
+        speech: part of the frames that are speech, by energy.
+    """
+
+    vector: Tensor
+    seconds: float
+    rate: int
+    level: float
+    clipped: float
+    speech: float
+
+    def remarks(self, rate: int) -> list[str]:
+        """Say what makes the recording a poor one for a network that listens at `rate`."""
+        said = []
+        if (spoken := self.speech * self.seconds) < SHORT:
+            said.append(f"only {spoken:.1f} s of speech")
+        if self.level < QUIET:
+            said.append(f"very quiet, {self.level:.0f} dBFS")
+        if self.clipped > CLIPPED:
+            said.append(f"{self.clipped:.0%} of the samples are clipped")
+        if self.rate < rate:
+            said.append(f"recorded at {self.rate} Hz, so that the band from {self.rate // 2} to {rate // 2} Hz is empty")
+        return said
+
+
+class Models(NamedTuple):
+    """M sides of comparisons.
+
+    Attributes:
+        vectors: (M, E) float64 means of embeddings after `unit`.
+        counts: (M,) int64 recordings of each.
+        seconds: (M,) float64 length of them together.
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    seconds: Tensor
+
+    @classmethod
+    def of(cls, scorer: Scorer, groups: Sequence[Sequence[Heard]]) -> Models:
+        """Make a side of each group of recordings of one person."""
+        return cls(
+            torch.stack([unit(torch.stack([one.vector for one in group]), scorer.mean).mean(0) for group in groups]),
+            torch.tensor([len(group) for group in groups]),
+            torch.tensor([math.fsum(one.seconds for one in group) for group in groups], dtype=torch.float64),
+        )
+
+    def rows(self, first: int, last: int) -> Models:
+        """Return the sides from `first` to before `last`."""
+        return Models(*(column[first:last] for column in self))
+
+
+# ---- listening
+
+
+def find(module: SpeakerVerification, path: str) -> list[Input]:
+    """Find recordings that the network can embed; see `audio.find_audio`, which refuses silent ones and those shorter than a frame here."""
+    return audio.find_audio(path, module.hparams.frame_length / 1000, allow_silence=False)
+
+
+def listen(trainer: ProjectTrainer, module: SpeakerVerification, files: Mapping[str, Path]) -> Iterator[tuple[str, Heard]]:
+    """Embed recordings in batches of like lengths, the longest first, and yield each with its key.
+
+    Args:
+        trainer: its device and precision are used.
+        module: the network, which is put on the device.
+        files: by key.
+
+    Raises:
+        BadFileError: if one cannot be read.
+        ValueError: if one needs more memory than there is, or its embedding is not finite.
+    """
+    recordings = FileRecordings(files, module.hparams.rate)
+    module.to(trainer.strategy.root_device).eval()
+    printed, done = time.monotonic(), 0
+    for batch in whole_loader(recordings):
+        places = batch["index"].tolist()
+        with trainer.precision_plugin.forward_context():
+            vectors = _embedded(module, batch, recordings.files[places[0]])
+        for place, vector, waveform, count in zip(places, vectors, batch["waveform"], batch["length"].tolist(), strict=True):
+            if not vector.isfinite().all():
+                raise ValueError(f"{recordings.files[place]}: its embedding is not finite; use --trainer.precision 32, or another checkpoint")
+            yield recordings.names[place], _heard(module, recordings.files[place], vector, waveform[:count])
+        done += len(places)
+        if time.monotonic() - printed >= _SECONDS:
+            printed = time.monotonic()
+            print(f"  recording {done} of {len(recordings)}", flush=True)
+
+
+def _embedded(module: SpeakerVerification, batch: Mapping[str, Tensor], longest: Path) -> Tensor:
+    try:
+        return module(batch["waveform"].to(module.device), batch["length"].to(module.device)).cpu()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise  # on a CPU, PyTorch has no error of its own for that
+        raise ValueError(f"{longest} needs more memory than there is: embed it in shorter windows, by a smaller --model.longest") from error
+
+
+def _heard(module: SpeakerVerification, file: Path, vector: Tensor, waveform: Tensor) -> Heard:
+    about = audio.info(file)
+    level = 10 * math.log10(max(float(waveform.double().square().mean()), _SILENCE))
+    speech = energy_vad(module.fbank.log_energy(waveform)[None]).float().mean()
+    return Heard(vector, about.seconds, about.rate, level, _clipped(file, about, waveform, module.hparams.rate), float(speech))
+
+
+def _clipped(file: Path, about: audio.Info, waveform: Tensor, rate: int) -> float:
+    """Part of the samples at full scale in the file itself: resampling moves them off it."""
+    step = _PIECE * about.rate
+    starts = range(0, about.samples, step)
+    pieces = [waveform] if about.rate == rate else (audio.read(file, about.rate, start, min(step, about.samples - start)) for start in starts)
+    return sum(int((piece.abs() >= FULL).sum()) for piece in pieces) / about.samples
+
+
+# ---- comparing
+
+
+def calibrated(scorer: Scorer, backend: Backend) -> Calibration:
+    """Return the calibration of a back-end.
+
+    Raises:
+        ValueError: if the scorer has no such back-end.
+    """
+    if backend not in scorer.calibrations:
+        there = ", ".join(scorer.calibrations) or "none"
+        raise ValueError(f"the scorer has no calibrated back-end {backend!r}, but {there}: choose one by --backend, or run the verb calibrate")
+    return scorer.calibrations[backend]
+
+
+def compare(scorer: Scorer, backend: Backend, enrol: Models, tests: Models) -> tuple[Tensor, Tensor]:
+    """Compare each of M sides with each of K.
+
+    Returns:
+        Two (M, K) float64: scores, and calibrated natural logarithms of likelihood ratios.
+    """
+    parts, step = [], max(1, _PAIRS // max(1, len(tests.counts)))
+    for first in range(0, len(enrol.counts), step):
+        rows = enrol.rows(first, first + step)
+        left, right = torch.meshgrid(torch.arange(len(rows.counts)), torch.arange(len(tests.counts)), indexing="ij")
+        left, right = left.flatten(), right.flatten()
+        scores = scorer.score(backend, rows.vectors, rows.counts, tests.vectors, left, right)
+        llrs = calibrated(scorer, backend).llr(scores, quality(rows.seconds[left], tests.seconds[right]))
+        parts.append(torch.stack([scores, llrs]).reshape(2, len(rows.counts), -1))
+    scores, llrs = torch.cat(parts, dim=1)
+    return scores, llrs
