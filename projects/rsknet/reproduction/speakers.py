@@ -53,10 +53,10 @@ def tabulate(rows: Rows, reference: str = XVECTOR) -> Rows:
     rates = {net: float(np.mean([row["EER %"] for row in rows if row["net"] == net])) for net in nets}
     for row in rows:
         is_first, net = row["seed"] == seeds[0], row["net"]
-        row |= dict(zip(("from", "to"), _interval(means[net]) if is_first else (None, None), strict=True))
+        row |= dict(zip(("EER from", "EER to"), _interval(means[net]) if is_first else (None, None), strict=True))
         beside = is_first and reference in means and net != reference
         row[f"minus {reference}"] = rates[net] - rates[reference] if beside else None
-        row |= dict(zip((" from", " to"), _interval(means[net] - means[reference]) if beside else (None, None), strict=True))
+        row |= dict(zip(("from", "to"), _interval(means[net] - means[reference]) if beside else (None, None), strict=True))
     return rows
 
 
@@ -78,7 +78,7 @@ def expectations(summary: Rows) -> dict[str, bool]:
     rate, size = ({net: row[column]["mean"] for net, row in rows.items()} for column in ("EER %", "k parameters"))
     return {
         "RSKNet-MTSP is below the x-vector in EER, with fewer parameters": rate[RSKNET] < rate[XVECTOR] and size[RSKNET] < size[XVECTOR],
-        "the interval of that difference lies below 0": rows[RSKNET][" to"]["mean"] < 0,
+        "the interval of that difference lies below 0": rows[RSKNET]["to"]["mean"] < 0,
         "RSKNet-MTSP-L is within one point of the x-vector, with 60 % fewer parameters": rate[LIGHT] < rate[XVECTOR] + 1
         and size[LIGHT] <= FEWER * size[XVECTOR],
     }
@@ -97,7 +97,7 @@ def expectations_powered(summary: Rows) -> dict[str, bool]:
     rate = {net: row["EER %"]["mean"] for net, row in rows.items()}
     return {
         "RSKNet-MTSP is below ResNet": rate[RSKNET] < rate[RESNET],
-        "the interval of that difference lies below 0": rows[RSKNET][" to"]["mean"] < 0,
+        "the interval of that difference lies below 0": rows[RSKNET]["to"]["mean"] < 0,
         "MTSP is below pooling the last stage alone": rate[RSKNET] < rate["RSKNet"],
     }
 

@@ -125,7 +125,7 @@ def test_a_recording_of_someone_else_and_one_person_under_two_names_are_named(mo
     found = enroll(trainer_in(tmp_path), module, scorer, str(tmp_path / "other"), None, file, backend="cosine")
     assert [remark.partition(":")[0] for remark in found.remarks] == ["ada and eva"]
     found = enroll(trainer_in(tmp_path), module, scorer, str(write(tmp_path / "chirps", ada=["chirp"])), None, file, backend="cosine")
-    assert any(remark.startswith("ada: does not resemble what was enrolled under that name: 0.wav") for remark in found.remarks)
+    assert any(remark.startswith("ada: does not resemble what was enrolled under that name: ada/0.wav") for remark in found.remarks)
     assert "look at ada" in capsys.readouterr().out
 
 
