@@ -46,8 +46,11 @@ class EpochAverage(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: SpeakerVerification) -> None:  # type: ignore[override]
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        if math.ceil((trainer.estimated_stepping_batches - trainer.global_step) / steps) < self.last:
+        left = math.ceil((trainer.estimated_stepping_batches - trainer.global_step) / steps)
+        if trainer.global_step % steps == 0 and left < self.last:
             self._take(trainer, pl_module)
+
+    on_train_start = on_train_epoch_start  # going on after an epoch's last step need not begin with the beginning of an epoch
 
     @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: SpeakerVerification) -> None:  # type: ignore[override]

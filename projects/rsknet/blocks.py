@@ -130,11 +130,12 @@ class _Residual(nn.Module):
         self.first = convolution(inputs, outputs, stride, separable=separable)
         self.shortcut = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map (B, C_in, F, T), zero where padded, to (B, C_out, F / stride, T / stride), zero where padded; the mask is that of the result."""
-        around = features if self.shortcut is None else self.shortcut(features)
+        step = self.stride  # taken by slices: of a 1 x 1 convolution of few channels in steps, torch 2.15 damages memory in the backward pass
+        around = features if self.shortcut is None else self.shortcut(features[:, :, ::step, ::step])
         inner = masked(torch.relu_(self.first(features)), mask)
         return masked(torch.relu(self.behind(inner, mask) + around), mask)
 

@@ -19,7 +19,7 @@ from projects.rsknet.recordings import Crops, DrawnRecordings, FileRecordings, R
 from projects.rsknet.sounds import DrawnSounds, SoundFiles
 from projects.rsknet.synthesis import synthvox
 from shared.data.base import DataModule
-from shared.distributed import EpochKeys
+from shared.distributed import EpochKeys, world_size
 from shared.seeding import derive_seed
 
 Added = Literal["none", "drawn", "files"]
@@ -201,12 +201,10 @@ class SpeakerData(DataModule):
     # ---- loaders
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self._check_lengths()
-
-    def _check_lengths(self) -> None:
-        if self.batch_size < 2:
-            raise ValueError("data.batch_size must be at least 2: batch norms average over the crops of a batch")
+        if stage == "fit" and self.batch_size < 2 * world_size():
+            raise ValueError(
+                f"data.batch_size must be at least {2 * world_size()}, two for each process: batch norms average over the crops of a batch"
+            )
 
     def train_dataloader(self) -> DataLoader:
         return self.training_loader(self.crops, sampler=EpochKeys(self.crops, self.seed))

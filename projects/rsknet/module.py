@@ -20,7 +20,7 @@ from projects.rsknet.metrics import summarise
 from projects.rsknet.model import RSKNet, build_net
 from projects.rsknet.scoring import cosine, models, unit
 from shared.checkpoints import load_checkpoint
-from shared.distributed import gather_rows, own_rows, world_size
+from shared.distributed import gather_rows, own_rows, rank, world_size
 from shared.losses import MarginSoftmax, margin_ramp
 from shared.seeding import derive_seed, generator
 from shared.training import check_finite, evaluating
@@ -42,7 +42,8 @@ class SpeakerVerification(L.LightningModule):
         net: name of the network: rsknet_mtsp, rsknet_mtsp_l, rsknet18_mtsp, rsknet18_mtsp_l, resnet34, xvector, ecapa512, ecapa1024; or a small
             one: tiny_rsknet_mtsp, tiny_rsknet_mtsp_l, tiny_resnet, tiny_xvector, tiny_ecapa.
         options: options of the network besides those of its name, such as {block: basic}, {scales: [4]}, {rank: 64} or {dilations: [[1, 1], [1, 3]]}.
-        weights: checkpoint that training begins with, of the same network; its classes are taken too where there are as many.
+        weights: checkpoint that training begins with, of the same network or of the full one to a light one; its classes are taken too where they are
+            those of the data.
         rate: samples a second.
         bins: mel bins.
         frame_length: of a frame, in milliseconds.
@@ -112,7 +113,7 @@ class SpeakerVerification(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         _check(self.hparams)
-        self.fbank = Fbank(rate, bins, frame_length, frame_shift, window, dither=dither, coefficients=coefficients)
+        self.fbank = Fbank(rate, bins, frame_length, frame_shift, window, coefficients=coefficients)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "rsknet weights"))
             self.net = build_net(net, self.fbank.features, options).to(memory_format=torch.channels_last)  # half of the time on a CPU
@@ -197,7 +198,7 @@ class SpeakerVerification(L.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         given, labels, head = self.hparams, batch["label"], self.head
         assert head is not None
-        features, frames = self.features(batch["waveform"])
+        features, frames = self.features(self._dithered(batch["waveform"]))
         if given.spec_augment:
             features = self._blanked(features)
         head.margin = self.margin_at(self.global_step)
@@ -219,9 +220,18 @@ class SpeakerVerification(L.LightningModule):
         rng = generator(self.hparams.seed, "spec augment", self.global_step)
         return features * own_rows(spec_augment(features.new_ones(len(features) * world_size(), *features.shape[1:]), rng))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def _dithered(self, waveforms: Tensor) -> Tensor:
+        """Add noise that is a function of the step and the process, so that training goes on from a checkpoint as if unbroken."""
+        if not self.hparams.dither:
+            return waveforms
+        rng = generator(self.hparams.seed, "dither", self.global_step, rank(), device=waveforms.device)
+        noise = torch.randn(waveforms.shape, generator=rng, device=waveforms.device)
+        return waveforms.add(noise, alpha=self.hparams.dither / 2**15)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         embed = self.net.embed if isinstance(self.net, RSKNet) else None
-        if self.hparams.semi_orthogonal and isinstance(embed, LowRankLinear) and self.global_step % ORTHOGONAL_EVERY == 0:
+        is_due = self.global_step > 0 and self.global_step % ORTHOGONAL_EVERY == 0
+        if self.hparams.semi_orthogonal and isinstance(embed, LowRankLinear) and is_due:
             semi_orthogonal_step(embed.first.weight)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -31,7 +31,7 @@ class Recorder(L.Callback):
 
 def fit(folder, last=LAST, resume=None, keep=False, epochs=EPOCHS, **options):
     """Train, two steps an epoch, as a run in a folder does; returns the module, the trainer and what was recorded."""
-    module = SpeakerVerification(net="tiny_rsknet_mtsp", options={"layers": [1], "widths": [4], "embedding": 8}, seed=3)
+    module = SpeakerVerification(net="tiny_rsknet_mtsp", options={"layers": [1], "widths": [4], "embedding": 8}, dither=0.0, seed=3)
     data = SpeakerData(speakers=3, utterances=4, held_speakers=2, test_utterances=2, batch_size=6)
     run = Run(folder)
     recorder = Recorder(run.checkpoints if keep else None)

@@ -137,9 +137,9 @@ class Begun(L.Callback):
             trainer.save_checkpoint(self.file)
 
 
-def begun(net="tiny_rsknet_mtsp", weights=None, file=None, widths=(4, 6), **data):
+def begun(net="tiny_rsknet_mtsp", weights=None, file=None, widths=(4,), **data):
     """Train a step, and return what it began with."""
-    options = {"layers": [1, 1], "widths": list(widths), "embedding": 8} | ({"rank": 4} if net.endswith("_l") else {})
+    options = {"layers": [1], "widths": list(widths), "embedding": 8} | ({"rank": 4} if net.endswith("_l") else {})
     learner = SpeakerVerification(net=net, options=options, weights=None if weights is None else str(weights), ramp=None, seed=1)
     seen, world = Begun(file), {"speakers": 3, "utterances": 2, "held_speakers": 2, "test_utterances": 2, "batch_size": 6}
     quiet_trainer(1, limit_val_batches=0, callbacks=[seen]).fit(learner, datamodule=SpeakerData(**(world | data)))
@@ -174,7 +174,7 @@ def test_a_light_network_begins_with_what_a_full_one_factorises_into(trained, ca
     weights, seen = load_checkpoint(trained)["state_dict"], begun("tiny_rsknet_mtsp_l", trained).net
     assert "factorise" in capsys.readouterr().out
     for depthwise, pointwise in (
-        ("stages.1.0.first.0", "stages.1.0.first.2"),
+        ("stages.0.0.first.0", "stages.0.0.first.2"),
         ("stages.0.0.selective.branches.1.0", "stages.0.0.selective.branches.1.2"),
     ):
         nearest = separated(weights[f"net.{depthwise}.weight"])
@@ -188,4 +188,4 @@ def test_a_light_network_begins_with_what_a_full_one_factorises_into(trained, ca
 
 def test_weights_of_another_network_are_refused_by_name(trained):
     with pytest.raises(ValueError, match=r"full\.ckpt do not fit the network[\s\S]*stem\.0\.weight"):
-        begun(weights=trained, widths=(5, 6))
+        begun(weights=trained, widths=(5,))

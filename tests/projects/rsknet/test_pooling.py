@@ -48,7 +48,7 @@ def test_attention_is_a_softmax_over_valid_frames():
     H, b, v = pool.hidden.weight[:, :, 0], pool.hidden.bias, pool.attention.weight[0, :, 0]
     wanted = []
     for row, length in zip(frames, lengths, strict=True):
-        scores = [float((torch.tanh(H @ row[:, t] + b) * v).sum().exp()) for t in range(length)]
+        scores = [float((torch.tanh(H @ row[:, t] + b) * v).sum().exp().detach()) for t in range(length)]
         weight = torch.tensor(scores, dtype=torch.float64)[None, None] / sum(scores)
         wanted.append(weighted_statistics(row[None, :, :length], weight)[0].detach().numpy())
     assert_rows(pool(frames, frame_mask(torch.tensor(lengths), 7)), wanted)
