@@ -34,6 +34,8 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     batches: Sequence[int] = (1, 3, 8),
     tolerance: float = 1e-4,
+    dynamic: Mapping[str, Mapping[int, tuple[str, int]]] | None = None,
+    further: Sequence[Mapping[str, Tensor]] = (),
 ) -> float:
     """Write a network, in evaluation mode and float32, as an .onnx file for batches of any size, if onnxruntime computes with it what torch does.
 
@@ -42,11 +44,13 @@ def export_onnx(
             is. What it does must not depend on values; `torch.compiler.is_exporting()` tells it to take a way that does not.
         path: the file; its weights lie in it.
         examples: tensors by the name of the input, with the batch first, at least two rows and as many as the largest of `batches`. The other
-            dimensions become fixed.
+            dimensions become fixed, but for those of `dynamic`.
         outputs: names of the outputs.
         metadata: what a user of the file must know, such as the names of the classes; values that are no text are written as JSON.
         batches: sizes of the batches, the first rows of the examples, that both are compared on.
         tolerance: largest absolute difference between their outputs.
+        dynamic: further dimensions of any size, by the name of the input and their number: a name for each, and its least size.
+        further: examples of other sizes that both are compared on as well.
 
     Returns:
         The largest absolute difference.
@@ -60,8 +64,8 @@ def export_onnx(
         raise ValueError(f"the network has {size / 2**30:.1f} GB of weights, but one .onnx file holds at most 2 GB: export a smaller network")
     network = copy.deepcopy(module).cpu().float().eval()
     with atomic(path) as temporary, torch.no_grad():
-        _write(network, temporary, examples, outputs, metadata or {})
-        difference = _difference(network, temporary, examples, batches)
+        _write(network, temporary, examples, outputs, metadata or {}, dynamic or {})
+        difference = _difference(network, temporary, [*(_first(examples, batch) for batch in batches), *further])
         if not difference <= tolerance:
             raise ValueError(
                 f"{Path(path).name} was not kept: onnxruntime's outputs differ from torch's by up to {difference:.1e}, more than {tolerance:.0e}"
@@ -117,7 +121,30 @@ def beside_torch(module: nn.Module, path: str | Path, pictures: Mapping[str, Ten
     Raises:
         ValueError: see `latency`.
     """
-    first, seconds = _first(pictures, 1), []
+    height, width = next(iter(pictures.values())).shape[2:]
+    speed = height * width / 1000  # pixels a millisecond are a thousandth of megapixels a second
+    return [
+        {"runtime": row.pop("runtime"), "height": height, "width": width} | row | {"megapixels_per_second": speed / row["milliseconds"]}
+        for row in both_runtimes(module, path, pictures, runs)
+    ]
+
+
+def both_runtimes(module: nn.Module, path: str | Path, examples: Mapping[str, Tensor], runs: int = 7) -> list[dict[str, Any]]:
+    """Time the first example on the CPU in the runtime of its file and in torch, with as many threads.
+
+    Args:
+        module: what the file computes.
+        path: the .onnx file.
+        examples: tensors by the name of the input; the first row of each is taken.
+        runs: calls of which the median is taken.
+
+    Returns:
+        A row for ONNX Runtime and one for torch, with `runtime`, `batch`, `threads` and `milliseconds`.
+
+    Raises:
+        ValueError: see `latency`.
+    """
+    first, seconds = _first(examples, 1), []
     measured = latency(path, first, (1,), runs)[0]
     with torch.inference_mode():
         for _ in range(1 + runs):
@@ -125,10 +152,7 @@ def beside_torch(module: nn.Module, path: str | Path, pictures: Mapping[str, Ten
             module(*first.values())
             seconds.append(time.perf_counter() - start)
     times = {"ONNX Runtime": measured["milliseconds"], "torch": 1000 * statistics.median(seconds[1:])}
-    height, width = next(iter(first.values())).shape[2:]
-    about = {"height": height, "width": width, "batch": 1, "threads": measured["threads"]}
-    speed = height * width / 1000  # pixels a millisecond are a thousandth of megapixels a second
-    return [{"runtime": name} | about | {"milliseconds": took, "megapixels_per_second": speed / took} for name, took in times.items()]
+    return [{"runtime": name, "batch": 1, "threads": measured["threads"], "milliseconds": took} for name, took in times.items()]
 
 
 def _check_installed() -> None:
@@ -137,17 +161,34 @@ def _check_installed() -> None:
             raise ValueError(f"ONNX files need {name}: install the extra with `uv sync --extra onnx`")
 
 
-def _write(network: nn.Module, path: Path, examples: Mapping[str, Tensor], outputs: Sequence[str], metadata: Mapping[str, Any]) -> None:
+def _write(
+    network: nn.Module,
+    path: Path,
+    examples: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    metadata: Mapping[str, Any],
+    dynamic: Mapping[str, Mapping[int, tuple[str, int]]],
+) -> None:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+    sizes = {label: torch.export.Dim(label, min=least) for named in dynamic.values() for label, least in named.values()}
+    others = [{place: label for place, (label, _) in dynamic.get(name, {}).items()} for name in examples]
+    names = [
+        {place: label for place, label in own.items() if not any(label in one.values() for one in others[:number])}
+        for number, own in enumerate(others)
+    ]
     batch = torch.export.Dim("batch")
-    program = torch.export.export(network, tuple(examples.values()), dynamic_shapes=tuple({0: batch} for _ in examples), strict=False)
+    shapes = tuple({0: batch} | {place: sizes[label] for place, label in named.items()} for named in others)
+    program = torch.export.export(network, tuple(examples.values()), dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
         input_names=list(examples),
         output_names=list(outputs),
         opset_version=OPSET,
-        dynamic_shapes=({0: "batch"}, *[None] * (len(examples) - 1)),  # only the name, which all get from the first
+        dynamic_shapes=(
+            {0: "batch"} | names[0],
+            *(named or None for named in names[1:]),
+        ),  # only the names, which all get from the first that has them
         custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         verbose=False,
     )
@@ -166,11 +207,10 @@ def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bo
     return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
 
 
-def _difference(network: nn.Module, path: Path, examples: Mapping[str, Tensor], batches: Sequence[int]) -> float:
+def _difference(network: nn.Module, path: Path, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """Return the largest absolute difference between the outputs of onnxruntime and torch; NaN if one is NaN."""
     session, found = _session(path, torch.get_num_threads()), []
-    for batch in batches:
-        rows = _first(examples, batch)
+    for rows in batches:
         expected = network(*rows.values())
         theirs = session.run(None, {name: tensor.numpy() for name, tensor in rows.items()})
         for one, other in zip([expected] if isinstance(expected, Tensor) else expected, theirs, strict=True):

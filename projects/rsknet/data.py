@@ -202,9 +202,7 @@ class SpeakerData(DataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.batch_size < 2 * world_size():
-            raise ValueError(
-                f"data.batch_size must be at least {2 * world_size()}, two for each process: batch norms average over the crops of a batch"
-            )
+            raise ValueError(f"data.batch_size must be at least {2 * world_size()}, two a process: batch norms average over its crops")
 
     def train_dataloader(self) -> DataLoader:
         return self.training_loader(self.crops, sampler=EpochKeys(self.crops, self.seed))

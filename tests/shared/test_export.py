@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.export import OPSET, beside_torch, export_onnx, latency
+from shared.export import OPSET, beside_torch, both_runtimes, export_onnx, latency
 
 
 class Pair(nn.Module):
@@ -160,3 +160,46 @@ def test_what_is_too_large_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"3\.4 GB of weights, but one \.onnx file holds at most 2 GB"):
         export_onnx(large, tmp_path / "large.onnx", {"values": torch.rand(8, 30_000)}, ["result"])
     assert not list(tmp_path.iterdir())
+
+
+class Steps(nn.Module):
+    """Differences over a length that may vary, of two inputs that have it in different places."""
+
+    def forward(self, waves, weights):
+        return nn.functional.avg_pool1d(waves[:, None], 4, 3)[:, 0] + weights.mean((1, 2))[:, None]
+
+
+def test_named_dimensions_are_of_any_size_from_their_least_on(tmp_path):
+    path, sizes = tmp_path / "steps.onnx", (20, 33, 57)
+    drawn = [{"waves": torch.randn(4, size), "weights": torch.randn(4, 2, size)} for size in sizes]
+    dynamic = {"waves": {1: ("samples", 8)}, "weights": {2: ("samples", 8)}}
+    assert export_onnx(Steps(), path, drawn[0], ["steps"], batches=(1, 4), dynamic=dynamic, further=drawn[1:]) < 1e-5
+    session = onnxruntime.InferenceSession(path)
+    assert [each.shape for each in session.get_inputs()] == [["batch", "samples"], ["batch", 2, "samples"]]
+    for size in (8, 41):
+        given = {"waves": torch.randn(3, size), "weights": torch.randn(3, 2, size)}
+        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in given.items()})
+        np.testing.assert_allclose(found, Steps()(*given.values()).numpy(), atol=1e-5)
+
+
+def test_examples_of_other_sizes_are_compared_too(tmp_path):
+    class Short(nn.Module):
+        """Differs only for what is longer than the example."""
+
+        def forward(self, values):
+            return values + 0.01 if not torch.compiler.is_exporting() and values.shape[1] > 10 else values * 1
+
+    dynamic, further = {"values": {1: ("length", 2)}}, [{"values": torch.rand(1, 20)}]
+    with pytest.raises(ValueError, match=r"by up to 1\.0e-02"):
+        export_onnx(Short(), tmp_path / "short.onnx", {"values": torch.rand(8, 5)}, ["result"], dynamic=dynamic, further=further)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runtimes_are_timed_on_any_example(tmp_path):
+    examples = {"waves": torch.randn(4, 20), "weights": torch.randn(4, 2, 20)}
+    export_onnx(Steps(), tmp_path / "steps.onnx", examples, ["steps"], batches=(4,))
+    rows = both_runtimes(Steps(), tmp_path / "steps.onnx", examples, runs=2)
+    assert [(row["runtime"], row["batch"], set(row)) for row in rows] == [
+        (name, 1, {"runtime", "batch", "threads", "milliseconds"}) for name in ("ONNX Runtime", "torch")
+    ]
+    assert all(row["milliseconds"] > 0 for row in rows)
