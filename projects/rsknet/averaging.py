@@ -50,7 +50,7 @@ class EpochAverage(Callback):
         if trainer.global_step % steps == 0 and left < self.last:
             self._take(trainer, pl_module)
 
-    on_train_start = on_train_epoch_start  # going on after an epoch's last step need not begin with the beginning of an epoch
+    on_train_start = on_train_epoch_start  # type: ignore[assignment]  # going on after an epoch's last step need not begin with the beginning of an epoch
 
     @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: SpeakerVerification) -> None:  # type: ignore[override]

@@ -13,6 +13,7 @@ from torch import Tensor
 from projects.rsknet.judging import FAR, Judged
 from projects.rsknet.metrics import det_points
 from projects.rsknet.scoring import Scorer
+from shared.data.selection import evenly_spaced
 from shared.loggers import log_figure
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ class Similarities(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if not trainer.sanity_checking and trainer.is_global_zero and (epoch & (epoch - 1) == 0 or epoch == trainer.max_epochs):
-            speakers = trainer.datamodule.held_names[:RECORDINGS]  # type: ignore[attr-defined]
-            log_figure(trainer, "similarities", draw_similarities(cast("SpeakerVerification", pl_module).validated[:RECORDINGS], speakers), epoch)
+            names = trainer.datamodule.held_names  # type: ignore[attr-defined]
+            chosen = evenly_spaced(len(names), min(RECORDINGS, len(names)))
+            units = cast("SpeakerVerification", pl_module).validated[chosen]
+            log_figure(trainer, "similarities", draw_similarities(units, [names[place] for place in chosen]), epoch)
 
 
 def draw_similarities(units: Tensor, speakers: Sequence[str]) -> Figure:

@@ -34,7 +34,7 @@ class SpeakerData(DataModule):
         source: synthvox (drawn voices, the default), voxceleb, sitw, kaldi or folder.
         root: folder of the files.
         sitw: folder of SITW to test on too; speakers of VoxCeleb1 who occur there are not trained on.
-        corpora: sets of VoxCeleb to train on: voxceleb1, voxceleb2 or both; the lists Vox1-E and Vox1-H draw on all of VoxCeleb1.
+        corpora: sets of VoxCeleb to train on: voxceleb1, voxceleb2, both or none; the lists Vox1-E and Vox1-H draw on all of VoxCeleb1.
         lists: names of the trial lists to test on; null takes all that are there.
         rate: samples a second; recordings are resampled.
         seconds: of a training crop.
@@ -43,7 +43,6 @@ class SpeakerData(DataModule):
         musan: folder of MUSAN, with noise/, music/ and speech/.
         rirs: folder of RIRS_NOISES, with simulated_rirs/.
         probability: part of the crops that something is added to.
-        shortened: seconds of test recordings, from the middle, that are embedded; null takes all.
         held_speakers: speakers that are held out of training.
         held_trials: trials among them; as many of one speaker as of two.
         speakers: drawn speakers to train on.
@@ -66,7 +65,7 @@ class SpeakerData(DataModule):
         source: str = "synthvox",
         root: str | None = None,
         sitw: str | None = None,
-        corpora: Literal["voxceleb1", "voxceleb2", "both"] = "voxceleb2",
+        corpora: Literal["voxceleb1", "voxceleb2", "both", "none"] = "voxceleb2",
         lists: list[str] | None = None,
         rate: int = 8000,
         seconds: float = 1.2625,
@@ -75,7 +74,6 @@ class SpeakerData(DataModule):
         musan: str | None = None,
         rirs: str | None = None,
         probability: float = 0.6,
-        shortened: float | None = None,
         held_speakers: int = 20,
         held_trials: int = 4000,
         speakers: int = 160,
@@ -89,13 +87,15 @@ class SpeakerData(DataModule):
     ) -> None:
         super().__init__(source, root, batch_size, num_workers, seed)
         self.corpora, self.lists, self.sitw = corpora, lists, sitw
-        self.rate, self.seconds, self.speed, self.shortened = rate, seconds, speed, shortened
+        self.rate, self.seconds, self.speed = rate, seconds, speed
         self.added, self.musan, self.rirs, self.probability = added, musan, rirs, probability
         self.held_speakers, self.held_count = held_speakers, held_trials
         self.drawn, self.drawn_test, self.length = (speakers, utterances), (test_speakers, test_utterances), length
         self.remarks: list[str] = []
-        if seconds <= 0 or length <= 0 or (shortened or 1) <= 0 or min(held_speakers, *self.drawn, *self.drawn_test) < 2:
+        if seconds <= 0 or length <= 0 or min(held_speakers, *self.drawn, *self.drawn_test) < 2:
             raise ValueError("data: lengths in seconds are positive, and there are two speakers or more of each kind, with two recordings or more")
+        if sitw is not None and source in ("synthvox", "sitw"):
+            raise ValueError("data.sitw is for tests beside other data: with data.source sitw, give its folder as data.root")
         if held_trials < 2 or not 0 <= probability <= 1:
             raise ValueError("data.held_trials is at least 2, and data.probability lies in [0, 1]")
 
@@ -154,16 +154,14 @@ class SpeakerData(DataModule):
 
     @cached_property
     def held_trials(self) -> Trials:
-        """Pairs of held-out recordings, half of them of one speaker; files that no pair needs are not read."""
+        """Pairs of held-out recordings, half of them of one speaker."""
         return drawn_pairs(self._held_utterances, self.held_count, self.seed, "held-out speakers")
 
     @cached_property
     def trials(self) -> list[Trials]:
-        """The trial lists to test on."""
+        """The trial lists to test on; there may be none."""
         if self.source == "synthvox":
             return [all_pairs(drawn_utterances("test", *self.drawn_test), "SynthVox")]
-        if not self.corpus.tests:
-            raise ValueError(f"{self.root} has no trial lists: expected {LAYOUTS[self.source]}")
         return self.corpus.tests
 
     @cached_property
@@ -201,6 +199,8 @@ class SpeakerData(DataModule):
     # ---- loaders
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.crops.speakers < 2:
+            raise ValueError(f"data.held_speakers {self.held_speakers} leaves one speaker to train on: lower it, or add speakers")
         if stage == "fit" and self.batch_size < 2 * world_size():
             raise ValueError(f"data.batch_size must be at least {2 * world_size()}, two a process: batch norms average over its crops")
 
@@ -211,7 +211,7 @@ class SpeakerData(DataModule):
         return self.whole(self.held)
 
     def test_dataloader(self) -> DataLoader:
-        return self.whole(self.test, self.shortened)
+        return self.whole(self.test)
 
     def background(self) -> tuple[list[int], list[str]]:
         """Choose recordings of training speakers, at most `BACKGROUND` each, for the back-ends; returns their numbers in `train`, and who speaks."""

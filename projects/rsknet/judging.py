@@ -51,6 +51,7 @@ class Embedded:
 
 def embed(trainer: L.Trainer, module: SpeakerVerification, loader: DataLoader, recordings: Recordings) -> Embedded:
     """Embed the recordings of a loader of `recordings.whole_loader`; all processes take part, and get all."""
+    module.check_rate(recordings.rate)
     L.Trainer.test(trainer, module, dataloaders=loader, verbose=False)
     vectors = module.gathered(len(recordings))
     whole = cast("Batches", loader.dataset).whole
@@ -83,7 +84,8 @@ def fit_scorer(trainer: L.Trainer, module: SpeakerVerification, data: SpeakerDat
         try:
             scorer = scorer.with_calibration(backend, Calibration.fit(scores, trials.is_target.repeat(len(pairs)), measures))
         except ValueError as error:  # of a network that has learnt nothing yet
-            print(f"{backend} is not calibrated: {error}")
+            if trainer.is_global_zero:
+                print(f"{backend} is not calibrated: {error}")
     return scorer
 
 

@@ -300,7 +300,7 @@ def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Uttera
     if any(path.suffix.lower() == ".m4a" for home in parts for path in home.glob(f"{beginning}*/*/*")):
         mend = "convert them into the same tree: ffmpeg -i 00001.m4a -ac 1 -ar 16000 00001.wav"
         raise BadFileError(f"{name} in {root} has only .m4a files, which are not read; {mend}")
-    raise FileNotFoundError(f"no {name} in {root} to train on: expected {LAYOUTS['voxceleb']}; correct the root, or set train")
+    raise FileNotFoundError(f"no {name} in {root} to train on: expected {LAYOUTS['voxceleb']}; correct the root, or set data.corpora")
 
 
 def _located(tests: Sequence[Trials], homes: Sequence[Path], root: Path) -> dict[str, Path]:

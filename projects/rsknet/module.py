@@ -154,7 +154,7 @@ class SpeakerVerification(L.LightningModule):
         if len(waveform) <= longest:
             return self.net(*self.features(waveform[None])).float()[0]
         count = math.ceil(2 * (len(waveform) - longest) / longest) + 1
-        starts = torch.linspace(0, len(waveform) - longest, count).long().tolist()
+        starts = torch.linspace(0, len(waveform) - longest, count, dtype=torch.float64).long().tolist()
         return torch.stack([self.net(*self.features(waveform[None, start : start + longest])).float()[0] for start in starts]).mean(0)
 
     def features(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -180,11 +180,21 @@ class SpeakerVerification(L.LightningModule):
             return
         data: SpeakerData = self.trainer.datamodule  # type: ignore[attr-defined]
         given = self.hparams
+        self.check_rate(data.rate)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(given.seed, "rsknet classes"))
             self.head = MarginSoftmax(self.embedding_size, data.classes, given.loss, 0.0, given.scale, given.subcentres)
         if given.weights is not None and self.trainer.ckpt_path is None:
             self._begin_with(given.weights)
+
+    def check_rate(self, rate: int) -> None:
+        """Refuse recordings of another rate.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if rate != self.hparams.rate:
+            raise ValueError(f"the network listens at {self.hparams.rate} samples a second, the data have {rate}: set data.rate to model.rate")
 
     def teardown(self, stage: str) -> None:
         if stage == "fit":
@@ -278,17 +288,26 @@ class SpeakerVerification(L.LightningModule):
 
     test_step = validation_step
 
+    def on_test_epoch_end(self) -> None:
+        self._gather()
+
+    def _gather(self) -> None:
+        """Exchange what the processes have embedded, while the module is on its device still."""
+        index = torch.cat([index for index, _ in self.embedded] or [torch.empty(0, dtype=torch.long)])
+        vectors = torch.cat([found for _, found in self.embedded] or [torch.empty(0, self.embedding_size)])
+        place = self.trainer.strategy.root_device
+        self.embedded = [(gather_rows(index.to(place)).cpu(), gather_rows(vectors.to(place)).cpu())]
+
     def gathered(self, count: int) -> Tensor:
         """Return the embeddings of the last pass in the order of its recordings, (count, E) float32 on the CPU, in all processes."""
-        size = self.embedding_size
-        rows = torch.cat([torch.cat([index[:, None].double(), found.double()], 1) for index, found in self.embedded] or [torch.empty(0, 1 + size)])
-        rows = gather_rows(rows.to(self.device, torch.float64)).cpu()
-        embeddings = torch.full((count, size), math.nan)
-        embeddings[rows[:, 0].long()] = rows[:, 1:].float()
+        embeddings = torch.full((count, self.embedding_size), math.nan)
+        for index, found in self.embedded:
+            embeddings[index] = found
         return embeddings
 
     def on_validation_epoch_end(self) -> None:
         data: SpeakerData = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._gather()
         if self.trainer.sanity_checking:
             return
         trials, self.validated = data.held_trials, unit(self.gathered(len(data.held)), torch.zeros(()))
@@ -319,6 +338,8 @@ def _check(given: Mapping[str, Any]) -> None:
             raise ValueError(f"no {name} {given[name]!r}: choose among {', '.join(get_args(values))}")
     if given["lr"] <= 0 or given["final_lr"] <= 0 or given["weight_decay"] < 0 or not 0 <= given["warm_up"] < 1:
         raise ValueError("model: lr and final_lr are positive, weight_decay is 0 or more, and warm_up lies in [0, 1)")
+    if not 0 <= given["margin"] < math.pi:
+        raise ValueError(f"model.margin lies in [0, pi), got {given['margin']}")
     if given["ramp"] is not None and not (len(given["ramp"]) == 2 and 0 <= given["ramp"][0] < given["ramp"][1] <= 1):
         raise ValueError(
             f"model.ramp holds the parts of the training where the margin begins and ends to rise, such as [0.13, 0.27], not {given['ramp']}"

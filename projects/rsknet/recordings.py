@@ -73,7 +73,8 @@ class FileRecordings:
     def read(self, index: int, start: int = 0, samples: int | None = None) -> Tensor:
         first, last = self._span(index)
         if last is not None:
-            samples = min(last - first - start, samples or last)
+            last = first + self.samples(index)
+            samples = last - first - start if samples is None else min(last - first - start, samples)
         return audio.read(self.files[index], self.rate, first + start, samples)
 
     def _span(self, index: int) -> tuple[int, int | None]:

@@ -16,6 +16,7 @@ from projects.rsknet.blocks import BranchGate
 from projects.rsknet.charts import Similarities, draw_det, draw_scores
 from projects.rsknet.espeak import espeak_world
 from projects.rsknet.judging import SCORER, Judged, embed, fit_scorer, judge
+from projects.rsknet.layouts import LAYOUTS
 from projects.rsknet.model import RSKNet
 from projects.rsknet.readout import draw_branches, utterance_weights
 from projects.rsknet.scoring import Scorer
@@ -75,13 +76,22 @@ def calibrate(trainer: ProjectTrainer, module: SpeakerVerification, data: Speake
 
 def report_test(trainer: ProjectTrainer, module: SpeakerVerification, data: SpeakerData, scorer: Scorer, durations: Sequence[float] = ()) -> Tested:
     """Embed all files of the trial lists once for each duration, judge every list by every back-end, and write tables, scores and curves."""
+    if min(durations, default=1.0) <= 0:
+        raise ValueError(f"durations are positive numbers of seconds, not {list(durations)}")
+    lists = data.trials
     for remark in data.remarks if trainer.is_global_zero else []:
         print(remark)
+    if not lists:
+        message = f"there are no trial lists in {data.root}: expected {LAYOUTS[data.source]}"
+        if trainer.verb == "test":
+            raise ValueError(message)
+        print(f"{message}; nothing was tested")
+        return Tested([], {})
     rows: list[dict[str, Any]] = []
     judged: list[Judged] = []
     for seconds in (None, *durations):
         found = embed(trainer, module, data.whole(data.test, seconds), data.test)
-        for trials in data.trials:
+        for trials in lists:
             each = [judge(scorer, backend, found, trials) for backend in scorer.backends]
             length = "whole" if seconds is None else f"{seconds:g} s"
             rows += [{"list": one.trials.name, "trials": len(trials), "length": length, "backend": one.backend, **one.measures} for one in each]
