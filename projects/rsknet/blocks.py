@@ -101,11 +101,10 @@ class SKConv2d(nn.Module):
         if self.gate is None:
             return sum(outputs[1:], outputs[0]) / len(outputs)
         summary = torch.stack([spatial_mean(output, mask) for output in outputs]).sum(0)  # s: the mean of a sum is the sum of the means
-        weights = self.gate(summary)[..., None, None].unbind(1)
-        chosen = outputs[0] * weights[0]
-        for output, weight in zip(outputs[1:], weights[1:], strict=True):
-            chosen = torch.addcmul(chosen, output, weight)
-        return chosen
+        weights = self.gate(summary)[..., None, None].to(outputs[0].dtype).unbind(1)
+        if len(outputs) == 2:  # the weights sum to 1: V is a point between the two, found in one pass
+            return torch.lerp(outputs[1], outputs[0], weights[0])
+        return torch.stack([output * weight for output, weight in zip(outputs, weights, strict=True)]).sum(0)
 
 
 class SqueezeExcitation(nn.Module):
