@@ -1,9 +1,9 @@
 """RSKNet-MTSP beside straightforward code with the same weights, and beside librosa and SpeechBrain.
 
-uv run python tests/bench/bench_rsknet.py [--parts frontend,rtf,block,pooling,training,scoring,lists,gpu] [--threads 1] [--rounds 3]
+uv run --group peers python tests/bench/bench_rsknet.py [--parts frontend,rtf,block,pooling,training,scoring,lists,gpu] [--threads 1] [--rounds 3]
 
-frontend: 80 log-mel features of 2, 5 and 60 s and of 32 recordings of 2 s, beside the definition file by file, librosa's mel spectrogram with a
-logarithm, and SpeechBrain's features. librosa and SpeechBrain define theirs a little differently (no pre-emphasis), so that only speed is compared.
+frontend: 80 log-mel features of 2, 5 and 60 s and of 32 recordings of 2 s, beside the definition file by file, torchaudio's port of Kaldi file by
+file, librosa's mel spectrogram with a logarithm, and SpeechBrain's features. The last two define theirs a little differently (no pre-emphasis).
 rtf: from waveform to embedding, ours and SpeechBrain's ECAPA-TDNN with its own features, all with random weights whose batch norms have the
 statistics of noise, so that values keep their size as in a trained network. ms/M is milliseconds per million parameters.
 block: the selective kernel convolution beside one that stacks its branches and sums them.
@@ -35,6 +35,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from timing import timed
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
+from torchaudio.compliance import kaldi
 
 from projects.rsknet.blocks import SKConv2d
 from projects.rsknet.costs import settle
@@ -54,7 +55,13 @@ TRIALS, COHORT, TOP, WIDTH = 580_000, 1_200, 300, 256
 NETS = ("rsknet_mtsp", "rsknet_mtsp_l", "resnet34", "ecapa512", "ecapa1024", "xvector")
 THEIRS = {"speechbrain 512": [512] * 4 + [1536], "speechbrain 1024": [1024] * 4 + [3072]}
 MODULES = ("module", "costs", "folding", "lists", "plda")
-IMPORTED = ["librosa", "speechbrain.lobes.features", "speechbrain.lobes.models.ECAPA_TDNN", *(f"projects.rsknet.{name}" for name in MODULES)]
+IMPORTED = [
+    "librosa",
+    "speechbrain.lobes.features",
+    "speechbrain.lobes.models.ECAPA_TDNN",
+    "torchaudio.compliance.kaldi",
+    *(f"projects.rsknet.{name}" for name in MODULES),
+]
 
 
 def compare(title, contestants, options, count=1, unit="inputs", device="cpu", tolerance=1e-3):
@@ -160,13 +167,16 @@ def frontend_job(way, batch, seconds):
     if way == "speechbrain":
         features = TheirFbank(n_mels=BINS)
         return lambda: [features(waveforms)]
+    if way == "torchaudio":
+        given = {"num_mel_bins": BINS, "window_type": "hamming", "dither": 0.0, "sample_frequency": RATE}
+        return lambda: [kaldi.fbank(2**15 * each[None], **given) for each in waveforms]
     about = {"sr": RATE, "n_fft": 512, "win_length": 400, "hop_length": 160, "window": "hamming", "center": False, "n_mels": BINS, "fmin": 20}
     return lambda: [torch.from_numpy(np.log(librosa.feature.melspectrogram(y=each.numpy(), **about) + 1e-10)) for each in waveforms]
 
 
 def frontend(options):
     for batch, seconds in ((1, 2), (1, 5), (1, 60), (32, 2)):
-        contestants = {way: (frontend_job, way, batch, seconds) for way in ("ours", PLAIN, "librosa", "speechbrain")}
+        contestants = {way: (frontend_job, way, batch, seconds) for way in ("ours", PLAIN, "librosa", "torchaudio", "speechbrain")}
         compare(f"frontend: {batch} x {seconds} s", contestants, options, batch, "recordings")
 
 
