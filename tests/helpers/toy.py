@@ -109,6 +109,7 @@ class Trainer(ProjectTrainer):
     begins = frozenset({"measure"})
     links = {"data.count": "model.points"}
     reads = frozenset({"how"})
+    beside = frozenset({"notes.txt"})
     files = frozenset({"data.root"})
 
     def slope(self, model: Line, datamodule: Points, ckpt_path: str | None = None, digits: int = 2) -> float:

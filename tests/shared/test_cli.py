@@ -268,6 +268,14 @@ def test_a_configuration_or_a_new_name_begins_another_run(toy, run_folder, capsy
     assert "the run toy_paper/one exists" in failed(toy, capsys, "measure", "--config", "slow", "--run", "one")
 
 
+def test_a_verb_is_done_again_when_a_file_of_the_run_that_it_reads_has_changed(toy):
+    run = toy.main(["measure"]).run
+    assert toy.main(["measure"]).result is None
+    for text in ("one", "two"):
+        (run.path / "notes.txt").write_text(text)
+        assert [toy.main(["measure"]).result for _ in range(2)] == [40.0, None]
+
+
 def test_a_run_that_failed_as_it_began_leaves_nothing(toy, run_folder, capsys):
     assert "is not known" in failed(toy, capsys, "measure", "--data.source", "circle")
     assert not (run_folder / "toy_paper" / "latest").exists()
