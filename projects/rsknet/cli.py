@@ -50,10 +50,9 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
-        from projects.rsknet.tasks import calibrate, report_test
-        from shared.checkpoints import with_weights
+        from projects.rsknet.tasks import calibrate, loaded, report_test
 
-        return report_test(self, model, datamodule, calibrate(self, with_weights(model, ckpt_path), datamodule))
+        return report_test(self, model, datamodule, calibrate(self, loaded(model, datamodule, ckpt_path, is_calibrated=True), datamodule))
 
     def test(  # type: ignore[override]
         self, model: SpeakerVerification, datamodule: SpeakerData, durations: list[float] | None = None, ckpt_path: str | None = None
@@ -67,10 +66,9 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; best (the default), last or a file.
         """
         from projects.rsknet.judging import load_scorer
-        from projects.rsknet.tasks import report_test
-        from shared.checkpoints import with_weights
+        from projects.rsknet.tasks import loaded, report_test
 
-        found = load_scorer(self.run.path, with_weights(model, ckpt_path))
+        found = load_scorer(self.run.path, loaded(model, datamodule, ckpt_path, is_calibrated=False))
         return report_test(self, model, datamodule, found, durations or [])
 
     def embed(

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from projects.rsknet.augmentation import SPEEDS
 from projects.rsknet.lowrank import LowRankLinear, factorise
 from projects.rsknet.model import RSKNet, build_net
+from projects.rsknet.remembered import refuse_known
 from shared.checkpoints import describe_mismatch
 from shared.layers import at_least_float32
 from shared.training import evaluating
@@ -34,8 +34,9 @@ def begin_with(module: SpeakerVerification, checkpoint: Mapping[str, Any], path:
         path: where it was read, for messages.
 
     Raises:
-        ValueError: if the weights fit in neither way; the message lists how they differ.
+        ValueError: if the weights fit in neither way; the message lists how they differ; or speakers held out are among those they were trained on.
     """
+    refuse_known(checkpoint.get("speakers", []), module.trainer.datamodule.held_names, "speakers held out")  # type: ignore[attr-defined]
     weights = {name[4:]: value for name, value in checkpoint.get("state_dict", {}).items() if name.startswith("net.")}
     differences = describe_mismatch(module.net.state_dict(), weights)
     if not differences:
@@ -46,7 +47,7 @@ def begin_with(module: SpeakerVerification, checkpoint: Mapping[str, Any], path:
             raise ValueError(f"the weights in {path} do not fit the network (another configuration?):\n{differences}")
         lighten(full, cast(RSKNet, module.net), _crops(module))
         _say(f"the network begins with what the weights in {path} factorise into")
-    _load_classes(module, checkpoint.get("head", {}), path)
+    _load_classes(module, checkpoint, path)
 
 
 def _full_network(module: SpeakerVerification, checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor]) -> RSKNet | None:
@@ -61,15 +62,19 @@ def _full_network(module: SpeakerVerification, checkpoint: Mapping[str, Any], we
     return full.eval()
 
 
-def _load_classes(module: SpeakerVerification, head: Mapping[str, Tensor], path: str) -> None:
-    """Load the head where it fits; of one that knows its speakers at every speed, those of the first speed, which is their own, may do."""
+def _load_classes(module: SpeakerVerification, checkpoint: Mapping[str, Any], path: str) -> None:
+    """Load the rows of the head that belong to the training's speakers, at as many speeds as they have, if the checkpoint has all of them."""
     assert module.head is not None
-    wanted = module.head.state_dict()
-    for known in (dict(head), {name: value[: len(value) // len(SPEEDS)] for name, value in head.items()}):
-        if not describe_mismatch(wanted, known):
-            module.head.load_state_dict(known)
+    known, head, wanted = list(checkpoint.get("speakers", [])), checkpoint.get("head", {}), module.head.state_dict()
+    if known and head and set(module.learnt) <= set(known):
+        places = torch.tensor([known.index(speaker) for speaker in module.learnt])
+        speeds = len(head["weight"]) // (len(known) * module.head.subcentres)
+        ours = len(wanted["weight"]) // (len(places) * module.head.subcentres)
+        rows = {name: value.unflatten(0, (speeds, len(known), -1))[:ours, places].flatten(0, 2) for name, value in head.items()}
+        if not describe_mismatch(wanted, rows):
+            module.head.load_state_dict(rows)
             return
-    _say(f"the classes begin at random: those in {path} are others than the training's {len(wanted['weight'])}")
+    _say(f"the classes begin at random: those in {path} are others than the training's")
 
 
 def _crops(module: SpeakerVerification) -> Tensor:

@@ -31,7 +31,8 @@ class RSKNet(nn.Module):
         widths: channels of each stage.
         block: see `BlockName`.
         dilations: (frequency, time) of each branch of a selective kernel.
-        scales: stages that are pooled, from 1; null is all, which is MTSP, and the last alone is plain statistics pooling.
+        scales: stages that are pooled, from 1; null is all, which is MTSP, and the last alone is plain statistics pooling. Stages behind the last one
+            of them are not built.
         averaged: see `MTSP`.
         attentive: see `MTSP`.
         normalised: see `MTSP`.
@@ -61,6 +62,8 @@ class RSKNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(layers, widths, block, scales)
+        if scales is not None:  # later stages would learn nothing
+            layers, widths = layers[: max(scales)], widths[: max(scales)]
         self.bins, self.embedding_size = bins, embedding
         self.scales = tuple(range(1, len(layers) + 1)) if scales is None else tuple(sorted(scales))
         self.stem = convolution(1, widths[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import lightning as L
@@ -18,9 +18,10 @@ from projects.rsknet.features import Fbank, Window, energy_vad, subtract_mean
 from projects.rsknet.lowrank import LowRankLinear, semi_orthogonal_step
 from projects.rsknet.metrics import summarise
 from projects.rsknet.model import RSKNet, build_net
+from projects.rsknet.remembered import digests
 from projects.rsknet.scoring import cosine, models, unit
 from shared.checkpoints import load_checkpoint
-from shared.distributed import gather_rows, own_rows, rank, world_size
+from shared.distributed import gather_rows, rank
 from shared.losses import MarginSoftmax, margin_ramp
 from shared.seeding import derive_seed, generator
 from shared.training import check_finite, evaluating
@@ -72,6 +73,7 @@ class SpeakerVerification(L.LightningModule):
 
     Attributes:
         validated: embeddings of held-out recordings at the last validation, scaled to length 1.
+        learnt: digests of the speakers trained on, in the order of their classes.
     """
 
     monitor = ("val/eer", "min")
@@ -120,6 +122,7 @@ class SpeakerVerification(L.LightningModule):
         self.head: MarginSoftmax | None = None  # of training only: what is kept of a network knows no speakers
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.validated = torch.empty(0, self.embedding_size)
+        self.learnt: list[str] = []
 
     @property
     def embedding_size(self) -> int:
@@ -169,9 +172,8 @@ class SpeakerVerification(L.LightningModule):
             if int(frames.min()) < 1:
                 raise ValueError(f"a recording of {int(lengths.min())} samples is shorter than a frame of {self.fbank.length}")
             frames = None if int(frames.min()) == features.shape[2] else frames
-        if self.hparams.vad:
-            features, frames = _spoken(features, energy_vad(self.fbank.log_energy(waveforms), frames), frames)
-        return subtract_mean(features, frames, self.hparams.mean_window), frames
+        features = subtract_mean(features, frames, self.hparams.mean_window)
+        return _spoken(features, energy_vad(self.fbank.log_energy(waveforms), frames), frames) if self.hparams.vad else (features, frames)
 
     # ---- training
 
@@ -181,6 +183,7 @@ class SpeakerVerification(L.LightningModule):
         data: SpeakerData = self.trainer.datamodule  # type: ignore[attr-defined]
         given = self.hparams
         self.check_rate(data.rate)
+        self.learnt = digests(sorted(set(data.train_speakers)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(given.seed, "rsknet classes"))
             self.head = MarginSoftmax(self.embedding_size, data.classes, given.loss, 0.0, given.scale, given.subcentres)
@@ -214,7 +217,7 @@ class SpeakerVerification(L.LightningModule):
         head.margin = self.margin_at(self.global_step)
         embeddings = self.net(features, frames)
         loss = F.cross_entropy(head(embeddings, labels), labels)
-        self.log("train/loss", loss.detach(), batch_size=len(labels), sync_dist=True)
+        self.log("train/loss", loss.detach(), batch_size=len(labels))
         self.log("train/margin", head.margin, batch_size=len(labels))
         return loss
 
@@ -226,9 +229,8 @@ class SpeakerVerification(L.LightningModule):
         return margin_ramp(step, int(given.ramp[0] * steps), int(given.ramp[1] * steps), given.margin)
 
     def _blanked(self, features: Tensor) -> Tensor:
-        """Blank bands as one process would: they are drawn for the batch of all processes."""
-        rng = generator(self.hparams.seed, "spec augment", self.global_step)
-        return features * own_rows(spec_augment(features.new_ones(len(features) * world_size(), *features.shape[1:]), rng))
+        """Blank bands that are a function of the step and the process."""
+        return spec_augment(features, generator(self.hparams.seed, "spec augment", self.global_step, rank()))
 
     def _dithered(self, waveforms: Tensor) -> Tensor:
         """Add noise that is a function of the step and the process, so that training goes on from a checkpoint as if unbroken."""
@@ -269,9 +271,11 @@ class SpeakerVerification(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_finite(self)
         weights = checkpoint["state_dict"]
+        checkpoint["speakers"] = self.learnt
         checkpoint["head"] = {name: weights.pop(f"head.{name}") for name in ([] if self.head is None else self.head.state_dict())}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.learnt = list(checkpoint.get("speakers", []))
         if self.head is not None:
             checkpoint["state_dict"] |= {f"head.{name}": value for name, value in checkpoint.get("head", {}).items()}
 
@@ -298,19 +302,17 @@ class SpeakerVerification(L.LightningModule):
         place = self.trainer.strategy.root_device
         self.embedded = [(gather_rows(index.to(place)).cpu(), gather_rows(vectors.to(place)).cpu())]
 
-    def gathered(self, count: int) -> Tensor:
-        """Return the embeddings of the last pass in the order of its recordings, (count, E) float32 on the CPU, in all processes."""
-        embeddings = torch.full((count, self.embedding_size), math.nan)
-        for index, found in self.embedded:
-            embeddings[index] = found
-        return embeddings
+    def gathered(self, indices: Sequence[int]) -> Tensor:
+        """Return the embeddings of the last pass, of the recordings of these numbers, (N, E) float32 on the CPU, in all processes."""
+        rows = {number: row for index, found in self.embedded for number, row in zip(index.tolist(), found, strict=True)}
+        return torch.stack([rows[number] for number in indices])
 
     def on_validation_epoch_end(self) -> None:
         data: SpeakerData = self.trainer.datamodule  # type: ignore[attr-defined]
         self._gather()
         if self.trainer.sanity_checking:
             return
-        trials, self.validated = data.held_trials, unit(self.gathered(len(data.held)), torch.zeros(()))
+        trials, self.validated = data.held_trials, unit(self.gathered(range(len(data.held))), torch.zeros(()))
         embeddings = dict(zip(data.held.names, self.validated, strict=True))
         enrol, _ = models(embeddings, trials)
         tests = torch.stack([embeddings[name] for name in trials.tests])

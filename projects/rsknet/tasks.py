@@ -19,6 +19,7 @@ from projects.rsknet.judging import SCORER, Judged, embed, fit_scorer, judge
 from projects.rsknet.layouts import LAYOUTS
 from projects.rsknet.model import RSKNet
 from projects.rsknet.readout import draw_branches, utterance_weights
+from projects.rsknet.remembered import known_to, refuse_known
 from projects.rsknet.scoring import Scorer
 from projects.rsknet.synthesis import write_world
 from shared.checkpoints import with_weights
@@ -64,6 +65,20 @@ def train(trainer: ProjectTrainer, module: SpeakerVerification, data: SpeakerDat
     L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=ckpt_path)
     best = trainer.run.checkpoints / "best.ckpt"
     with_weights(module, best if best.is_file() else None)
+
+
+def loaded(module: SpeakerVerification, data: SpeakerData, ckpt_path: str | None, is_calibrated: bool) -> SpeakerVerification:
+    """Load a checkpoint's weights to test with, or to calibrate.
+
+    Raises:
+        ValueError: if the network was trained on speakers whom it is to be tested or calibrated on.
+    """
+    known = [] if ckpt_path is None else known_to(ckpt_path)
+    if data.source != "synthvox":
+        refuse_known(known, list(data.corpus.speakers.values()), "speakers of the trial lists")
+    if is_calibrated:
+        refuse_known(known, data.held_names, "speakers held out")
+    return with_weights(module, ckpt_path)
 
 
 def calibrate(trainer: ProjectTrainer, module: SpeakerVerification, data: SpeakerData) -> Scorer:

@@ -132,6 +132,8 @@ def _with_true(cosines: Tensor, labels: Tensor, true: Tensor) -> Tensor:
 def _check_labels(labels: Tensor, batch: int, classes: int) -> None:
     if labels.shape != (batch,):
         raise ValueError(f"{batch} embeddings need ({batch},) labels, got {tuple(labels.shape)}")
+    if labels.device.type != "cpu":  # looking at them would wait for the device; there they fail in the gathering
+        return
     low, high = (int(bound) for bound in labels.aminmax()) if batch else (0, 0)
     if low < 0 or high >= classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {low}..{high}: does the head have as many classes as the data?")

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from projects.rsknet import lightening
 from projects.rsknet.data import SpeakerData
 from projects.rsknet.lightening import lighten, separated
 from projects.rsknet.lowrank import factorise
 from projects.rsknet.model import RSKNet
 from projects.rsknet.module import SpeakerVerification
 from shared.checkpoints import load_checkpoint
+from shared.losses import MarginSoftmax
 from shared.quiet import quiet_trainer
 from shared.seeding import generator
 
@@ -168,6 +170,15 @@ def test_without_further_speeds_speakers_keep_the_classes_of_their_own_speed(tra
 def test_other_speakers_begin_as_random_classes_with_a_remark(trained, capsys):
     assert begun(weights=trained, speakers=4).head.shape == (4, 8)
     assert "the classes begin at random" in capsys.readouterr().out
+
+
+def test_classes_go_with_their_speakers_not_with_their_numbers(trained):
+    checkpoint = load_checkpoint(trained)
+    rows, known = checkpoint["head"]["weight"], checkpoint["speakers"]
+    module = SpeakerVerification(net="tiny_rsknet_mtsp", options={"widths": (4,), "layers": (1,), "embedding": 8})
+    module.head, module.learnt = MarginSoftmax(8, 2), [known[2], known[0]]
+    lightening._load_classes(module, checkpoint, str(trained))
+    torch.testing.assert_close(module.head.weight, rows[[2, 0]], rtol=0, atol=0)
 
 
 def test_a_light_network_begins_with_what_a_full_one_factorises_into(trained, capsys):

@@ -1,0 +1,23 @@
+import hashlib
+
+import pytest
+import torch
+
+from projects.rsknet.remembered import digests, known_to, refuse_known
+
+
+def test_speakers_are_remembered_by_digests_of_their_names():
+    assert digests(["id10001", "Zoë"]) == [hashlib.blake2b(name.encode(), digest_size=8).hexdigest() for name in ("id10001", "Zoë")]
+
+
+def test_speakers_who_were_learnt_from_are_refused_by_name():
+    known = digests(["anna", "berta"])
+    refuse_known(known, ["carl", "dora"], "speakers held out")
+    with pytest.raises(ValueError, match="trained on 1 of the speakers held out, such as berta, .* data.seed and data.held_speakers of its training"):
+        refuse_known(known, ["carl", "berta", "berta"], "speakers held out")
+
+
+def test_a_checkpoint_that_does_not_say_is_taken_to_know_nobody(tmp_path):
+    torch.save({"state_dict": {}, "speakers": ["0" * 16]}, tmp_path / "one.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    assert (known_to(str(tmp_path / "one.ckpt")), known_to(str(tmp_path / "other.ckpt"))) == (["0" * 16], [])
