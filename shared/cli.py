@@ -49,6 +49,8 @@ class ProjectTrainer(L.Trainer):
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
     reads: frozenset[str] = frozenset()
     """Further options that name files or folders: a verb is done again when what lies there has changed."""
+    changing: frozenset[str] = frozenset()
+    """Verbs that change files which they find, and are done whenever they are asked for, however often they were before."""
     beside: frozenset[str] = frozenset()
     """Files of a run, such as `voices.safetensors`, that its verbs read as they lie there: a verb is done again when they have changed."""
     files: frozenset[str] = frozenset()
@@ -345,7 +347,8 @@ class ProjectCLI(LightningCLI):
         inputs = self._inputs(kwargs) | files_of(settings, self._trainer_type.files)
         options = {name: value for name, value in kwargs.items() if name not in ("model", "datamodule", *inputs)}
         fingerprint = fingerprint_of(settings, options, inputs)
-        if subcommand != "fit" and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
+        may_repeat = subcommand not in {"fit"} | self._trainer_type.changing
+        if may_repeat and self.run.is_done(subcommand, fingerprint) and not self._get(self.config, "force"):
             self._repeat(subcommand, fingerprint)
         elif rank() > 0:
             self._execute(subcommand, kwargs)

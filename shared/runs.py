@@ -236,9 +236,10 @@ class Run:
             pointer.unlink()
 
     def is_done(self, verb: str, fingerprint: str) -> bool:
-        """Say whether `verb` ran to its end on the same settings and inputs, and what it made is still there."""
-        same = [s for s in self.manifest()["stages"] if (s["verb"], s["status"], s.get("fingerprint")) == (verb, "done", fingerprint)]
-        return bool(same) and all((self.path / output).exists() for output in same[-1]["outputs"])
+        """Say whether `verb`, when it last ran, came to its end on the same settings and inputs, and what it made is still there."""
+        *_, last = [stage for stage in self.manifest()["stages"] if stage["verb"] == verb] or [None]
+        is_same = last is not None and (last["status"], last.get("fingerprint")) == ("done", fingerprint)
+        return is_same and all((self.path / output).exists() for output in last["outputs"])
 
     @contextlib.contextmanager
     def stage(

@@ -23,7 +23,7 @@ class Trainer(ProjectTrainer):
     """Lightning's trainer with this project's verbs."""
 
     reads = frozenset({"path", "first", "second", "voices"})
-    begins = frozenset({"draw"})
+    begins, changing = frozenset({"draw"}), frozenset({"enroll"})
     beside = frozenset({"voices.safetensors", "scorer.safetensors"})
     unnamed = MappingProxyType({"verify": 2})
     resumable = frozenset({"fit", "embed", "predict", "reproduce"})

@@ -91,8 +91,8 @@ def calibrate(trainer: ProjectTrainer, module: SpeakerVerification, data: Speake
 
 def report_test(trainer: ProjectTrainer, module: SpeakerVerification, data: SpeakerData, scorer: Scorer, durations: Sequence[float] = ()) -> Tested:
     """Embed all files of the trial lists once for each duration, judge every list by every back-end, and write tables, scores and curves."""
-    if min(durations, default=1.0) <= 0:
-        raise ValueError(f"durations are positive numbers of seconds, not {list(durations)}")
+    if min(durations, default=1.0) * 1000 < module.hparams.frame_length:
+        raise ValueError(f"durations are seconds, of at least a frame of {module.hparams.frame_length:g} ms, not {list(durations)}")
     lists = data.trials
     for remark in data.remarks if trainer.is_global_zero else []:
         print(remark)

@@ -70,8 +70,9 @@ def named(files: Iterable[Path], base: Path) -> list[Input]:
 
 
 def spelt(path: Path) -> str:
-    """Return a path with `/`, and with bytes that are no UTF-8 spelt out."""
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+    """Return a path with `/`, and with what cannot be printed, and bytes that are no UTF-8, spelt out."""
+    text = path.as_posix().encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _matches(pattern: Path, endings: tuple[str, ...], noun: str) -> tuple[Path, list[Path]]:

@@ -110,6 +110,7 @@ class Trainer(ProjectTrainer):
     links = {"data.count": "model.points"}
     reads = frozenset({"how"})
     beside = frozenset({"notes.txt"})
+    changing = frozenset({"slope"})
     files = frozenset({"data.root"})
 
     def slope(self, model: Line, datamodule: Points, ckpt_path: str | None = None, digits: int = 2) -> float:

@@ -276,6 +276,12 @@ def test_a_verb_is_done_again_when_a_file_of_the_run_that_it_reads_has_changed(t
         assert [toy.main(["measure"]).result for _ in range(2)] == [40.0, None]
 
 
+def test_a_verb_that_changes_what_it_finds_is_done_whenever_it_is_asked_for(toy):
+    toy.main(["fit"])
+    first, second = (toy.main(["slope"]).result for _ in range(2))
+    assert second == first is not None
+
+
 def test_a_run_that_failed_as_it_began_leaves_nothing(toy, run_folder, capsys):
     assert "is not known" in failed(toy, capsys, "measure", "--data.source", "circle")
     assert not (run_folder / "toy_paper" / "latest").exists()

@@ -119,6 +119,18 @@ def test_a_done_stage_counts_while_its_outputs_are_there(run_folder):
     assert not run.is_done("test", "f")
 
 
+def test_only_the_last_time_counts_for_what_came_after_overwrote_it(run_folder):
+    run = Run(run_folder / "paper" / "one")
+    for fingerprint in ("f", "g"):
+        with stage(run) as record:
+            record["fingerprint"] = fingerprint
+    assert (run.is_done("test", "f"), run.is_done("test", "g")) == (False, True)
+    with pytest.raises(ZeroDivisionError), stage(run) as record:
+        record["fingerprint"] = "h"
+        _ = 1 / 0
+    assert not run.is_done("test", "g")
+
+
 def test_runs_are_found_by_name_and_by_path(run_folder):
     first = new_run("paper", stamp="20260101-000000")
     with stage(first, "fit", latest=True):
