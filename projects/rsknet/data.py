@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from projects.rsknet.augmentation import Augmentation
 from projects.rsknet.layouts import LAYOUTS, Corpus, folder, kaldi, sitw, voxceleb
 from projects.rsknet.leaks import check_leaks, hold_out, read_overlap, without_speakers
 from projects.rsknet.lists import Trials, Utterance, all_pairs, drawn_pairs
-from projects.rsknet.recordings import Crops, DrawnRecordings, FileRecordings, Recordings, whole_loader
+from projects.rsknet.recordings import Crops, DrawnRecordings, FileRecordings, Recordings, Strings, numbered, whole_loader
 from projects.rsknet.sounds import DrawnSounds, SoundFiles
 from projects.rsknet.synthesis import synthvox
 from shared.data.base import DataModule
@@ -35,6 +34,7 @@ class SpeakerData(DataModule):
         root: folder of the files.
         sitw: folder of SITW to test on too; speakers of VoxCeleb1 who occur there are not trained on.
         corpora: sets of VoxCeleb to train on: voxceleb1, voxceleb2, both or none; the lists Vox1-E and Vox1-H draw on all of VoxCeleb1.
+        train_list: list of training files of VoxCeleb instead, `speaker file` lines, files below the folders of speakers; null scans these folders.
         lists: names of the trial lists to test on; null takes all that are there.
         rate: samples a second; recordings are resampled.
         seconds: of a training crop.
@@ -66,6 +66,7 @@ class SpeakerData(DataModule):
         root: str | None = None,
         sitw: str | None = None,
         corpora: Literal["voxceleb1", "voxceleb2", "both", "none"] = "voxceleb2",
+        train_list: str | None = None,
         lists: list[str] | None = None,
         rate: int = 8000,
         seconds: float = 1.2625,
@@ -86,7 +87,7 @@ class SpeakerData(DataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(source, root, batch_size, num_workers, seed)
-        self.corpora, self.lists, self.sitw = corpora, lists, sitw
+        self.corpora, self.train_list, self.lists, self.sitw = corpora, train_list, lists, sitw
         self.rate, self.seconds, self.speed = rate, seconds, speed
         self.added, self.musan, self.rirs, self.probability = added, musan, rirs, probability
         self.held_speakers, self.held_count = held_speakers, held_trials
@@ -96,6 +97,8 @@ class SpeakerData(DataModule):
             raise ValueError("data: lengths in seconds are positive, and there are two speakers or more of each kind, with two recordings or more")
         if sitw is not None and source in ("synthvox", "sitw"):
             raise ValueError("data.sitw is for tests beside other data: with data.source sitw, give its folder as data.root")
+        if train_list is not None and source != "voxceleb":
+            raise ValueError(f"data.train_list is for data.source voxceleb, not {source}: leave it out")
         if held_trials < 2 or not 0 <= probability <= 1:
             raise ValueError("data.held_trials is at least 2, and data.probability lies in [0, 1]")
 
@@ -106,7 +109,7 @@ class SpeakerData(DataModule):
         """The files of a layout, checked: all are there, and no speaker is both trained on and tested."""
         root, elsewhere = self.root, None if self.sitw is None else Path(self.sitw).expanduser()
         if self.source == "voxceleb":
-            found = voxceleb(root, self.corpora, self.lists)
+            found = voxceleb(root, self.corpora, self.lists, self.train_list)
         elif self.source == "sitw":
             found = sitw(root)
         else:
@@ -120,28 +123,30 @@ class SpeakerData(DataModule):
         return found
 
     @cached_property
-    def _split(self) -> tuple[list[Utterance], list[Utterance]]:
-        """Utterances to learn from, and those of the speakers held out."""
+    def _split(self) -> tuple[FileRecordings, Sequence[str], list[Utterance]]:
+        """Recordings to learn from and who speaks in each, and the utterances of speakers held out; the corpus gives its list up, which is large."""
         if not self.corpus.train:
             raise ValueError(
                 f"{self.root} has nothing to train on: expected {LAYOUTS[self.source]}; trained networks are tested on it with the verb test"
             )
-        return hold_out(self.corpus.train, self.held_speakers, self.seed)
+        learnt, held = hold_out(self.corpus.train, self.held_speakers, self.seed)
+        self.corpus.train = []
+        return self._files(learnt), Strings((one.speaker for one in learnt), str), held
 
     @cached_property
     def train(self) -> Recordings:
         """Recordings to learn from."""
-        return self._drawn("train", *self.drawn) if self.source == "synthvox" else self._files(self._split[0])
+        return self._drawn("train", *self.drawn) if self.source == "synthvox" else self._split[0]
 
     @cached_property
-    def train_speakers(self) -> list[str]:
+    def train_speakers(self) -> Sequence[str]:
         """Who speaks in each recording of `train`."""
-        return _drawn_names("train", *self.drawn)[1] if self.source == "synthvox" else [one.speaker for one in self._split[0]]
+        return _drawn_names("train", *self.drawn)[1] if self.source == "synthvox" else self._split[1]
 
     @cached_property
     def held(self) -> Recordings:
         """Recordings of speakers who are held out of training."""
-        return self._drawn("held", self.held_speakers, self.drawn_test[1]) if self.source == "synthvox" else self._files(self._split[1])
+        return self._drawn("held", self.held_speakers, self.drawn_test[1]) if self.source == "synthvox" else self._files(self._split[2])
 
     @cached_property
     def held_names(self) -> list[str]:
@@ -150,7 +155,7 @@ class SpeakerData(DataModule):
 
     @property
     def _held_utterances(self) -> list[Utterance]:
-        return drawn_utterances("held", self.held_speakers, self.drawn_test[1]) if self.source == "synthvox" else self._split[1]
+        return drawn_utterances("held", self.held_speakers, self.drawn_test[1]) if self.source == "synthvox" else self._split[2]
 
     @cached_property
     def held_trials(self) -> Trials:
@@ -183,7 +188,7 @@ class SpeakerData(DataModule):
         return Crops(self.train, self.train_speakers, self.seconds, self.seed, self._augmentation(), self.speed)
 
     def _files(self, utterances: Sequence[Utterance]) -> FileRecordings:
-        return FileRecordings({one.name: one.file for one in utterances}, self.rate)
+        return FileRecordings([(one.name, one.file) for one in utterances], self.rate)
 
     def _drawn(self, split: str, speakers: int, utterances: int) -> DrawnRecordings:
         waveforms = synthvox(self.seed, split, speakers, utterances, self.length, self.rate)
@@ -215,12 +220,11 @@ class SpeakerData(DataModule):
 
     def background(self) -> tuple[list[int], list[str]]:
         """Choose recordings of training speakers, at most `BACKGROUND` each, for the back-ends; returns their numbers in `train`, and who speaks."""
-        by_speaker: dict[str, list[int]] = defaultdict(list)
-        for index, speaker in enumerate(self.train_speakers):
-            by_speaker[speaker].append(index)
+        names, labels = numbered(self.train_speakers)
         rng = np.random.default_rng(derive_seed(self.seed, "background"))
-        chosen = {speaker: sorted(rng.permutation(own)[:BACKGROUND].tolist()) for speaker, own in sorted(by_speaker.items())}
-        return [index for own in chosen.values() for index in own], [speaker for speaker, own in chosen.items() for _ in own]
+        by_speaker = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+        chosen = np.concatenate([np.sort(rng.permutation(own)[:BACKGROUND]) for own in by_speaker])
+        return chosen.tolist(), [names[number] for number in labels[chosen]]
 
     def whole(self, recordings: Recordings, seconds: float | None = None, indices: Sequence[int] | None = None) -> DataLoader:
         """Return a loader of whole recordings, of like lengths in a batch; `seconds` keeps so much from the middle of each."""

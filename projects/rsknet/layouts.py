@@ -9,16 +9,28 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from projects.rsknet.lists import Trials, Utterance, all_pairs, check_there, read_kaldi, read_pairs, read_text, read_trials, session_of
+from projects.rsknet.lists import (
+    Trials,
+    Utterance,
+    all_pairs,
+    check_there,
+    read_kaldi,
+    read_pairs,
+    read_text,
+    read_training_list,
+    read_trials,
+    session_of,
+)
 from shared.data.files import BadFileError, first_few
 
 LAYOUTS: dict[str, str] = {
     "voxceleb": "voxceleb1/{dev,test}/wav/id10001/<video>/00001.wav, voxceleb2/dev/wav/id00012/<video>/00001.wav, with veri_test2.txt and the like",
     "sitw": "{dev,eval}/audio/*.flac with lists/enroll-core.lst and keys/core-core.lst in each",
-    "kaldi": "{train,test,enroll}/ with wav.scp and utt2spk in each, and test/trials; or these files in the root",
+    "kaldi": "{train,test,enroll}/ with wav.scp and utt2spk in each, and test/trials (a list, or a folder of lists); or these files in the root",
     "folder": "{train,test}/<speaker>/**/*.wav or <speaker>/**/*.wav, with trials*.txt if pairs are chosen",
 }
 """What lies in the root."""
@@ -59,6 +71,9 @@ class Corpus:
         files: where each file of the trial lists lies.
         speakers: who speaks in files of the trial lists, where that is known: not in SITW.
         cuts: beginning and end, in seconds, of names that stand for a part of a file, such as `dev/audio/x.flac#1.20-5.60`.
+
+    Raises:
+        BadFileError: if two files to train on have one name.
     """
 
     train: list[Utterance] = field(default_factory=list)
@@ -66,6 +81,11 @@ class Corpus:
     files: dict[str, Path] = field(default_factory=dict)
     speakers: dict[str, str] = field(default_factory=dict)
     cuts: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len({one.name for one in self.train}) < len(self.train):
+            one, other = next(pair for pair in pairwise(sorted(self.train)) if pair[0].name == pair[1].name)
+            raise BadFileError(f"{one.file} and {other.file} are both named {one.name}: remove or move one of them, or rename it if they differ")
 
     def __add__(self, other: Corpus) -> Corpus:
         """Join two corpora: train on both, test on all lists of both.
@@ -79,13 +99,14 @@ class Corpus:
         return Corpus(self.train + other.train, self.tests + other.tests, *both)
 
 
-def voxceleb(root: Path, train: VoxCelebTrain = "voxceleb2", lists: Sequence[str] | None = None) -> Corpus:
+def voxceleb(root: Path, train: VoxCelebTrain = "voxceleb2", lists: Sequence[str] | None = None, train_list: str | None = None) -> Corpus:
     """Read VoxCeleb1 and 2: folders of speakers up to four levels below the root, told apart by their numbers, with or without dev, test and wav.
 
     Args:
         root: folder above both, or one of them.
         train: what to train on; the 40 test speakers of VoxCeleb1 and the test part of VoxCeleb2 are left out.
         lists: names of `LISTS`, or paths of other lists; None takes all cleaned ones that are there, or else the uncleaned ones.
+        train_list: path of a list of `speaker file` lines, which are what to train on whatever `train` says; None scans the folders.
 
     Raises:
         FileNotFoundError: if what is asked for, or files that the lists name, are missing.
@@ -97,11 +118,10 @@ def voxceleb(root: Path, train: VoxCelebTrain = "voxceleb2", lists: Sequence[str
     _check_root(root, "voxceleb")
     homes, lying = _voxceleb_places(root)
     tests = [read_trials(path, name) for name, path in _chosen_lists(root, lists, lying).items()]
-    utterances: list[Utterance] = []
-    for name in ("voxceleb1", "voxceleb2"):
-        if train in (name, "both"):
-            utterances += _voxceleb_train(root, name, homes)
-    files = _located(tests, homes, root)
+    chosen = [name for name in ("voxceleb1", "voxceleb2") if train in (name, "both")] if train_list is None else []
+    utterances = [utterance for name in chosen for utterance in _voxceleb_train(root, name, homes)]
+    utterances += [] if train_list is None else _voxceleb_listed(root, root / train_list, homes)
+    files = _located_tests(tests, homes, root)
     return Corpus(utterances, tests, files, {name: name.split("/")[-3] for name in files if name.count("/") >= 2})
 
 
@@ -137,8 +157,8 @@ def sitw(root: Path, splits: Sequence[str] = ("dev", "eval"), condition: str = "
 def kaldi(root: Path) -> Corpus:
     """Read Kaldi's data folders: `train`, `test` with `trials`, and perhaps `enroll`, whose speakers are the models that trials name.
 
-    A root that is itself a data folder is tested on if it has `trials`, else trained on. Test utterances without `trials` are all paired. Relative
-    paths are relative to the root.
+    `trials` is a list, or a folder of lists. A root that is itself a data folder is tested on if it has `trials`, else trained on. Test utterances
+    without `trials` are all paired. Relative paths are relative to the root.
 
     Raises:
         FileNotFoundError: if there is no data folder, or files are missing.
@@ -146,7 +166,7 @@ def kaldi(root: Path) -> Corpus:
     """
     _check_root(root, "kaldi")
     if (root / "wav.scp").is_file():
-        return _kaldi_test(root, root) if (root / "trials").is_file() else Corpus(read_kaldi(root))
+        return _kaldi_test(root, root) if os.path.lexists(root / "trials") else Corpus(read_kaldi(root))
     train, test = root / "train", root / "test"
     if not train.is_dir() and not test.is_dir():
         raise FileNotFoundError(f"no data folder in {root}: expected {LAYOUTS['kaldi']}; correct the root")
@@ -172,7 +192,7 @@ def folder(root: Path) -> Corpus:
         raise FileNotFoundError(f"no utterances in {root}: expected {LAYOUTS['folder']}, files ending in {' or '.join(ENDINGS)}; put them there")
     paths = sorted(root.glob("trials*.txt")) + sorted((root / "test").glob("trials*.txt"))
     tests = [read_trials(path) for path in paths] or ([all_pairs(held, "test")] if held else [])
-    files = _located(tests, [home for home in (root / "test", root) if home.is_dir()], root)
+    files = _located_tests(tests, [home for home in (root / "test", root) if home.is_dir()], root)
     speakers = {name: name.removeprefix("test/").split("/")[0] for name in files}
     if not is_split:
         tested = set(speakers.values())
@@ -303,13 +323,24 @@ def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Uttera
     raise FileNotFoundError(f"no {name} in {root} to train on: expected {LAYOUTS['voxceleb']}; correct the root, or set data.corpora")
 
 
-def _located(tests: Sequence[Trials], homes: Sequence[Path], root: Path) -> dict[str, Path]:
-    """Find the files of trial lists below one of `homes`, listing each folder once; lists say .wav where people may keep .flac."""
+def _voxceleb_listed(root: Path, path: Path, homes: Sequence[Path]) -> list[Utterance]:
+    """Find the utterances of a training list."""
+    utterances = read_training_list(path, None)
+    files = _located({str(path): [utterance.name for utterance in utterances]}, homes, root)
+    return [utterance._replace(file=files[utterance.name]) for utterance in utterances]
+
+
+def _located_tests(tests: Sequence[Trials], homes: Sequence[Path], root: Path) -> dict[str, Path]:
+    return _located({trials.name: trials.files for trials in tests}, homes, root)
+
+
+def _located(lists: Mapping[str, Sequence[str]], homes: Sequence[Path], root: Path) -> dict[str, Path]:
+    """Find the files of lists below one of `homes`, listing each folder once; lists say .wav where people may keep .flac."""
     inside: dict[str, dict[str, Path]] = {}
     files: dict[str, Path] = {}
-    for trials in tests:
+    for title, names in lists.items():
         missing = []
-        for name in trials.files:
+        for name in names:
             place, _, file = name.rpartition("/")
             if place not in inside:
                 inside[place] = {path.stem: path for home in reversed(homes) for path in _files_in(home / place)}
@@ -319,8 +350,8 @@ def _located(tests: Sequence[Trials], homes: Sequence[Path], root: Path) -> dict
             else:
                 files[name] = path
         if missing:
-            what = f"{len(missing)} of the {len(trials.files)} files of the list {trials.name} are missing in {root}:"
-            raise FileNotFoundError("\n  ".join([what, *first_few(missing, 5), "add them, correct the root, or leave this list out with lists"]))
+            what = f"{len(missing)} of the {len(names)} files of the list {title} are missing in {root}:"
+            raise FileNotFoundError("\n  ".join([what, *first_few(missing, 5), "add them, correct the root, or leave this list out"]))
     return files
 
 
@@ -354,11 +385,24 @@ def _kaldi_test(root: Path, test: Path) -> Corpus:
     models = _kaldi_models(enroll) if enroll.is_dir() else None
     enrolled = read_kaldi(enroll, root) if (enroll / "wav.scp").is_file() else []
     known = {utterance.name: utterance for utterance in [*utterances, *enrolled]}
-    trials = read_trials(test / "trials", test.name, models) if (test / "trials").is_file() else all_pairs(utterances, test.name)
-    if lost := [name for name in trials.files if name not in known]:
-        raise BadFileError(f"{test / 'trials'} names {len(lost)} utterances that no wav.scp has, such as {', '.join(first_few(lost, 3))}: add them")
-    files = {name: known[name].file for name in trials.files}
-    return Corpus(tests=[trials], files=files, speakers={name: known[name].speaker for name in files})
+    tests = [read_trials(path, name, models) for name, path in _kaldi_trials(test).items()] or [all_pairs(utterances, test.name)]
+    for trials in tests:
+        if lost := [name for name in trials.files if name not in known]:
+            few = ", ".join(first_few(lost, 3))
+            raise BadFileError(f"{test / 'trials'}: the list {trials.name} names {len(lost)} utterances that no wav.scp has, such as {few}: add them")
+    files = {name: known[name].file for trials in tests for name in trials.files}
+    return Corpus(tests=tests, files=files, speakers={name: known[name].speaker for name in files})
+
+
+def _kaldi_trials(test: Path) -> dict[str, Path]:
+    """Return the lists by name: `trials`, or those in the folder `trials`; none where there is nothing of this name."""
+    place = test / "trials"
+    if place.is_file():
+        return {test.name: place}
+    lists = {Path(entry.name).stem: Path(entry.path) for entry in _visible(place) if entry.is_file()} if place.is_dir() else {}
+    if not lists and os.path.lexists(place):
+        raise BadFileError(f"{place} is neither a list nor a folder of lists: put lists there, or remove it to try all pairs")
+    return lists
 
 
 def _kaldi_models(enroll: Path) -> dict[str, tuple[str, ...]]:

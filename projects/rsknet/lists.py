@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,25 +177,30 @@ def drawn_pairs(utterances: Sequence[Utterance], count: int, seed: int, name: st
     return _paired(utterances, enrol, test, name)
 
 
-def read_training_list(path: Path, root: Path) -> list[Utterance]:
+def read_training_list(path: Path, root: Path | None) -> list[Utterance]:
     """Read lines of `speaker file` or `file speaker`: the column with slashes holds the files.
 
     Args:
         path: the list.
-        root: folder that the files are relative to.
+        root: folder that the files are relative to; None does not look for them.
 
     Raises:
-        BadFileError: if a line has another form.
+        BadFileError: if a line has another form, or a file occurs twice.
         FileNotFoundError: if the list, or files that it names, are missing.
     """
     columns, numbers = _columns(path, 2, _TRAINING)
     where = 0 if "/" in columns[0][0] else 1
     rows = list(zip(columns[where], columns[1 - where], strict=True))
+    seen: set[str] = set()
     for number, (file, speaker) in zip(numbers, rows, strict=True):
         if "/" not in file or "/" in speaker:
             raise BadFileError(f"{path}, line {number}: {speaker!r} and {file!r} are not like {_TRAINING}; correct it")
-    utterances = [Utterance(file, speaker, session_of(file, speaker), root / file) for file, speaker in rows]
-    check_there({utterance.name: utterance.file for utterance in utterances}, path)
+        if file in seen:
+            raise BadFileError(f"{path}, line {number}: {file!r} is listed for the second time; remove the line")
+        seen.add(file)
+    utterances = [Utterance(file, sys.intern(speaker), session_of(file, speaker), (root or Path()) / file) for file, speaker in rows]
+    if root is not None:
+        check_there({utterance.name: utterance.file for utterance in utterances}, path)
     return utterances
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -16,11 +19,56 @@ from torch.utils.data import DataLoader, Dataset
 from projects.rsknet import audio
 from projects.rsknet.augmentation import SPEEDS, Augmentation, change_speed, source_samples, speed_label
 from projects.rsknet.sounds import repeated
-from shared.distributed import UnpaddedSampler
+from shared.distributed import UnpaddedSampler, world_size
 from shared.seeding import derive_seed
 
 TOGETHER = 60.0
 """Seconds of recordings, with their padding, that are embedded at a time; a longer one is embedded alone."""
+
+_Item = TypeVar("_Item")
+_CODE = ("utf-8", "surrogateescape")  # as names of files that are not UTF-8 are held
+_CHUNK = 64  # headers that a thread reads at a time
+
+
+class Strings(Sequence[_Item]):
+    """N strings or paths in one piece of memory, which the processes that read files share: they would copy a list's items as they count uses.
+
+    Args:
+        items: what to keep.
+        kind: what an item is made by, str or Path.
+    """
+
+    def __init__(self, items: Iterable[_Item], kind: Callable[[str], _Item]) -> None:
+        content, ends = bytearray(), array("q", [0])
+        for item in items:
+            content += str(item).encode(*_CODE)
+            ends.append(len(content))
+        self._content, self._ends, self._kind = bytes(content), np.array(ends), kind
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[_Item]:
+        for start, end in pairwise(self._ends.tolist()):
+            yield self._kind(self._content[start:end].decode(*_CODE))
+
+    @overload
+    def __getitem__(self, index: int) -> _Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_Item]: ...
+    def __getitem__(self, index: int | slice) -> _Item | list[_Item]:
+        place = range(len(self))[index]
+        if isinstance(place, range):
+            return [self[each] for each in place]
+        return self._kind(self._content[self._ends[place] : self._ends[place + 1]].decode(*_CODE))
+
+
+def numbered(speakers: Iterable[str]) -> tuple[list[str], np.ndarray]:
+    """Number speakers in the order of their names: returns these, and the (N,) int32 number of each given one."""
+    given = list(speakers)
+    names = sorted(set(given))
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, np.fromiter((numbers[each] for each in given), np.int32, len(given))
 
 
 class Recordings(Protocol):
@@ -39,6 +87,9 @@ class Recordings(Protocol):
     def samples(self, index: int) -> int:
         """Return the length of a recording at `rate`."""
 
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Return the lengths of several."""
+
     def read(self, index: int, start: int = 0, samples: int | None = None) -> Tensor:
         """Return (n,) float32 in [-1, 1] from `start` on; None reads to the end."""
 
@@ -47,28 +98,37 @@ class FileRecordings:
     """Recordings in files, read as they are used; a name of a file may end in `#from-to`, in seconds, for a part of it.
 
     Args:
-        files: by name.
+        files: by name, or names and files.
         rate: samples a second.
         cuts: parts in seconds, by the names that have one.
     """
 
-    def __init__(self, files: Mapping[str, Path], rate: int, cuts: Mapping[str, tuple[float, float]] | None = None) -> None:
-        self.names: Sequence[str] = list(files)
-        self.rate = rate
-        self.files = [Path(file) for file in files.values()]
-        self._cuts = {} if cuts is None else dict(cuts)
-        self._lengths: dict[int, int] = {}
+    def __init__(
+        self, files: Mapping[str, Path] | Sequence[tuple[str, Path]], rate: int, cuts: Mapping[str, tuple[float, float]] | None = None
+    ) -> None:
+        pairs = list(files.items()) if isinstance(files, Mapping) else files
+        self.names: Sequence[str] = Strings((name for name, _ in pairs), str)
+        self.files: Sequence[Path] = Strings((file for _, file in pairs), Path)
+        self.rate, self._cuts = rate, {} if cuts is None else dict(cuts)
+        self._lengths = torch.full((len(pairs),), -1).share_memory_()  # a header is read once, by whichever process needs it first
 
     def __len__(self) -> int:
         return len(self.names)
 
     def samples(self, index: int) -> int:
-        if index not in self._lengths:
+        if self._lengths[index] < 0:
             first, last = self._span(index)
-            about = audio.info(self.files[index])
-            whole = -(-about.samples * self.rate // about.rate)
+            whole = audio.info(self.files[index]).samples_at(self.rate)
             self._lengths[index] = max(0, (whole if last is None else min(last, whole)) - first)
-        return self._lengths[index]
+        return int(self._lengths[index])
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        places = torch.from_numpy(np.asarray(indices, np.int64))
+        unknown = places[self._lengths[places] < 0].tolist()
+        parts = [unknown[start : start + _CHUNK] for start in range(0, len(unknown), _CHUNK)]
+        with ThreadPoolExecutor() as pool:  # the disk is waited for together
+            list(pool.map(lambda part: [self.samples(index) for index in part], parts))
+        return self._lengths[places].tolist()
 
     def read(self, index: int, start: int = 0, samples: int | None = None) -> Tensor:
         first, last = self._span(index)
@@ -100,6 +160,9 @@ class DrawnRecordings:
     def samples(self, index: int) -> int:
         return self.waveforms.shape[1]
 
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        return [self.waveforms.shape[1]] * len(indices)
+
     def read(self, index: int, start: int = 0, samples: int | None = None) -> Tensor:
         return self.waveforms[index, start : None if samples is None else start + samples]
 
@@ -117,18 +180,24 @@ class Crops(Dataset):
         augmentation: what is added, or None.
         is_perturbed: plays a crop at one of `SPEEDS`, as a speaker of its own at each.
 
+    Raises:
+        ValueError: if there is not one speaker for each recording.
+
     Attributes:
+        labels: (N,) number of each speaker.
         classes: number of labels.
     """
 
     def __init__(
         self, recordings: Recordings, speakers: Sequence[str], seconds: float, seed: int, augmentation: Augmentation | None, is_perturbed: bool
     ) -> None:
+        if len(speakers) != len(recordings):
+            raise ValueError(f"{len(recordings)} recordings have {len(speakers)} speakers: each needs one, and a name of its own")
         self.recordings, self.seed, self.augmentation = recordings, seed, augmentation
         self.samples = round(seconds * recordings.rate)
         self.speeds = SPEEDS if is_perturbed else SPEEDS[:1]
-        numbers = {speaker: number for number, speaker in enumerate(sorted(set(speakers)))}
-        self.labels, self.speakers = [numbers[speaker] for speaker in speakers], len(numbers)
+        names, self.labels = numbered(speakers)
+        self.speakers = len(names)
         self.classes = self.speakers * len(self.speeds)
 
     def __len__(self) -> int:
@@ -145,7 +214,7 @@ class Crops(Dataset):
         waveform = repeated(change_speed(waveform, self.speeds[speed]), self.samples)
         if self.augmentation is not None:
             waveform = self.augmentation(waveform, rng)
-        return {"waveform": waveform, "label": speed_label(self.labels[place], speed, self.speakers)}
+        return {"waveform": waveform, "label": speed_label(int(self.labels[place]), speed, self.speakers)}
 
 
 class Whole(Dataset):
@@ -167,7 +236,7 @@ class Whole(Dataset):
     @cached_property
     def lengths(self) -> list[int]:
         """Samples of each."""
-        return [min(self.recordings.samples(index), self.longest or 2**62) for index in self.indices]
+        return [min(samples, self.longest or 2**62) for samples in self.recordings.lengths(self.indices)]
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         index = self.indices[place]
@@ -211,7 +280,7 @@ class Batches(Dataset):
 def whole_loader(
     recordings: Recordings, seconds: float | None = None, indices: Sequence[int] | None = None, most: int = 50, **options: Any
 ) -> DataLoader:
-    """Return a loader of whole recordings in `Batches`, dealt over the processes without padding.
+    """Return a loader of whole recordings in `Batches`, dealt over the processes without padding: each gets one batch or more.
 
     Args:
         recordings: what to read.
@@ -219,7 +288,13 @@ def whole_loader(
         indices: the recordings to take; None for all.
         most: recordings of a batch.
         **options: further arguments of `DataLoader`.
+
+    Raises:
+        ValueError: if there are fewer recordings than processes.
     """
     whole = Whole(recordings, None if seconds is None else round(seconds * recordings.rate), indices)
-    batches = Batches(whole, round(TOGETHER * recordings.rate), most)
+    share = len(whole) // world_size()
+    if not share:
+        raise ValueError(f"{len(whole)} recordings do not go round {world_size()} processes: add recordings, or use fewer devices")
+    batches = Batches(whole, round(TOGETHER * recordings.rate), min(most, share))
     return DataLoader(batches, batch_size=None, sampler=UnpaddedSampler(batches), **options)

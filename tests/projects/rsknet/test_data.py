@@ -76,6 +76,24 @@ def test_no_speaker_of_files_is_in_two_parts(tmp_path, layout):
         assert len(recordings.read(0)) == recordings.samples(0) > 0
 
 
+def test_every_recording_of_files_has_the_label_of_its_speaker(vox):
+    data = SpeakerData("voxceleb", str(vox / "vox"), **FEW, corpora="both", lists=["Vox1-O"])
+    speakers = sorted(set(data.train_speakers))
+    assert [name.split("/")[0] for name in data.train.names] == list(data.train_speakers)
+    assert [speakers[label] for label in data.crops.labels] == list(data.train_speakers)
+    assert [one.speaker for one in data._held_utterances] == [name.split("/")[0] for name in data.held.names] == data.held_names
+
+
+def test_a_training_list_says_what_to_learn_from(vox, tmp_path):
+    lines = [f"{speaker} {speaker}/vidA/00001.wav\n" for speaker in ("id00012", "id00015", "id00016", "id10001")]
+    (tmp_path / "train.txt").write_text("".join(lines))
+    options = {"root": str(vox / "vox"), "lists": ["Vox1-O"], "train_list": str(tmp_path / "train.txt")}
+    data = SpeakerData("voxceleb", **options, **FEW)
+    assert sorted([*data.train.names, *data.held.names]) == [line.split()[1] for line in lines]
+    with pytest.raises(ValueError, match=r"data\.train_list is for data\.source voxceleb, not kaldi"):
+        SpeakerData("kaldi", **options, **FEW)
+
+
 def test_who_is_held_out_depends_on_the_seed(vox):
     held = [tuple(SpeakerData("voxceleb", str(vox / "vox"), **FEW, seed=seed).held_names) for seed in (0, 0, *range(1, 8))]
     assert held[0] == held[1]

@@ -27,8 +27,8 @@ def agree(rows, others):
 
 @pytest.mark.slow
 def test_two_processes_calibrate_and_test_as_one(run):
-    """Fifteen recordings in batches of eight, so that the processes have one batch each."""
-    run_together(command_line, ["calibrate"], "rsknet")
+    """Recordings enough for one batch, of which each process gets a part."""
+    run_together(command_line, ["calibrate", "--data.batch_size=50"], "rsknet")
     run_together(command_line, ["test", "--durations=[0.5]"], "rsknet")
     two = lists(run, "test")
     agree(lists(run, "calibrate"), two[:4])

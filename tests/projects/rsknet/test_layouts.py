@@ -53,6 +53,34 @@ def test_lists_of_voxceleb_are_chosen_by_name_or_by_path(tmp_path):
         voxceleb(tmp_path, lists=["Vox1-O uncleaned"])
 
 
+def test_two_files_of_one_name_are_refused(tmp_path):
+    write_voxceleb(tmp_path)
+    write_speakers(tmp_path / "voxceleb2/copy/wav", ["id00015"])
+    name = "id00015/vidA/00001.wav"
+    with pytest.raises(BadFileError, match=rf"voxceleb2/copy/wav/{name} and .*voxceleb2/dev/wav/{name} are both named {name}: remove or move one"):
+        voxceleb(tmp_path)
+
+
+def test_a_training_list_takes_its_files_from_all_of_voxceleb(tmp_path):
+    names = write_voxceleb(tmp_path)
+    first, other = names["vox2 dev"][5], names["vox1 dev"][3]
+    moved = tmp_path / "voxceleb2/dev/wav" / first
+    moved.rename(moved.with_suffix(".flac"))
+    path = tmp_path / "train.txt"
+    for form in ("{speaker} {name}\n", "{name} {speaker}\n"):
+        path.write_text("".join(form.format(speaker=name[:7], name=name) for name in (first, other)))
+        corpus = voxceleb(tmp_path, lists=["Vox1-O"], train_list="train.txt")
+        files = (moved.with_suffix(".flac"), tmp_path / "voxceleb1/dev/wav" / other)
+        assert corpus.train == [Utterance(name, name[:7], name[8:12], file) for name, file in zip((first, other), files, strict=True)]
+        assert voxceleb(tmp_path, "none", ["Vox1-O"], str(path)).train == corpus.train
+    path.write_text("id1 id1/vidA/00001.wav\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of the 1 files of the list .*train\.txt are missing"):
+        voxceleb(tmp_path, train_list="train.txt")
+    path.write_text(f"id00012 {first}\nid00012 {first}\n")
+    with pytest.raises(BadFileError, match=r"train\.txt, line 2: .* is listed for the second time; remove the line"):
+        voxceleb(tmp_path, train_list="train.txt")
+
+
 def test_what_is_missing_in_voxceleb_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"does not exist: expected voxceleb1/\{dev,test\}"):
         voxceleb(tmp_path / "none")
@@ -149,6 +177,23 @@ def test_a_root_that_is_a_kaldi_folder_is_trained_or_tested_on(tmp_path):
     corpus = kaldi(tmp_path / "set")
     assert (len(corpus.train), len(corpus.tests[0]), len(corpus.files)) == (0, 2, 3)
     with pytest.raises(FileNotFoundError, match="no data folder in"):
+        kaldi(tmp_path)
+
+
+def test_a_folder_of_trials_in_a_kaldi_folder_holds_lists(tmp_path):
+    names = [name for each in write_kaldi(tmp_path / "test", ["s1", "s2"]).values() for name in each]
+    trials = tmp_path / "test/trials"
+    trials.mkdir()
+    with pytest.raises(BadFileError, match=r"trials is neither a list nor a folder of lists: put lists there, or remove it to try all pairs"):
+        kaldi(tmp_path)
+    (trials / "vox1_O_cleaned.kaldi").write_text(f"{names[0]} {names[1]} target\n{names[0]} {names[2]} nontarget\n")
+    (trials / "hard.kaldi").write_text(f"{names[2]} {names[3]} target\n{names[1]} {names[2]} nontarget\n")
+    (trials / ".hidden").touch()
+    corpus = kaldi(tmp_path)
+    assert [(each.name, len(each)) for each in corpus.tests] == [("hard", 2), ("vox1_O_cleaned", 2)]
+    assert set(corpus.files) == set(corpus.speakers) == set(names)
+    (trials / "hard.kaldi").write_text(f"{names[2]} {names[3]} target\n{names[1]} elsewhere nontarget\n")
+    with pytest.raises(BadFileError, match=r"the list hard names 1 utterances that no wav\.scp has, such as elsewhere"):
         kaldi(tmp_path)
 
 

@@ -2,15 +2,17 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.voices import write_sound
+from torch.utils.data import DataLoader
 
 from projects.rsknet import audio
 from projects.rsknet.augmentation import SPEEDS, Augmentation
-from projects.rsknet.recordings import TOGETHER, Batches, Crops, DrawnRecordings, FileRecordings, Whole, whole_loader
+from projects.rsknet.recordings import TOGETHER, Batches, Crops, DrawnRecordings, FileRecordings, Strings, Whole, numbered, whole_loader
 from projects.rsknet.sounds import DrawnSounds
 
 RATE = 8000
@@ -25,16 +27,19 @@ class Uneven:
     """Ramps of different lengths."""
 
     def __init__(self, lengths):
-        self.names, self.rate, self.lengths = [str(i) for i in range(len(lengths))], RATE, lengths
+        self.names, self.rate, self.counts = [str(i) for i in range(len(lengths))], RATE, lengths
 
     def __len__(self):
-        return len(self.lengths)
+        return len(self.counts)
 
     def samples(self, index):
-        return self.lengths[index]
+        return self.counts[index]
+
+    def lengths(self, indices):
+        return [self.counts[index] for index in indices]
 
     def read(self, index, start=0, samples=None):
-        return 1 + torch.arange(self.lengths[index])[start : None if samples is None else start + samples].float()
+        return 1 + torch.arange(self.counts[index])[start : None if samples is None else start + samples].float()
 
 
 def crops(recordings, seed=0, seconds=0.05, speakers=None, augmentation=None, is_perturbed=False):
@@ -107,13 +112,52 @@ def test_files_give_the_crops_that_memory_gives(tmp_path):
     files = {name: write_sound(tmp_path / name, samples, RATE) for name, samples in (("a.wav", 900), ("b.flac", 900), ("c.wav", 900))}
     on_disk = FileRecordings(files, RATE)
     in_memory = DrawnRecordings(list(files), torch.stack([audio.read(file, RATE) for file in files.values()]), RATE)
-    assert on_disk.names == in_memory.names
+    assert list(on_disk.names) == in_memory.names
     one, other = (crops(recordings, is_perturbed=True) for recordings in (on_disk, in_memory))
     for key in range(9):
         assert torch.equal(one[key]["waveform"], other[key]["waveform"])
 
 
+def test_crops_need_one_speaker_for_each_recording(tmp_path):
+    twins = [(name, write_sound(tmp_path / folder / name, 500, RATE)) for folder in "xy" for name in ("a.wav", "b.wav")]
+    both = FileRecordings(twins, RATE)
+    assert list(both.names) == ["a.wav", "b.wav"] * 2
+    found = crops(both, speakers=["p", "q", "r", "s"])
+    assert found.labels.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="2 recordings have 4 speakers: each needs one, and a name of its own"):
+        crops(FileRecordings(dict(twins), RATE), speakers=["p", "q", "r", "s"])
+
+
 # ---- files
+
+
+def test_strings_are_kept_as_they_are():
+    names = ["", "id1/a.wav", "Ünï/ü.flac", "bad\udcff.wav", "x" * 300]
+    kept = Strings(names, str)
+    assert (len(kept), list(kept), kept[-1], kept[1:4]) == (5, names, names[-1], names[1:4])
+    assert kept.index("Ünï/ü.flac") == 2
+    assert list(Strings(iter([Path("a/b"), Path("/c")]), Path)) == [Path("a/b"), Path("/c")]
+    assert list(Strings([], str)) == []
+    with pytest.raises(IndexError):
+        kept[5]
+
+
+def test_speakers_are_numbered_in_the_order_of_their_names():
+    names, numbers = numbered(["zoe", "ann", "zoe", "bob"])
+    assert (names, numbers.tolist(), numbers.dtype) == (["ann", "bob", "zoe"], [2, 0, 2, 1], np.int32)
+
+
+def test_a_header_is_read_once_by_any_process(tmp_path, monkeypatch):
+    files = {f"{i}.wav": write_sound(tmp_path / f"{i}.wav", 100 + i, RATE) for i in range(150)}
+    recordings = FileRecordings(files, RATE)
+    batches = DataLoader(crops(recordings), batch_size=None, sampler=range(10), num_workers=1, multiprocessing_context="fork")
+    assert len(list(batches)) == 10
+    read, info = [], audio.info
+    monkeypatch.setattr(audio, "info", lambda path: read.append(path) or info(path))
+    assert recordings.lengths([149, 3, *range(100)]) == [249, 103, *range(100, 200)]
+    assert sorted(read) == sorted(files[f"{i}.wav"] for i in (149, *range(10, 100)))
+    assert [recordings.samples(index) for index in (149, 3)] == [249, 103]
+    assert len(read) == 91
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
@@ -185,3 +229,22 @@ def test_loaders_of_whole_recordings_keep_to_a_minute():
     short = list(whole_loader(recordings, 1.5, [1, 3], most=1))
     assert [(tuple(batch["waveform"].shape), batch["index"].tolist()) for batch in short] == [((1, 12000), [1]), ((1, 12000), [3])]
     assert float(short[0]["waveform"][0, 0]) == 1 + (70 * RATE - 12000) // 2
+
+
+@pytest.mark.parametrize(("count", "processes"), [(5, 4), (15, 2), (3, 3), (40, 7)])
+def test_each_process_has_a_batch(monkeypatch, count, processes):
+    monkeypatch.setattr("projects.rsknet.recordings.world_size", lambda: processes)
+    monkeypatch.setattr("shared.distributed.world_size", lambda: processes)
+    found = []
+    for rank in range(processes):
+        monkeypatch.setattr("shared.distributed.rank", lambda rank=rank: rank)
+        own = [batch["index"].tolist() for batch in whole_loader(Uneven([100] * count))]
+        assert own
+        found += [index for batch in own for index in batch]
+    assert sorted(found) == list(range(count))
+
+
+def test_fewer_recordings_than_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("projects.rsknet.recordings.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="1 recordings do not go round 2 processes: add recordings, or use fewer devices"):
+        whole_loader(Uneven([100]))
