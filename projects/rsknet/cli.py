@@ -194,7 +194,7 @@ class Trainer(ProjectTrainer):
         self,
         model: SpeakerVerification,
         datamodule: SpeakerData,
-        table: Literal["all", "lag", "speakers", "conditions", "calibration", "sizes", "pooling", "lightening", "powered"] = "all",
+        table: Literal["all", "lag", "speakers", "conditions", "calibration", "sizes", "pooling", "powered"] = "all",
         seeds: int | None = None,
         jobs: int | None = None,
         quick: bool = False,
@@ -206,7 +206,7 @@ class Trainer(ProjectTrainer):
             model: supplied.
             datamodule: supplied.
             table: lag (near and far context), speakers (networks on new speakers), conditions (noise, rooms, short recordings), calibration, sizes
-                (parameters and cost), pooling (before training), lightening (from full to light), powered (many speakers, an hour), or all.
+                (parameters and cost), pooling (before training), powered (many speakers, an hour), or all.
             seeds: number of seeds, from 0; null is the customary number.
             jobs: computations at the same time, one thread each; null is one a core, or one where there is a GPU.
             quick: one seed, little training and few rows, to see that everything runs.

@@ -1,6 +1,6 @@
 """The tables of `reproduce`, by name."""
 
-from projects.rsknet.reproduction import conditions, lag, lightening, sizes, speakers, untrained
+from projects.rsknet.reproduction import conditions, lag, sizes, speakers, untrained
 
 TABLES = {
     "lag": lag.TABLE,
@@ -9,6 +9,5 @@ TABLES = {
     "calibration": conditions.CALIBRATION,
     "sizes": sizes.TABLE,
     "pooling": untrained.TABLE,
-    "lightening": lightening.TABLE,
     "powered": speakers.POWERED,
 }

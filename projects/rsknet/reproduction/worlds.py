@@ -112,7 +112,7 @@ def trained(kept: Path, name: str, world: World, seed: int) -> Trained:
 
     weights = kept_arrays(kept / f"{key}.npz", fit)
     module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    file = kept / f"{key}.safetensors"
+    file = kept / f"scorer-{key}.safetensors"
     if not file.is_file():
         with silence():
             fit_scorer(quiet_trainer(1), module.eval(), data).save(file)
