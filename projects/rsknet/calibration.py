@@ -2,7 +2,7 @@
 
 calibration = Calibration.fit(scores, is_target, quality(enrol_seconds, test_seconds))      # on speakers that are neither trained nor tested on
 llrs = calibration.llr(new_scores, quality(...))
-accepted = llrs >= calibration.threshold(far=0.01)
+accepted = llrs >= calibration.threshold(0.01, quality(...))
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from projects.rsknet.metrics import far_threshold
 from shared.metrics.curves import checked
 
 IMPOSTORS = 20_000
-"""Most log-likelihood ratios of impostors that a calibration keeps."""
+"""Most log-likelihood ratios of impostors that a calibration keeps of a group of trials."""
 
 _RIDGE = 1e-6  # on weights of standardised columns: keeps them finite where scores separate the trials
 _STEPS = 100
@@ -64,21 +65,30 @@ def probability(llrs: Tensor, p_target: float = 0.5) -> Tensor:
 class Calibration:
     """A rising map llr = scale s + offset + weights . q, and how impostors score after it.
 
+    A measure q beyond those of the fit counts as the nearest of the fit, since the weights hold no further. The spread of impostors depends on the
+    quality too, so that they are kept by groups of like trials, and a trial takes the threshold of the group that is nearest to it.
+
     Attributes:
         scale: a > 0.
         offset: b.
         weights: (Q,) of quality measures; Q may be 0.
-        impostors: (I,) rising log-likelihood ratios of the impostors it was fitted on; of more than `IMPOSTORS`, the highest one of each of so many
-            equal parts.
+        span: (2, Q) least and largest quality measures that it was fitted on.
+        centres: (G, Q) mean quality of the impostors of each group.
+        impostors: of each of G groups the rising log-likelihood ratios of the impostors it was fitted on; of more than `IMPOSTORS`, the highest one
+            of each of so many equal parts.
     """
 
     scale: float
     offset: float
     weights: Tensor
-    impostors: Tensor
+    span: Tensor
+    centres: Tensor
+    impostors: tuple[Tensor, ...]
 
     @classmethod
-    def fit(cls, scores: Tensor, is_target: Tensor, quality: Tensor | None = None, p_target: float = 0.5) -> Calibration:
+    def fit(
+        cls, scores: Tensor, is_target: Tensor, quality: Tensor | None = None, p_target: float = 0.5, groups: Tensor | None = None
+    ) -> Calibration:
         """Fit by logistic regression in which targets weigh `p_target` and nontargets the rest.
 
         Args:
@@ -86,6 +96,7 @@ class Calibration:
             is_target: (N,) bool.
             quality: (N, Q) quality measures of the trials.
             p_target: prior at which ratios should be best.
+            groups: (N,) int64, equal for trials of like quality; None makes one group of all.
 
         Raises:
             ValueError: if there are no targets or no nontargets, shapes differ, a number is not finite, or scores do not rise towards targets.
@@ -99,8 +110,11 @@ class Calibration:
         weights, offset = _regression(columns, labels, p_target)
         if not weights[0] > 0:
             raise ValueError(f"scores do not rise towards targets (slope {float(weights[0]):g}): are they distances, or labels swapped?")
-        llrs = columns @ weights + offset
-        return cls(float(weights[0]), float(offset), weights[1:].clone(), _thinned(llrs[labels == 0].sort().values))
+        span = torch.stack([columns[:, 1:].amin(0), columns[:, 1:].amax(0)])
+        llrs, own = columns @ weights + offset, torch.zeros(len(labels), dtype=torch.long) if groups is None else groups.cpu()
+        masks = [(own == group) & (labels == 0) for group in own[labels == 0].unique()]
+        centres = torch.stack([columns[mask, 1:].mean(0) for mask in masks])
+        return cls(float(weights[0]), float(offset), weights[1:].clone(), span, centres, tuple(_thinned(llrs[mask].sort().values) for mask in masks))
 
     def llr(self, scores: Tensor, quality: Tensor | None = None) -> Tensor:
         """Map scores to natural logarithms of likelihood ratios.
@@ -116,22 +130,60 @@ class Calibration:
             ValueError: if the quality measures are not those of the fit.
         """
         columns = _columns(scores.detach().cpu().double(), quality)
-        if columns.shape[1] != 1 + len(self.weights):
-            raise ValueError(f"this calibration takes {len(self.weights)} quality measures a trial, got {columns.shape[1] - 1}")
-        return columns[:, 0] * self.scale + columns[:, 1:] @ self.weights + self.offset
+        return columns[:, 0] * self.scale + self._within(columns[:, 1:]) @ self.weights + self.offset
 
-    def threshold(self, far: float) -> float:
+    @property
+    def fewest(self) -> int:
+        """Impostors that are kept of the smallest group."""
+        return min(map(len, self.impostors))
+
+    def nearest(self, quality: Tensor) -> Tensor:
+        """Return the (N,) numbers of the groups whose mean quality is nearest to trials' (N, Q)."""
+        return torch.cdist(self._within(quality), self.centres).argmin(1)
+
+    def excess(self, quality: Tensor) -> Tensor:
+        """Return how far (N,) the worst of trials' (N, Q) quality measures lies outside what the calibration was fitted on; 0 if inside."""
+        quality = quality.double()
+        return (quality - self._within(quality)).abs().amax(1)
+
+    @overload
+    def threshold(self, far: float) -> float: ...
+
+    @overload
+    def threshold(self, far: float, quality: Tensor) -> Tensor: ...
+
+    def threshold(self, far: float, quality: Tensor | None = None) -> float | Tensor:
         """Log-likelihood ratio that at most a part `far` of the impostors it was fitted on reach.
 
+        Args:
+            far: false-accept rate, in (0, 1).
+            quality: (N, Q) measures of trials, whose thresholds are those of the nearest groups; None takes the impostors of all groups together.
+
+        Returns:
+            (N,) float64, or a number without `quality`.
+
         Raises:
-            ValueError: if there were fewer than 1 / `far` impostors, or `far` is not in (0, 1).
+            ValueError: if there were fewer than 1 / `far` impostors in a group that is needed, or `far` is not in (0, 1).
         """
-        return far_threshold(self.impostors, far)
+        if quality is None:
+            return far_threshold(torch.cat(self.impostors), far)
+        group = self.nearest(quality)
+        levels = torch.zeros(len(self.impostors), dtype=torch.float64)
+        for number in group.unique().tolist():
+            levels[number] = far_threshold(self.impostors[number], far)
+        return levels[group]
+
+    def _within(self, quality: Tensor) -> Tensor:
+        if quality.shape[1] != len(self.weights):
+            raise ValueError(f"this calibration takes {len(self.weights)} quality measures a trial, got {quality.shape[1]}")
+        return quality.cpu().double().clamp(self.span[0], self.span[1])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what `from_tensors` takes."""
         map_ = torch.tensor([self.scale, self.offset], dtype=torch.float64)
-        return {"map": torch.cat([map_, self.weights]), "impostors": self.impostors}
+        sizes = torch.tensor([len(part) for part in self.impostors], dtype=torch.float64)
+        parts = {"span": self.span, "centres": self.centres, "impostors": torch.cat(self.impostors), "sizes": sizes}
+        return {"map": torch.cat([map_, self.weights])} | parts
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Calibration:
@@ -141,10 +193,16 @@ class Calibration:
             KeyError: if one is missing.
             ValueError: if their shapes or values are not those of a calibration.
         """
-        map_, impostors = tensors["map"], tensors["impostors"]
+        map_, impostors, span, centres, sizes = (tensors[name] for name in ("map", "impostors", "span", "centres", "sizes"))
         if map_.ndim != 1 or len(map_) < 2 or impostors.ndim != 1 or not bool(map_[0] > 0):
             raise ValueError(f"a calibration has a rising map (2 + Q,) and impostors (I,), got {tuple(map_.shape)} and {tuple(impostors.shape)}")
-        return cls(float(map_[0]), float(map_[1]), map_[2:], impostors)
+        if not all(bool(part.isfinite().all()) for part in (map_, impostors, span, centres, sizes)):
+            raise ValueError("a calibration has values that are not finite")
+        measures, counts = len(map_) - 2, sizes.long().flatten().tolist()
+        is_whole = span.shape == (2, measures) and centres.shape == (len(counts), measures)
+        if not is_whole or min(counts, default=0) < 1 or sum(counts) != len(impostors):
+            raise ValueError(f"the span {tuple(span.shape)}, centres {tuple(centres.shape)} and sizes {counts} of a calibration do not fit")
+        return cls(float(map_[0]), float(map_[1]), map_[2:], span, centres, impostors.split(counts))
 
 
 def _columns(scores: Tensor, quality: Tensor | None) -> Tensor:

@@ -76,7 +76,10 @@ def draw_det(judged: Mapping[str, Judged]) -> Figure:
 
 
 def draw_scores(judged: Sequence[Judged], scorer: Scorer) -> Figure:
-    """Draw calibrated log-likelihood ratios of both kinds of trials of the first lists, by as-norm where it is there, with the threshold of `FAR`."""
+    """Draw calibrated log-likelihood ratios of both kinds of trials of the first lists, by as-norm where it is there.
+
+    The line is the threshold of `FAR` for the longest recordings that were calibrated on.
+    """
     from matplotlib.figure import Figure
 
     backend = "cosine_asnorm" if any(one.backend == "cosine_asnorm" for one in judged) else "cosine"
@@ -88,8 +91,9 @@ def draw_scores(judged: Sequence[Judged], scorer: Scorer) -> Figure:
         for name, mask in (("different speakers", ~one.trials.is_target), ("same speaker", one.trials.is_target)):
             axes.hist(one.llrs[mask].clamp(low, high).numpy(), bins=80, density=True, alpha=0.6, label=name)
         calibration = scorer.calibrations.get(backend)
-        if calibration is not None and len(calibration.impostors) >= 1 / FAR:
-            axes.axvline(calibration.threshold(FAR), color="black", linestyle="--", label=f"accepts {FAR:.0%} of impostors")
+        if calibration is not None and calibration.fewest >= 1 / FAR:
+            level = float(calibration.threshold(FAR, calibration.span[1:]))
+            axes.axvline(level, color="black", linestyle="--", label=f"accepts {FAR:.0%} of impostors with the longest recordings")
         axes.set(xlabel="log-likelihood ratio", ylabel="density", title=f"{one.trials.name}, {backend}")
         axes.legend(fontsize="small", frameon=False)
     return figure

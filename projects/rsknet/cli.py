@@ -113,6 +113,8 @@ class Trainer(ProjectTrainer):
     ) -> Enrolled:
         """Enrol people by recordings of them, one or several each; their voices are kept in a file of the run.
 
+        Ends with 3 if a recording does not resemble what was enrolled under its name.
+
         Args:
             model: supplied.
             datamodule: supplied; its data are not needed.

@@ -17,8 +17,8 @@ from projects.rsknet import audio
 from projects.rsknet.blocks import BranchGate
 from projects.rsknet.calibration import probability
 from projects.rsknet.features import energy_vad
-from projects.rsknet.figures import draw_recording, draw_similarity
-from projects.rsknet.hearing import Heard, Models, calibrated, compare, find, listen
+from projects.rsknet.figures import draw_recording, draw_similarity, picture_name
+from projects.rsknet.hearing import Heard, Models, calibrated, compare, find, listen, shown
 from projects.rsknet.model import RSKNet
 from projects.rsknet.readout import stage_weights
 from projects.rsknet.scoring import Backend, Scorer, unit
@@ -27,7 +27,7 @@ from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.pictures import shortened
-from shared.runs import atomic, digest
+from shared.runs import atomic, digest, remove
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +60,8 @@ def embed_files(
 ) -> Found:
     """Embed a user's recordings, and write the embeddings, tables and pictures; what an interrupted run embedded is not embedded again.
 
+    Recordings with too little speech are embedded too, but neither compared nor grouped.
+
     Args:
         trainer: the trainer, with its device, precision and run.
         module: the network.
@@ -75,22 +77,21 @@ def embed_files(
     """
     calibrated(scorer, backend)
     inputs, folder = find(module, path), artefact_folder(trainer)
+    for old in ("pictures", "similarity.png"):
+        remove(folder / old)
     digests = [digest(given.file) for given in inputs]
     store = Store(folder / "embeddings.npz", _settings(trainer, module), scorer.mean)
     heard = _embed_all(trainer, module, store, inputs, digests)
     found = [heard[key] for key in digests]
-    files = Models.of(scorer, [[one] for one in found])
-    likely = similarities(scorer, backend, files) if 1 < len(files.counts) <= GROUPED else None
-    rows = _rows(module, scorer, backend, inputs, digests, found, files, voices)
-    if likely is not None:
-        numbers, order = groups(likely)
-        rows = [row | {"group": number} for row, number in zip(rows, numbers, strict=True)]
-        names, in_order = [inputs[place].name for place in order], [numbers[place] for place in order]
-        log_figure(trainer, "similarity", draw_similarity(likely[np.ix_(order, order)], names, in_order))
+    rows = _rows(module, inputs, digests, found)
+    if spoken := [row for row, one in zip(rows, found, strict=True) if not one.lack]:
+        files = Models.of(scorer, [[one] for one in found if not one.lack])
+        _compare(scorer, backend, spoken, files, voices)
+        _group(trainer, scorer, backend, spoken, files)
     log_table(trainer, "files", rows)
-    for place in evenly_spaced(len(inputs), PICTURED):
-        log_figure(trainer, f"pictures/{inputs[place].name}", picture(module, inputs[place]))
     _say(rows, folder)
+    for place in evenly_spaced(len(inputs), PICTURED):
+        log_figure(trainer, picture_name(inputs[place].name), picture(module, inputs[place]))
     remarked = sum(bool(row["remarks"]) for row in rows)
     return Found(rows, {"recordings": len(rows), "groups": len({row["group"] for row in rows} - {None}), "remarked on": remarked})
 
@@ -122,6 +123,7 @@ class Store:
         columns |= {"embeddings": vectors.numpy(), "unit": unit(vectors, self.mean).float().numpy(), "settings": np.array(self.settings)}
         with atomic(self.file) as temporary:
             np.savez(temporary, **columns)
+            temporary.chmod(0o600)  # embeddings tell who speaks
 
     def earlier(self) -> dict[str, Heard]:
         """Return what an earlier run of the same settings heard, by the digests of the content."""
@@ -187,16 +189,20 @@ def groups(probabilities: np.ndarray) -> tuple[list[int], list[int]]:
     return [known[number] for number in numbers], leaves_list(tree).tolist()
 
 
-def _rows(
-    module: SpeakerVerification,
-    scorer: Scorer,
-    backend: Backend,
-    inputs: Sequence[Input],
-    digests: Sequence[str],
-    found: Sequence[Heard],
-    files: Models,
-    voices: Voices | None,
-) -> list[dict[str, Any]]:
+def _group(trainer: ProjectTrainer, scorer: Scorer, backend: Backend, rows: Sequence[dict[str, Any]], files: Models) -> None:
+    """Number the groups in the rows, and draw them, unless there are too many recordings."""
+    if len(rows) == 1:
+        rows[0]["group"] = 1
+    elif len(rows) <= GROUPED:
+        likely = similarities(scorer, backend, files)
+        numbers, order = groups(likely)
+        for row, number in zip(rows, numbers, strict=True):
+            row["group"] = number
+        names = [rows[place]["file"] for place in order]
+        log_figure(trainer, "similarity", draw_similarity(likely[np.ix_(order, order)], names, [numbers[place] for place in order]))
+
+
+def _rows(module: SpeakerVerification, inputs: Sequence[Input], digests: Sequence[str], found: Sequence[Heard]) -> list[dict[str, Any]]:
     first: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     for given, key, one in zip(inputs, digests, found, strict=True):
@@ -213,15 +219,19 @@ def _rows(
                 "magnitude": float(one.vector.norm()),
                 "nearest": None,
                 "probability": None,
-                "group": 1 if len(inputs) == 1 else None,
+                "group": None,
                 "remarks": "; ".join(one.remarks(module.hparams.rate) + same),
             }
         )
+    return rows
+
+
+def _compare(scorer: Scorer, backend: Backend, rows: Sequence[dict[str, Any]], files: Models, voices: Voices | None) -> None:
+    """Fill in which of the others, and which enrolled voice, each recording is most like."""
     if len(rows) > 1:
-        _fill(rows, [given.name for given in inputs], _nearest(scorer, backend, files, files, is_same=True), "nearest", "probability")
+        _fill(rows, [row["file"] for row in rows], _nearest(scorer, backend, files, files, is_same=True), "nearest", "probability")
     if voices is not None and len(voices):
         _fill(rows, voices.names, _nearest(scorer, backend, voices.models, files), "voice", "voice_probability")
-    return rows
 
 
 def _nearest(scorer: Scorer, backend: Backend, models: Models, files: Models, is_same: bool = False) -> tuple[Tensor, Tensor]:
@@ -257,12 +267,12 @@ def picture(module: SpeakerVerification, given: Input) -> Figure:
 
 def _say(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     for row in rows[:PRINTED]:
-        near = f"; most like {row['nearest']} (probability {row['probability']:.2f})" if row["nearest"] else ""
-        voice = f"; sounds like {row['voice']} (probability {row['voice_probability']:.2f})" if "voice" in row else ""
+        near = f"; most like {row['nearest']} (probability {shown(row['probability'])})" if row["nearest"] else ""
+        voice = f"; sounds like {row['voice']} (probability {shown(row['voice_probability'])})" if "voice" in row else ""
         remarks = f"; {row['remarks']}" if row["remarks"] else ""
         print(f"  {row['file']}: {row['seconds']:.1f} s{near}{voice}{remarks}")
     if len(rows) > PRINTED:
         print(f"  ... and {len(rows) - PRINTED} more")
-    numbers = {row["group"] for row in rows}
-    seem = f", in {len(numbers)} groups that seem to be of one person each" if len(rows) > 1 and None not in numbers else ""
+    numbers = {row["group"] for row in rows} - {None}
+    seem = f", in {len(numbers)} groups that seem to be of one person each" if len(rows) > 1 and numbers else ""
     print(f"{len(rows)} recordings{seem}; the table: {shown_path(folder / 'files.csv')}; embeddings: {shown_path(folder / 'embeddings.npz')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from projects.rsknet.calibration import probability
-from projects.rsknet.hearing import Heard, Models, calibrated, compare, find, listen
+from projects.rsknet.hearing import REFUSED, Heard, Models, calibrated, compare, find, listen, shown
 from projects.rsknet.scoring import Backend, Scorer
 from shared.data.files import BadFileError, first_few
 from shared.loggers import artefact_folder, log_table
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 VOICES = "voices.safetensors"
 """Name of the file in a run."""
 PRIVACY = "voice prints are biometric data: enrol people who agreed to it, keep the file as safe as passwords, and remove people by --remove"
-_KIND, _VERSION = "rsknet voices", "1"
+_KIND, _VERSION = "rsknet voices", "2"
 _LONGEST_NAME = 200
 
 
@@ -40,15 +40,17 @@ class Voices:
     Attributes:
         names: (V,) of the people.
         vectors: (V, E) float64 means of their recordings' embeddings after `scoring.unit`, not scaled to length 1 again.
+        projected: (V, D) float64 means of their recordings' projections by PLDA; D is 0 if the scorer has none.
         counts: (V,) int64 recordings of each.
         seconds: (V,) float64 length of them together.
         digests: (V,) digests of the recordings' content.
         network: digest of the network's weights.
-        centre: digest of the mean that was subtracted from embeddings.
+        centre: digest of the mean that was subtracted from embeddings, and of PLDA.
     """
 
     names: tuple[str, ...]
     vectors: Tensor
+    projected: Tensor
     counts: Tensor
     seconds: Tensor
     digests: tuple[tuple[str, ...], ...]
@@ -58,9 +60,8 @@ class Voices:
     @classmethod
     def none(cls, scorer: Scorer) -> Voices:
         """Return voices of nobody."""
-        size = len(scorer.mean)
-        empty = torch.zeros(0, dtype=torch.float64)
-        return cls((), empty.reshape(0, size), empty.long(), empty, (), scorer.network, _centre(scorer))
+        nobody = scorer.side(torch.zeros(0, len(scorer.mean)))
+        return cls((), *nobody, torch.zeros(0, dtype=torch.float64), (), scorer.network, _centre(scorer))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,7 +69,7 @@ class Voices:
     @property
     def models(self) -> Models:
         """The people as sides of comparisons."""
-        return Models(self.vectors, self.counts, self.seconds)
+        return Models(self.vectors, self.projected, self.counts, self.seconds)
 
     def with_recordings(self, scorer: Scorer, name: str, heard: Mapping[str, Heard]) -> Voices:
         """Return voices with further recordings of a person, by the digests of their content; those that are there already do not count again."""
@@ -80,12 +81,13 @@ class Voices:
             models = Models(*(torch.cat([own, other]) for own, other in zip(self.models, added, strict=True)))
             return self._with((*self.names, name), models, (*self.digests, tuple(new)))
         place = self.names.index(name)
-        counts, seconds, vectors = self.counts.clone(), self.seconds.clone(), self.vectors.clone()
-        counts[place] += added.counts[0]
-        seconds[place] += added.seconds[0]
-        vectors[place] += (added.vectors[0] - vectors[place]) * added.counts[0] / counts[place]  # the mean of all
+        models = Models(*(column.clone() for column in self.models))
+        models.counts[place] += added.counts[0]
+        models.seconds[place] += added.seconds[0]
+        for mean, other in ((models.vectors, added.vectors), (models.projected, added.projected)):
+            mean[place] += (other[0] - mean[place]) * added.counts[0] / models.counts[place]  # the mean of all
         digests = tuple((*own, *new) if number == place else own for number, own in enumerate(self.digests))
-        return self._with(self.names, Models(vectors, counts, seconds), digests)
+        return self._with(self.names, models, digests)
 
     def only(self, name: str) -> Voices:
         """Return the voice of one person who is enrolled."""
@@ -106,7 +108,7 @@ class Voices:
         return self._with(names, Models(*(column[list(places)] for column in self.models)), digests)
 
     def _with(self, names: tuple[str, ...], models: Models, digests: tuple[tuple[str, ...], ...]) -> Voices:
-        return Voices(names, models.vectors, models.counts, models.seconds, digests, self.network, self.centre)
+        return Voices(names, *models, digests, self.network, self.centre)
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file, in one piece or not at all."""
@@ -140,7 +142,7 @@ class Voices:
         try:
             people = json.loads(metadata["people"])
             names, digests = tuple(str(one["name"]) for one in people), tuple(tuple(map(str, one["digests"])) for one in people)
-            columns = (tensors["vectors"].double(), tensors["counts"].long(), tensors["seconds"].double())
+            columns = (tensors["vectors"].double(), tensors["projected"].double(), tensors["counts"].long(), tensors["seconds"].double())
             voices = cls(names, *columns, digests, metadata["network"], metadata["centre"])
         except (KeyError, TypeError, ValueError) as error:
             raise BadFileError(f"{path} is damaged: {error!r} is missing or unreadable; enrol again") from error
@@ -152,14 +154,16 @@ class Voices:
 
     def _check(self, path: Path) -> None:
         count = len(self.names)
-        is_whole = self.vectors.ndim == 2 and self.counts.shape == self.seconds.shape == self.vectors.shape[:1] == (count,)
-        is_sound = is_whole and bool(self.vectors.isfinite().all()) and bool((self.seconds > 0).all() and self.seconds.isfinite().all())
+        is_whole = self.vectors.ndim == self.projected.ndim == 2 and all(column.shape[:1] == (count,) for column in self.models)
+        is_sound = is_whole and all(bool(column.isfinite().all()) for column in self.models) and bool((self.seconds > 0).all())
         if not is_sound or len(set(self.names)) < count or [len(own) for own in self.digests] != self.counts.tolist() or not all(self.digests):
             raise BadFileError(f"{path} is damaged: names, vectors, counts and lengths of its {count} voices do not fit; enrol again")
 
 
 def _centre(scorer: Scorer) -> str:
-    return hashlib.sha256(scorer.mean.double().contiguous().numpy().tobytes()).hexdigest()[:12]
+    """Digest all that a scorer puts into voices: other means or another PLDA make voices that cannot be compared."""
+    parts = [scorer.mean, *(scorer.plda.tensors().values() if scorer.plda else ())]
+    return hashlib.sha256(b"".join(part.double().contiguous().numpy().tobytes() for part in parts)).hexdigest()[:12]
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -190,11 +194,12 @@ def find_voices(run: Path, voices: str | None, scorer: Scorer) -> Voices | None:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What `enroll` returns: a row an enrolled voice, what should be looked at, and the figures that head the run's page."""
+    """What `enroll` returns: a row an enrolled voice, what should be looked at, the figures that head the run's page, and 0 or `REFUSED`."""
 
     rows: list[dict[str, Any]]
     remarks: list[str]
     summary: dict[str, Any]
+    exit_code: int = 0
 
 
 def enroll(
@@ -221,20 +226,27 @@ def enroll(
 
     Raises:
         FileNotFoundError, BadFileError: see `audio.find_audio` and `Voices.load`.
-        ValueError: see `people_of`; or if the back-end is not calibrated.
+        ValueError: see `people_of`; or if the back-end is not calibrated, a name differs from an enrolled one in capitals only, or a recording
+            has too little speech.
     """
     calibrated(scorer, backend)
     before = Voices.load(file, scorer) if file.exists() else Voices.none(scorer)
     people = people_of(find(module, path), path, name)
     keys = {given.file: digest(given.file) for inputs in people.values() for given in inputs}
+    _check_names([*before.names, *(person for person in people if person not in before.names)])
     heard = dict(listen(trainer, module, {key: own for own, key in keys.items()}))
-    voices, remarks, added = before, [], {}
+    if lacking := [f"{own} ({heard[key].lack})" for own, key in keys.items() if heard[key].lack]:
+        mend = "too little speech; give longer recordings, or leave them out; nobody was enrolled"
+        raise ValueError(f"{', '.join(first_few(lacking))}: {mend}")
+    voices, remarks, unlike, added = before, [], [], {}
     for person, inputs in people.items():
         voices = voices.without(person) if replace and person in voices.names else voices
         own = {keys[given.file]: given.name for given in reversed(inputs)}  # a content goes by the first name that it has
         recordings = {key: heard[key] for key in sorted(own, key=lambda key: own[key])}
         earlier = voices.models.rows(place, place + 1) if (place := _place(voices, person)) is not None else None
-        remarks += _unlike(scorer, backend, person, [own[key] for key in recordings], list(recordings.values()), earlier)
+        names, models = [own[key] for key in recordings], Models.of(scorer, [[one] for one in recordings.values()])
+        remarks += _odd(scorer, backend, person, names, models)
+        unlike += _unlike(scorer, backend, person, names, models, earlier) if earlier is not None else []
         remarks += [f"{person}: {own[key]}: {', '.join(said)}" for key, one in recordings.items() if (said := one.remarks(module.hparams.rate))]
         count = 0 if earlier is None else int(earlier.counts)
         voices = voices.with_recordings(scorer, person, recordings)
@@ -243,8 +255,7 @@ def enroll(
             remarks.append(f"{person}: {repeated} of {len(inputs)} recordings have the content of others of {person}, and do not count again")
     voices.save(file)
     rows = _rows(scorer, backend, voices, added)
-    remarks += _alike(rows, added)
-    return _report(trainer, rows, remarks, file)
+    return _report(trainer, rows, unlike + remarks + _alike(rows, added), file, REFUSED if unlike else 0)
 
 
 def remove_voice(trainer: ProjectTrainer, name: str, file: Path) -> Enrolled:
@@ -254,7 +265,7 @@ def remove_voice(trainer: ProjectTrainer, name: str, file: Path) -> Enrolled:
         FileNotFoundError, BadFileError: see `Voices.load`.
         ValueError: if nobody is enrolled under this name.
     """
-    voices = Voices.load(file).without(name)
+    voices = Voices.load(file).without(name := clean_name(name))
     if len(voices):
         voices.save(file)
     else:
@@ -263,14 +274,32 @@ def remove_voice(trainer: ProjectTrainer, name: str, file: Path) -> Enrolled:
     rows = [{"name": own, "recordings": int(voices.counts[place]), "seconds": float(voices.seconds[place])} for place, own in enumerate(voices.names)]
     if rows:
         log_table(trainer, "voices", rows)
+    else:
+        for table in ("voices.csv", "voices.json"):
+            remove(artefact_folder(trainer) / table)
+    left = " and ".join(shown_path(artefact_folder(trainer).with_name(verb)) for verb in ("verify", "embed"))
+    print(f"tables, pictures and verdicts of earlier verify and embed runs still hold the name: delete {left}")
     return Enrolled(rows, [], {"voices": len(voices), "removed": 1})
+
+
+def clean_name(name: str) -> str:
+    """Return a name as it is kept: composed characters (NFC), and one space at most between words."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names that differ in capitals only."""
+    known: dict[str, str] = {}
+    for name in names:
+        if (other := known.setdefault(name.casefold(), name)) != name:
+            raise ValueError(f"{name!r} differs from {other!r} in capitals only: if it is the same person give --name {other!r}, else another name")
 
 
 def people_of(inputs: Sequence[Input], path: str, name: str | None = None) -> dict[str, list[Input]]:
     """Tell who speaks in recordings: one person, or the names of the sub-folders.
 
     Raises:
-        ValueError: if a name does not do, or recordings lie beside sub-folders with recordings.
+        ValueError: if a name does not do, recordings lie beside sub-folders with recordings, or a pattern or a file with a number has no name.
     """
     root = Path(path).expanduser()
     folders = [given.name.partition("/")[0] if "/" in given.name else None for given in inputs]
@@ -278,12 +307,14 @@ def people_of(inputs: Sequence[Input], path: str, name: str | None = None) -> di
         raise ValueError(f"{path} has recordings beside folders of recordings: give a person's --name if all are theirs, or a folder for each person")
     if name is None and not root.exists():
         raise ValueError(f"{path} is a pattern: say whose recordings these are with --name")
+    if name is None and root.is_file() and root.stem.isdigit():
+        raise ValueError(f"{path} is named by a number: say whose recording it is with --name")
     people: dict[str, list[Input]] = {}
     alone = name if name is not None else root.stem if root.is_file() else root.resolve().name
     for given, folder in zip(inputs, folders, strict=True):
-        people.setdefault(folder if name is None and folder is not None else alone, []).append(given)
+        people.setdefault(clean_name(folder if name is None and folder is not None else alone), []).append(given)
     for person in people:
-        if not person.strip() or not person.isprintable() or "/" in person or len(person) > _LONGEST_NAME:
+        if not person or not person.isprintable() or "/" in person or len(person) > _LONGEST_NAME:
             raise ValueError(f"{person!r} cannot be a person's name: give up to {_LONGEST_NAME} printable characters without '/' by --name")
     return people
 
@@ -292,29 +323,27 @@ def _place(voices: Voices, name: str) -> int | None:
     return voices.names.index(name) if name in voices.names else None
 
 
-def _unlike(scorer: Scorer, backend: Backend, person: str, names: Sequence[str], heard: Sequence[Heard], earlier: Models | None) -> list[str]:
-    """Name the recording that resembles a person's others least, if it seems to be of another speaker, and those unlike what is enrolled already."""
-    said, models = [], Models.of(scorer, [[one] for one in heard])
-    if len(names) > 1:
-        likely = probability(compare(scorer, backend, models, models)[1])
-        likely.fill_diagonal_(1)
-        if float(likely.min()) < 0.5:
-            odd = int(likely.mean(1).argmin())
-            other = int(likely[odd].argmin())
-            pair = f"{names[odd]} does not resemble the others (with {names[other]}: probability {float(likely[odd, other]):.2f})"
-            said.append(f"{person}: {pair}: is it of someone else, or a bad recording?")
-    if earlier is not None:
-        chances = probability(compare(scorer, backend, earlier, models)[1])[0].tolist()
-        odd_ones = [f"{own} ({chance:.2f})" for own, chance in zip(names, chances, strict=True) if chance < 0.5]
-        if odd_ones:
-            said.append(f"{person}: does not resemble what was enrolled under that name: {', '.join(first_few(odd_ones, 3))}")
-    return said
+def _odd(scorer: Scorer, backend: Backend, person: str, names: Sequence[str], models: Models) -> list[str]:
+    """Name the recording that resembles a person's others least, if it seems to be of another speaker."""
+    likely = probability(compare(scorer, backend, models, models)[1]).fill_diagonal_(1)
+    if float(likely.min()) >= 0.5:
+        return []
+    odd = int(likely.mean(1).argmin())
+    other = int(likely[odd].argmin())
+    pair = f"{names[odd]} does not resemble the others (with {names[other]}: probability {shown(float(likely[odd, other]))})"
+    return [f"{person}: {pair}: is it of someone else, or a bad recording?"]
+
+
+def _unlike(scorer: Scorer, backend: Backend, person: str, names: Sequence[str], models: Models, earlier: Models) -> list[str]:
+    """Name the recordings that seem to be of another speaker than what is enrolled already."""
+    chances = probability(compare(scorer, backend, earlier, models)[1])[0].tolist()
+    odd = [f"{own} ({shown(chance)})" for own, chance in zip(names, chances, strict=True) if chance < 0.5]
+    return [f"{person}: does not resemble what was enrolled under that name: {', '.join(first_few(odd, 3))}"] if odd else []
 
 
 def _rows(scorer: Scorer, backend: Backend, voices: Voices, added: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return a row a voice, with the other one that it resembles most."""
-    units = voices.models._replace(vectors=F.normalize(voices.vectors, dim=1))
-    likely = probability(compare(scorer, backend, voices.models, units)[1]).fill_diagonal_(-1)
+    likely = probability(compare(scorer, backend, voices.models, voices.models)[1]).fill_diagonal_(-1)
     nearest = likely.max(1)
     rows = []
     for place, name in enumerate(voices.names):
@@ -327,10 +356,10 @@ def _rows(scorer: Scorer, backend: Backend, voices: Voices, added: Mapping[str, 
 def _alike(rows: Sequence[Mapping[str, Any]], added: Mapping[str, int]) -> list[str]:
     close = [row for row in rows if row["name"] in added and row["probability"] is not None and row["probability"] > 0.5]
     pairs = {tuple(sorted((row["name"], row["nearest"]))): row["probability"] for row in close}
-    return [f"{one} and {other}: they seem to be one person (probability {chance:.2f}); under two names?" for (one, other), chance in pairs.items()]
+    return [f"{one} and {other}: one person (probability {shown(chance)}) under two names?" for (one, other), chance in pairs.items()]
 
 
-def _report(trainer: ProjectTrainer, rows: list[dict[str, Any]], remarks: list[str], file: Path) -> Enrolled:
+def _report(trainer: ProjectTrainer, rows: list[dict[str, Any]], remarks: list[str], file: Path, exit_code: int) -> Enrolled:
     log_table(trainer, "voices", rows)
     for row in rows:
         if row["added"]:
@@ -339,4 +368,4 @@ def _report(trainer: ProjectTrainer, rows: list[dict[str, Any]], remarks: list[s
         print(f"look at {remark}")
     print(f"{len(rows)} people are enrolled in {shown_path(file)}, the table: {shown_path(artefact_folder(trainer) / 'voices.csv')}")
     print(PRIVACY)
-    return Enrolled(rows, remarks, {"voices": len(rows), "added": sum(row["added"] for row in rows), "remarks": len(remarks)})
+    return Enrolled(rows, remarks, {"voices": len(rows), "added": sum(row["added"] for row in rows), "remarks": len(remarks)}, exit_code)

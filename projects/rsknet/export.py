@@ -15,7 +15,7 @@ from projects.rsknet.features import subtract_mean
 from projects.rsknet.folding import folded
 from projects.rsknet.judging import FAR
 from projects.rsknet.module import SpeakerVerification
-from projects.rsknet.scoring import Scorer
+from projects.rsknet.scoring import Scorer, unit
 from projects.rsknet.synthesis import utterance
 from shared.export import both_runtimes, export_onnx
 from shared.loggers import artefact_folder, log_table
@@ -74,13 +74,17 @@ def export(trainer: ProjectTrainer, module: SpeakerVerification, scorer: Scorer 
         scorer: holds the mean of the training set and how cosines are calibrated; None leaves both out.
 
     Raises:
-        ValueError: if the network takes sliding means, which cannot be written for any length; and see `shared.export.export_onnx`.
+        ValueError: if the network takes sliding means or leaves out silence, which cannot be written for any length; if the file would not give what
+            the module gives; and see `shared.export.export_onnx`.
     """
     if module.hparams.mean_window is not None:
         raise ValueError("files take the mean of the whole recording: train with model.mean_window null to export the network")
+    if module.hparams.vad:
+        raise ValueError("files take all frames, with speech or without: train with model.vad false to export the network")
     path, rate = artefact_folder(trainer) / "speaker.onnx", module.hparams.rate
     network = SpeakerEmbedding(module, None if scorer is None else scorer.mean)
     examples = [drawn_voices(rate, seconds) for seconds in SECONDS]
+    apart = _difference(module, network, examples)
     least = module.fbank.length + (LEAST - 1) * module.fbank.shift
     print(f"writing {path.name} for recordings of any length, and comparing what it gives with torch ...", flush=True)
     difference = export_onnx(
@@ -94,6 +98,7 @@ def export(trainer: ProjectTrainer, module: SpeakerVerification, scorer: Scorer 
         {"waveform": {1: ("samples", least)}},
         [{"waveform": waveforms} for waveforms in examples[1:]],
     )
+    difference = max(difference, apart)
     network.to(memory_format=torch.channels_last)  # as the module computes
     rows = time_lengths(network, str(path), SECONDS, examples)
     log_table(trainer, "latency", rows)
@@ -102,6 +107,22 @@ def export(trainer: ProjectTrainer, module: SpeakerVerification, scorer: Scorer 
     print(usage(shown_path(path), module, None if scorer is None else scorer.calibrations.get("cosine")))
     summary = {"onnx/megabytes": round(megabytes, 2), "onnx/difference": difference, "onnx/milliseconds": round(rows[-2]["milliseconds"], 2)}
     return Exported(rows, summary)
+
+
+def _difference(module: SpeakerVerification, network: SpeakerEmbedding, examples: Sequence[Tensor]) -> float:
+    """Return by how much what is exported differs at most from the module itself on recordings that it takes as a whole.
+
+    Raises:
+        ValueError: if that is more than `TOLERANCE`.
+    """
+    found = 0.0
+    for waveforms in examples:
+        if waveforms.shape[1] <= int(module.hparams.longest * module.hparams.rate):
+            expected = unit(module(waveforms.to(module.device)), network.mean.double())
+            found = max(found, float((network(waveforms).detach() - expected).abs().max()))
+    if not found <= TOLERANCE:
+        raise ValueError(f"the exported embeddings would differ from the module's by {found:.1e}: is one of the settings of model not exported?")
+    return found
 
 
 def drawn_voices(rate: int, seconds: float) -> Tensor:
@@ -130,16 +151,13 @@ def describe(module: SpeakerVerification, scorer: Scorer | None) -> dict[str, An
     calibration = None if scorer is None else scorer.calibrations.get("cosine")
     if calibration is not None:
         about["calibration"] = {"scale": calibration.scale, "offset": calibration.offset, "durations": calibration.weights.tolist()}
-        about["calibration"] |= {"threshold": _threshold(calibration), "false_accept_rate": FAR}
+        about["calibration"] |= {"range": calibration.span.tolist(), "threshold": _threshold(calibration), "false_accept_rate": FAR}
     return about
 
 
 def _threshold(calibration: Calibration) -> float | None:
-    """Return the log-likelihood ratio that a part `FAR` of impostors reached; None if there were too few to tell."""
-    try:
-        return calibration.threshold(FAR)
-    except ValueError:
-        return None
+    """Return the log-likelihood ratio that a part `FAR` of impostors reached with the longest recordings; None if there were too few to tell."""
+    return float(calibration.threshold(FAR, calibration.span[1:])) if calibration.fewest >= 1 / FAR else None
 
 
 def usage(path: str, module: SpeakerVerification, calibration: Calibration | None) -> str:
@@ -157,8 +175,9 @@ def usage(path: str, module: SpeakerVerification, calibration: Calibration | Non
     lines += [
         '  about = json.loads(session.get_modelmeta().custom_metadata_map["calibration"])',
         f"  durations = numpy.log(sorted([len(first) / {module.hparams.rate}, len(second) / {module.hparams.rate}]))",
+        '  durations = numpy.clip(durations, *about["range"])  # what longer or shorter ones are worth was not measured',
         '  llr = about["scale"] * score + durations @ about["durations"] + about["offset"]  # natural logarithm of the likelihood ratio',
     ]
     if (threshold := _threshold(calibration)) is not None:
-        lines.append(f"  same = llr >= {threshold:.3f}  # which {FAR:.0%} of the pairs of different speakers reach")
+        lines.append(f"  same = llr >= {threshold:.3f}  # which {FAR:.0%} of the pairs of different speakers reach in long recordings")
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,18 @@ if TYPE_CHECKING:
 
 NAMED = 60
 """Recordings whose names are written beside a matrix at most."""
+_LONGEST = 150  # bytes of a picture's name: file systems take 255, with all that is put before and after it
 _BINS = 60  # of a histogram
 _DECIBELS = 10 / np.log(10)  # in a natural logarithm of an energy
+
+
+def picture_name(name: str) -> str:
+    """Return the name, in the folder pictures, of the picture of a recording; too long a name is cut, and ends with a digest of the whole."""
+    folders, _, own = f"pictures/{name}".rpartition("/")
+    raw = os.fsencode(own)
+    if len(raw) > _LONGEST:
+        own = f"{raw[:_LONGEST].decode(errors='ignore')}-{hashlib.sha256(raw).hexdigest()[:8]}"
+    return f"{folders}/{own}"
 
 
 def draw_recording(title: str, features: Tensor, energies: Tensor, is_speech: Tensor, shift: float) -> Figure:

@@ -15,7 +15,7 @@ from projects.rsknet import audio
 from projects.rsknet.calibration import Calibration, quality
 from projects.rsknet.features import energy_vad
 from projects.rsknet.recordings import FileRecordings, whole_loader
-from projects.rsknet.scoring import Backend, Scorer, unit
+from projects.rsknet.scoring import Backend, Scorer, Side
 
 if TYPE_CHECKING:
     from projects.rsknet.module import SpeakerVerification
@@ -26,6 +26,10 @@ SHORT, QUIET, CLIPPED = 1.0, -50.0, 0.01
 """Seconds of speech, level in dBFS and part of clipped samples beyond which a recording is remarked on."""
 FULL = 0.999
 """Part of full scale from which a sample counts as clipped."""
+LEAST = 0.5
+"""Seconds of speech below which a recording is not judged: a network says something of any sound, even of none."""
+REFUSED = 3
+"""Exit code if a recording is refused, not judged, or unlike what it is added to; 1 and 2 stand for errors and wrong usage."""
 _SECONDS = 10.0  # between two lines on how far it is
 _SILENCE = 1e-12  # mean square that levels end at, -120 dBFS
 _PIECE = 60  # seconds that are looked at together
@@ -51,10 +55,16 @@ class Heard(NamedTuple):
     clipped: float
     speech: float
 
+    @property
+    def lack(self) -> str:
+        """Why the recording cannot be judged; empty if it can."""
+        spoken = self.speech * self.seconds
+        return f"only {math.floor(10 * spoken) / 10:.1f} s of speech" if spoken < LEAST else ""
+
     def remarks(self, rate: int) -> list[str]:
         """Say what makes the recording a poor one for a network that listens at `rate`."""
-        said = []
-        if (spoken := self.speech * self.seconds) < SHORT:
+        said = [f"{self.lack}, too little to be judged"] if self.lack else []
+        if LEAST <= (spoken := self.speech * self.seconds) < SHORT:
             said.append(f"only {spoken:.1f} s of speech")
         if self.level < QUIET:
             said.append(f"very quiet, {self.level:.0f} dBFS")
@@ -69,23 +79,28 @@ class Models(NamedTuple):
     """M sides of comparisons.
 
     Attributes:
-        vectors: (M, E) float64 means of embeddings after `unit`.
+        vectors: (M, E) float64 means of embeddings after `scoring.unit`.
+        projected: (M, D) float64 means of their projections by PLDA; D is 0 if the scorer has none.
         counts: (M,) int64 recordings of each.
         seconds: (M,) float64 length of them together.
     """
 
     vectors: Tensor
+    projected: Tensor
     counts: Tensor
     seconds: Tensor
 
     @classmethod
     def of(cls, scorer: Scorer, groups: Sequence[Sequence[Heard]]) -> Models:
         """Make a side of each group of recordings of one person."""
-        return cls(
-            torch.stack([unit(torch.stack([one.vector for one in group]), scorer.mean).mean(0) for group in groups]),
-            torch.tensor([len(group) for group in groups]),
-            torch.tensor([math.fsum(one.seconds for one in group) for group in groups], dtype=torch.float64),
-        )
+        files = scorer.side(torch.stack([one.vector for group in groups for one in group]))
+        seconds = torch.tensor([math.fsum(one.seconds for one in group) for group in groups], dtype=torch.float64)
+        return cls(*files.averaged(torch.tensor([len(group) for group in groups])), seconds)
+
+    @property
+    def side(self) -> Side:
+        """What scores are of."""
+        return Side(self.vectors, self.projected, self.counts)
 
     def rows(self, first: int, last: int) -> Models:
         """Return the sides from `first` to before `last`."""
@@ -112,6 +127,8 @@ def listen(trainer: ProjectTrainer, module: SpeakerVerification, files: Mapping[
         BadFileError: if one cannot be read.
         ValueError: if one needs more memory than there is, or its embedding is not finite.
     """
+    if not files:
+        return
     recordings = FileRecordings(files, module.hparams.rate)
     module.to(trainer.strategy.root_device).eval()
     printed, done = time.monotonic(), 0
@@ -146,14 +163,23 @@ def _heard(module: SpeakerVerification, file: Path, vector: Tensor, waveform: Te
 
 
 def _clipped(file: Path, about: audio.Info, waveform: Tensor, rate: int) -> float:
-    """Part of the samples at full scale in the file itself: resampling moves them off it."""
-    step = _PIECE * about.rate
-    starts = range(0, about.samples, step)
-    pieces = [waveform] if about.rate == rate else (audio.read(file, about.rate, start, min(step, about.samples - start)) for start in starts)
-    return sum(int((piece.abs() >= FULL).sum()) for piece in pieces) / about.samples
+    """Part of the samples at full scale in the worst channel of the file itself: resampling and the mean of channels move them off it."""
+    if about.rate == rate and about.channels == 1:
+        return int((waveform.abs() >= FULL).sum()) / about.samples
+    step, counts = _PIECE * about.rate, [0] * about.channels
+    for start in range(0, about.samples, step):
+        for channel in range(about.channels):
+            piece = audio.read(file, about.rate, start, min(step, about.samples - start), channel)
+            counts[channel] += int((piece.abs() >= FULL).sum())
+    return max(counts) / about.samples
 
 
 # ---- comparing
+
+
+def shown(probability: float) -> str:
+    """Write a probability in words: none is certain."""
+    return ">0.99" if probability > 0.995 else "<0.01" if probability < 0.005 else f"{probability:.2f}"
 
 
 def calibrated(scorer: Scorer, backend: Backend) -> Calibration:
@@ -168,6 +194,12 @@ def calibrated(scorer: Scorer, backend: Backend) -> Calibration:
     return scorer.calibrations[backend]
 
 
+def pair_quality(enrol: Models, tests: Models) -> Tensor:
+    """Return the (M, K, 2) quality measures of each of M sides with each of K."""
+    left, right = torch.broadcast_tensors(enrol.seconds[:, None], tests.seconds)
+    return quality(left.flatten(), right.flatten()).reshape(*left.shape, 2)
+
+
 def compare(scorer: Scorer, backend: Backend, enrol: Models, tests: Models) -> tuple[Tensor, Tensor]:
     """Compare each of M sides with each of K.
 
@@ -179,8 +211,8 @@ def compare(scorer: Scorer, backend: Backend, enrol: Models, tests: Models) -> t
         rows = enrol.rows(first, first + step)
         left, right = torch.meshgrid(torch.arange(len(rows.counts)), torch.arange(len(tests.counts)), indexing="ij")
         left, right = left.flatten(), right.flatten()
-        scores = scorer.score(backend, rows.vectors, rows.counts, tests.vectors, left, right)
-        llrs = calibrated(scorer, backend).llr(scores, quality(rows.seconds[left], tests.seconds[right]))
+        scores = scorer.score(backend, rows.side, tests.side, left, right)
+        llrs = calibrated(scorer, backend).llr(scores, pair_quality(rows, tests).flatten(0, 1))
         parts.append(torch.stack([scores, llrs]).reshape(2, len(rows.counts), -1))
     scores, llrs = torch.cat(parts, dim=1)
     return scores, llrs

@@ -53,8 +53,8 @@ def embed(trainer: L.Trainer, module: SpeakerVerification, loader: DataLoader, r
     """Embed the recordings of a loader of `recordings.whole_loader`; all processes take part, and get all."""
     module.check_rate(recordings.rate)
     L.Trainer.test(trainer, module, dataloaders=loader, verbose=False)
-    vectors = module.gathered(len(recordings))
     whole = cast("Batches", loader.dataset).whole
+    vectors = dict(zip(whole.indices, module.gathered(whole.indices), strict=True))
     lengths = dict(zip(whole.indices, whole.lengths, strict=True))
     names = recordings.names
     return Embedded({names[i]: vectors[i] for i in lengths}, {names[i]: count / recordings.rate for i, count in lengths.items()})
@@ -63,7 +63,8 @@ def embed(trainer: L.Trainer, module: SpeakerVerification, loader: DataLoader, r
 def fit_scorer(trainer: L.Trainer, module: SpeakerVerification, data: SpeakerData) -> Scorer:
     """Learn the back-ends from training speakers, and calibrate each of them on the speakers held out.
 
-    Held-out recordings are compared whole, and cut to `SHORTENED` where they are longer, on one side and on both.
+    Held-out recordings are compared whole, and cut to `SHORTENED` where they are longer, on one side and on both; trials of each such kind are a
+    group with thresholds of its own.
 
     Raises:
         ValueError: if there are too few speakers or recordings.
@@ -78,11 +79,12 @@ def fit_scorer(trainer: L.Trainer, module: SpeakerVerification, data: SpeakerDat
     longest = max(sides[0].seconds.values())
     sides += [embed(trainer, module, data.whole(data.held, seconds), data.held) for seconds in SHORTENED if seconds < longest]
     pairs = [(one, other) for number, one in enumerate(sides) for other in sides[number:]]
+    truth, groups = trials.is_target.repeat(len(pairs)), torch.arange(len(pairs)).repeat_interleave(len(trials))
     for backend in scorer.backends:
         parts = [_between(scorer, backend, one, other, trials) for one, other in pairs]
         scores, measures = (torch.cat(columns) for columns in zip(*parts, strict=True))
         try:
-            scorer = scorer.with_calibration(backend, Calibration.fit(scores, trials.is_target.repeat(len(pairs)), measures))
+            scorer = scorer.with_calibration(backend, Calibration.fit(scores, truth, measures, groups=groups))
         except ValueError as error:  # of a network that has learnt nothing yet
             if trainer.is_global_zero:
                 print(f"{backend} is not calibrated: {error}")
@@ -124,23 +126,25 @@ def judge(scorer: Scorer, backend: Backend, found: Embedded, trials: Trials) -> 
 
     Returns:
         With measures `eer` (a fraction), `min_dcf_01`, `min_dcf_001`; of the scores taken for ratios `cllr_before`; of the calibrated ratios
-        `dcf_01` (at the threshold of Bayes' rule), `cllr` and `min_cllr` (bits), and `far` and `miss` at the threshold that a part `FAR` of the
-        impostors among held-out speakers reached. A back-end without calibration has the first three, and its scores for ratios.
+        `dcf_01` (at the threshold of Bayes' rule), `cllr` and `min_cllr` (bits), and `far` and `miss` at the thresholds that a part `FAR` of the
+        impostors among held-out speakers reached in recordings of like length. A back-end without calibration has the first three, and its scores
+        for ratios.
     """
     scores = scorer.score_trials(backend, found.vectors, trials)
     truth, calibration = trials.is_target, scorer.calibrations.get(backend)
     measures = summarise(scores, truth)
     if calibration is None:
         return Judged(trials, backend, scores, scores, measures)
-    llrs = calibration.llr(scores, found.quality(trials))
+    measured = found.quality(trials)
+    llrs = calibration.llr(scores, measured)
     measures |= {
         "dcf_01": actual_dcf(llrs, truth),
         "cllr_before": cllr(scores, truth),
         "cllr": cllr(llrs, truth),
         "min_cllr": min_cllr(llrs, truth),
     }
-    if len(calibration.impostors) >= 1 / FAR:
-        accepted = llrs >= calibration.threshold(FAR)
+    if calibration.fewest >= 1 / FAR:
+        accepted = llrs >= calibration.threshold(FAR, measured)
         measures |= {"far": float(accepted[~truth].double().mean()), "miss": float((~accepted[truth]).double().mean())}
     return Judged(trials, backend, scores, llrs, measures)
 

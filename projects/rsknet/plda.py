@@ -1,7 +1,7 @@
 """Linear discriminant analysis and two-covariance probabilistic LDA (section 2.7), in float64.
 
 model = Plda.fit(embeddings, speakers)
-llrs = model.score(model.project(enrol), counts, model.project(tests))     # natural logarithms of likelihood ratios
+llrs = model.score(mean, counts, model.project(tests))      # mean: of the projections of `counts` files; natural logarithms of likelihood ratios
 """
 
 from __future__ import annotations
@@ -130,24 +130,27 @@ class Plda:
         return cls(centre, projection, offset, whitening, psi.clamp_min(0), length_norm)
 
     def project(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings, or means of them, (N, E) to (N, D) float64 in the space of the model."""
+        """Map embeddings (N, E) to (N, D) float64 in the space of the model; each file's by itself, as lengths are normalised on the way."""
         centred = embeddings.detach().cpu().double() - self.centre
         return (_scaled(centred @ self.projection, self.length_norm) - self.offset) @ self.whitening
 
-    def score(self, enrol: Tensor, counts: Tensor, tests: Tensor) -> Tensor:
-        """Logarithm of how much likelier pairs are of one speaker than of two; exact for means of `counts` projected embeddings.
+    def score(self, enrol: Tensor, counts: Tensor, tests: Tensor, test_counts: Tensor | None = None) -> Tensor:
+        """Logarithm of how much likelier pairs are of one speaker than of two, exact under the model.
 
         Args:
-            enrol: (N, D) from `project`.
+            enrol: (N, D) means of files' projections.
             counts: (N,) numbers of files that the rows of `enrol` are means of.
-            tests: (N, D) from `project`.
+            tests: (N, D) means of files' projections.
+            test_counts: (N,) numbers of files that the rows of `tests` are means of; None for one file each.
 
         Returns:
-            (N,) natural logarithms: sum over D of log N(t; n psi / (n psi + 1) a, 1 + psi / (n psi + 1)) - log N(t; 0, 1 + psi).
+            (N,) natural logarithms: sum over D of log N(t; n psi / (n psi + 1) a, 1 / m + psi / (n psi + 1)) - log N(t; 0, 1 / m + psi), of n files
+            against m.
         """
         n = counts[:, None].to(self.psi.dtype)
+        noise = 1 if test_counts is None else 1 / test_counts[:, None].to(self.psi.dtype)
         shrunk = self.psi / (n * self.psi + 1)
-        same, other = 1 + shrunk, 1 + self.psi
+        same, other = noise + shrunk, noise + self.psi
         return ((tests.square() / other - (tests - n * shrunk * enrol).square() / same + other.log() - same.log()) / 2).sum(1)
 
     def tensors(self) -> dict[str, Tensor]:

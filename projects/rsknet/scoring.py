@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 TOP = 300
 """Nearest speakers of the cohort that as-norm takes."""
 
-_VERSION = "1"
+_VERSION = "2"
 _CHUNK = 1 << 15  # trials, or sides of them, that are held at a time
 
 
@@ -53,11 +53,36 @@ def models(embeddings: Mapping[str, Tensor], trials: Trials) -> tuple[Tensor, Te
         ValueError: if a file has no embedding.
     """
     _check_there(embeddings, trials)
-    names = [name for model in trials.models for name in model]
     counts = torch.tensor([len(model) for model in trials.models])
+    return _means(torch.stack([embeddings[name] for model in trials.models for name in model]), counts), counts
+
+
+def _means(rows: Tensor, counts: Tensor) -> Tensor:
+    """Average the first counts[0] rows, the next counts[1] ones and so on: (N, E) -> (M, E)."""
     place = torch.arange(len(counts)).repeat_interleave(counts)
-    files = torch.stack([embeddings[name] for name in names])
-    return files.new_zeros(len(counts), files.shape[1]).index_add_(0, place, files) / counts[:, None], counts
+    return rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, place, rows) / counts[:, None]
+
+
+class Side(NamedTuple):
+    """M sides of comparisons, of one or several files each.
+
+    Attributes:
+        units: (M, E) float64 means of the files' embeddings after `unit`, which cosines are of; not scaled to length 1 again.
+        projected: (M, D) float64 means of what `Plda.project` makes of them, which PLDA is exact for; D is 0 without PLDA.
+        counts: (M,) int64 numbers of files.
+    """
+
+    units: Tensor
+    projected: Tensor
+    counts: Tensor
+
+    def rows(self, index: Tensor) -> Side:
+        """Return the sides of these (N,) rows."""
+        return Side(*(column[index] for column in self))
+
+    def averaged(self, counts: Tensor) -> Side:
+        """Make a side of the first counts[0] sides of one file, another of the next counts[1] ones and so on."""
+        return Side(_means(self.units, counts), _means(self.projected, counts), counts)
 
 
 def cosine(enrol: Tensor, tests: Tensor, enrol_index: Tensor, test_index: Tensor) -> Tensor:
@@ -164,46 +189,55 @@ class Scorer:
             ValueError: if a file has no embedding, their size is not E, or the scorer lacks what the backend needs.
         """
         _check_there(embeddings, trials)
-        units = dict(zip(trials.files, unit(self._fitting(torch.stack([embeddings[name] for name in trials.files])), self.mean), strict=True))
-        tests = torch.stack([units[name] for name in trials.tests])
-        return self.score(backend, *models(units, trials), tests, trials.enrol, trials.test)
+        files = self.side(torch.stack([embeddings[name] for name in trials.files]))
+        place = {name: row for row, name in enumerate(trials.files)}
+        enrol = files.rows(torch.tensor([place[name] for model in trials.models for name in model]))
+        enrol = enrol.averaged(torch.tensor([len(model) for model in trials.models]))
+        return self.score(backend, enrol, files.rows(torch.tensor([place[name] for name in trials.tests])), trials.enrol, trials.test)
 
-    def score(self, backend: Backend, enrol: Tensor, counts: Tensor, tests: Tensor, enrol_index: Tensor, test_index: Tensor) -> Tensor:
+    def side(self, embeddings: Tensor) -> Side:
+        """Make a side of each of (N, E) embeddings as the network gives them, on the CPU; `Side.averaged` joins the files of a model.
+
+        Raises:
+            ValueError: if their size is not E.
+        """
+        units = unit(self._fitting(embeddings), self.mean)
+        return Side(units, units[:, :0] if self.plda is None else self.plda.project(units), torch.ones(len(units), dtype=torch.long))
+
+    def score(self, backend: Backend, enrol: Side, tests: Side, enrol_index: Tensor, test_index: Tensor) -> Tensor:
         """Score pairs of models and tests.
 
         Args:
             backend: how to compare.
-            enrol: (M, E) means of embeddings after `unit`, as `models` makes them.
-            counts: (M,) files of each model; only PLDA uses them.
-            tests: (K, E) embeddings after `unit`.
+            enrol: M sides.
+            tests: K sides.
             enrol_index: (N,) rows of `enrol`.
             test_index: (N,) rows of `tests`.
 
         Returns:
-            (N,) float64 on the CPU. All backends are symmetric in the sides where models have one file.
+            (N,) float64 on the CPU. All backends are symmetric in the sides.
 
         Raises:
             ValueError: if there is no such backend, the scorer lacks what it needs, or embeddings are not of size E.
         """
-        enrol, tests = (self._fitting(side.detach().cpu().double()) for side in (enrol, tests))
-        counts, enrol_index, test_index = counts.cpu(), enrol_index.cpu(), test_index.cpu()
+        enrol_index, test_index = enrol_index.cpu(), test_index.cpu()
         if backend not in BACKENDS:
             raise ValueError(f"there is no backend {backend!r}: use one of {', '.join(BACKENDS)}")
         if backend == "plda":
-            return self._plda(enrol, counts, tests, enrol_index, test_index)
-        scores = cosine(enrol, tests, enrol_index, test_index)
+            return self._plda(enrol, tests, enrol_index, test_index)
+        units = self._fitting(enrol.units), self._fitting(tests.units)
+        scores = cosine(*units, enrol_index, test_index)
         if backend == "cosine":
             return scores
         top = self.top if backend == "cosine_asnorm" else len(self.cohort)
-        statistics = (cohort_statistics(enrol, self.cohort, top), cohort_statistics(tests, self.cohort, top))
-        return normalised(scores, *statistics, enrol_index, test_index)
+        one, other = (cohort_statistics(side, self.cohort, top) for side in units)
+        return normalised(scores, one, other, enrol_index, test_index)
 
-    def _plda(self, enrol: Tensor, counts: Tensor, tests: Tensor, enrol_index: Tensor, test_index: Tensor) -> Tensor:
+    def _plda(self, enrol: Side, tests: Side, enrol_index: Tensor, test_index: Tensor) -> Tensor:
         if self.plda is None:
             raise ValueError("this scorer has no PLDA: fit it with more speakers, or use another backend")
-        enrol, tests = self.plda.project(enrol), self.plda.project(tests)
-        pairs = zip(enrol_index.split(_CHUNK), test_index.split(_CHUNK), strict=True)
-        return torch.cat([self.plda.score(enrol[left], counts[left], tests[right]) for left, right in pairs])
+        pairs = ((enrol.rows(left), tests.rows(right)) for left, right in zip(enrol_index.split(_CHUNK), test_index.split(_CHUNK), strict=True))
+        return torch.cat([self.plda.score(one.projected, one.counts, other.projected, other.counts) for one, other in pairs])
 
     def _fitting(self, embeddings: Tensor) -> Tensor:
         if embeddings.ndim != 2 or embeddings.shape[1] != len(self.mean):
@@ -234,7 +268,7 @@ class Scorer:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            BadFileError: if it is damaged, no scorer, of another version, or of another network.
+            BadFileError: if it is damaged, has values that are not finite, is no scorer, or of another version or network.
         """
         path = Path(path)
         metadata, tensors = _read(path)
@@ -242,6 +276,8 @@ class Scorer:
             raise BadFileError(f"{path} has version {metadata.get('version')}; this code reads version {_VERSION}: calibrate again")
         if network is not None and metadata["network"] != network:
             raise BadFileError(f"{path} belongs to the network {metadata['network']}, not to {network}: use that checkpoint, or calibrate again")
+        if spoilt := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+            raise BadFileError(f"{path} has values that are not finite, in {', '.join(first_few(spoilt, 3))}: calibrate again")
         try:
             calibrated = dict.fromkeys(name.split(".")[1] for name in tensors if name.startswith("calibration."))
             calibrations = {name: Calibration.from_tensors(_under(tensors, f"calibration.{name}.")) for name in calibrated}

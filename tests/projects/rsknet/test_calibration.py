@@ -108,7 +108,7 @@ def test_thresholds_keep_the_rate_of_false_accepts_with_thinned_impostors():
     scores = torch.from_numpy(np.concatenate([own.normal(3, 1, 500), own.normal(0, 1, 3 * IMPOSTORS + 17)]))
     is_target = torch.arange(len(scores)) < 500
     calibration = Calibration.fit(scores, is_target)
-    assert len(calibration.impostors) == IMPOSTORS
+    assert calibration.fewest == len(calibration.impostors[0]) == IMPOSTORS
     impostors = calibration.llr(scores)[~is_target]
     for far in (0.0001, 0.001, 0.05):
         rate = (impostors >= calibration.threshold(far)).double().mean().item()
@@ -117,12 +117,76 @@ def test_thresholds_keep_the_rate_of_false_accepts_with_thinned_impostors():
         calibration.threshold(1e-6)
 
 
-def test_a_calibration_survives_its_tensors():
-    scores, is_target, _ = normal_scores(9)
-    calibration = Calibration.fit(scores, is_target, scores[:, None] ** 2)
+KINDS = (1.0, 2.0, 8.0)
+
+
+def scores_by_duration(seed, kinds=KINDS, trials=6000):
+    """Scores of pairs of equal durations, whose spread falls with the duration; their truth, quality and kinds."""
+    own = np.random.default_rng(seed)
+    kind, is_target = own.integers(len(kinds), size=trials), own.random(trials) < 0.2
+    seconds = torch.tensor(kinds)[torch.from_numpy(kind)]
+    scores = torch.from_numpy(own.normal(np.where(is_target, 1, 0), 0.5 / np.sqrt(seconds.numpy())))
+    return scores, torch.from_numpy(is_target), quality(seconds, seconds), torch.from_numpy(kind)
+
+
+def test_the_rate_of_false_accepts_holds_in_each_group_on_new_trials():
+    scores, is_target, measures, kind = scores_by_duration(11, trials=60_000)
+    calibration = Calibration.fit(scores, is_target, measures, groups=kind)
+    torch.testing.assert_close(calibration.centres, quality(torch.tensor(KINDS), torch.tensor(KINDS)))
+    scores, is_target, measures, kind = scores_by_duration(12, trials=60_000)
+    llrs = calibration.llr(scores, measures)
+    assert torch.equal(calibration.nearest(measures + 0.2), kind)
+    accepted, pooled = llrs >= calibration.threshold(0.01, measures), llrs >= calibration.threshold(0.01)
+    for number in range(3):
+        mask = ~is_target & (kind == number)
+        assert float(accepted[mask].double().mean()) == pytest.approx(0.01, abs=0.0025)  # 2.5 deviations of 16000 trials, of both sets
+    assert float(pooled[~is_target & (kind == 2)].double().mean()) < 0.001  # one threshold for all would not do
+
+
+def test_durations_beyond_the_fit_count_as_the_nearest_of_the_fit():
+    scores, is_target, measures, kind = scores_by_duration(13)
+    calibration = Calibration.fit(scores, is_target, measures, groups=kind)
+    assert calibration.span.exp().tolist() == [pytest.approx([1, 1]), pytest.approx([8, 8])]
+    given, clamped = (
+        quality(torch.tensor(one), torch.tensor(other)) for one, other in (([0.1, 30.0, 3.0], [2.0, 60.0, 4.0]), ([1.0, 8, 3], [2.0, 8, 4]))
+    )
+    values = torch.zeros(3)
+    assert calibration.llr(values, given).tolist() == calibration.llr(values, clamped).tolist()
+    assert calibration.threshold(0.05, given).tolist() == calibration.threshold(0.05, clamped).tolist()
+    assert calibration.excess(given).tolist() == pytest.approx([math.log(10), math.log(60 / 8), 0], abs=1e-6)
+
+
+def test_each_group_needs_impostors_enough():
+    scores, is_target, measures, kind = scores_by_duration(14, trials=600)
+    calibration = Calibration.fit(scores, is_target, measures, groups=kind)
+    counts = [int((~is_target & (kind == number)).sum()) for number in range(3)]
+    assert [len(part) for part in calibration.impostors] == counts
+    assert calibration.fewest == min(counts)
+    assert math.isfinite(calibration.threshold(1 / 400))
+    with pytest.raises(ValueError, match=f"needs at least 400 impostor trials, got {counts[1]}"):
+        calibration.threshold(1 / 400, calibration.centres[1:2])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_calibration_survives_its_tensors(grouped):
+    scores, is_target, measures, kind = scores_by_duration(9)
+    calibration = Calibration.fit(scores, is_target, measures, groups=kind if grouped else None)
     again = Calibration.from_tensors(calibration.tensors())
-    assert again.llr(scores, scores[:, None] ** 2).tolist() == calibration.llr(scores, scores[:, None] ** 2).tolist()
+    measures = measures * 2 - 1
+    assert again.llr(scores, measures).tolist() == calibration.llr(scores, measures).tolist()
     assert again.threshold(0.01) == calibration.threshold(0.01)
+    assert again.threshold(0.01, measures).tolist() == calibration.threshold(0.01, measures).tolist()
+
+
+@pytest.mark.parametrize("part", ["map", "span", "centres", "impostors", "sizes"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_tensors_that_are_not_finite_make_no_calibration(part, value):
+    scores, is_target, measures, kind = scores_by_duration(9)
+    tensors = Calibration.fit(scores, is_target, measures, groups=kind).tensors()
+    tensors[part] = tensors[part].clone()
+    tensors[part].flatten()[-1] = value
+    with pytest.raises(ValueError, match="not finite"):
+        Calibration.from_tensors(tensors)
 
 
 def test_what_cannot_be_calibrated_is_named():

@@ -57,7 +57,8 @@ def vectors(module, recordings):
 
 @pytest.fixture(scope="module")
 def scorer(module, vectors):
-    calibration = Calibration(SCALE, OFFSET, torch.zeros(2, dtype=torch.float64), torch.linspace(-9, 4, 200, dtype=torch.float64))
+    zeros = torch.zeros(2, 2, dtype=torch.float64)
+    calibration = Calibration(SCALE, OFFSET, zeros[0], zeros, zeros[:1], (torch.linspace(-9, 4, 200, dtype=torch.float64),))
     mean = torch.stack(list(vectors.values())).double().mean(0)
     return Scorer(mean, torch.eye(12, dtype=torch.float64), weights_digest(module.net), calibrations={"cosine": calibration})
 
@@ -132,7 +133,8 @@ def test_groups_are_clusters_of_average_linkage():
 
 def test_many_recordings_are_compared_in_parts_with_the_same_result(scorer, monkeypatch):
     rng = torch.Generator().manual_seed(0)
-    sides = [Models(torch.randn(count, 12, generator=rng).double(), torch.ones(count).long(), torch.ones(count).double()) for count in (7, 5)]
+    vectors = [torch.randn(count, 12, generator=rng).double() for count in (7, 5)]
+    sides = [Models(own, own[:, :0], torch.ones(len(own)).long(), torch.ones(len(own)).double()) for own in vectors]
     whole = compare(scorer, "cosine", *sides)
     monkeypatch.setattr(hearing, "_PAIRS", 11)
     parts = compare(scorer, "cosine", *sides)
@@ -193,6 +195,34 @@ def test_a_single_recording_is_embedded(module, recordings, scorer, tmp_path, ca
 
 
 # ---- what spoils a recording
+
+
+def test_recordings_without_speech_are_neither_compared_nor_grouped(module, recordings, scorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "PICTURED", 1)
+    for name in ("constant", "copy"):
+        audio.write(tmp_path / "in" / f"{name}.wav", torch.full((2 * RATE,), 0.5), RATE)
+    stale = tmp_path / "artefacts/embed/pictures/stale.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    found = embed_files(trainer_in(tmp_path), module, scorer, str(tmp_path / "in"), None, "cosine")
+    assert {(row["nearest"], row["probability"], row["group"]) for row in found.rows} == {(None, None, None)}
+    for name in ("p0/0.wav", "p1/0.wav"):
+        (tmp_path / "in" / name.replace("/", "-")).symlink_to(recordings / name)
+    found = embed_files(trainer_in(tmp_path), module, scorer, str(tmp_path / "in"), None, "cosine")
+    assert [row["nearest"] for row in found.rows] == [None, None, "p1-0.wav", "p0-0.wav"]
+    assert [row["group"] is None for row in found.rows] == [True, True, False, False]
+    assert found.rows[0]["remarks"] == "only 0.0 s of speech, too little to be judged"
+    assert not stale.exists()
+    assert (tmp_path / "artefacts/embed/embeddings.npz").stat().st_mode & 0o777 == 0o600
+
+
+def test_clipping_is_that_of_the_worst_channel(module, tmp_path):
+    import soundfile
+
+    noise = torch.randn(RATE, 2, generator=torch.Generator().manual_seed(0)).clamp(-1, 1) * torch.tensor([0.1, 1.0])
+    soundfile.write(tmp_path / "stereo.wav", noise.numpy(), RATE)
+    [(_, heard)] = listen(trainer_in(tmp_path), module, {"stereo": tmp_path / "stereo.wav"})
+    assert heard.clipped == pytest.approx(float((noise[:, 1].abs() >= 0.999).float().mean()), abs=1e-6)
 
 
 def test_level_clipping_speech_and_rate_are_measured(module, tmp_path):

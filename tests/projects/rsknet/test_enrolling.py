@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from projects.rsknet import audio
 from projects.rsknet.calibration import Calibration
-from projects.rsknet.enrolling import VOICES, Voices, enroll, find_voices, people_of, remove_voice
-from projects.rsknet.hearing import Heard, compare
+from projects.rsknet.enrolling import VOICES, Voices, clean_name, enroll, find_voices, people_of, remove_voice
+from projects.rsknet.hearing import REFUSED, Heard, Models, compare
+from projects.rsknet.lists import Trials
 from projects.rsknet.module import SpeakerVerification
+from projects.rsknet.plda import Plda
 from projects.rsknet.scoring import Scorer, unit
 from shared.checkpoints import weights_digest
 from shared.cli import ProjectTrainer
@@ -64,7 +67,8 @@ def scorer(module):
     is_same = torch.block_diag(*[torch.ones(3, 3)] * 3).bool()
     middle = float(cosines[is_same].min() + cosines[~is_same].max()) / 2  # whatever random weights make of the sounds
     impostors = torch.linspace(-9, 4, 200, dtype=torch.float64)
-    calibration = Calibration(100.0, -100.0 * middle, torch.zeros(2, dtype=torch.float64), impostors)
+    zeros = torch.zeros(2, 2, dtype=torch.float64)
+    calibration = Calibration(100.0, -100.0 * middle, zeros[0], zeros, zeros[:1], (impostors,))
     return Scorer(vectors.mean(0), torch.eye(SIZE, dtype=torch.float64), weights_digest(module.net), calibrations={"cosine": calibration})
 
 
@@ -87,7 +91,7 @@ def test_people_of_a_folder_are_enrolled_by_the_means_of_their_recordings(module
     np.testing.assert_allclose(voices.vectors[0], units(module, scorer, files).mean(0), atol=1e-4)
     assert voices.digests[0] == tuple(digest(path) for path in files)
     assert [(row["name"], row["added"], row["nearest"]) for row in found.rows] == [("ada", 3, "bea"), ("bea", 1, "ada")]
-    assert found.remarks == []
+    assert (found.remarks, found.exit_code) == ([], 0)
     assert json.loads((tmp_path / "artefacts/enroll/voices.json").read_text()) == found.rows
     out = capsys.readouterr().out
     assert "2 people are enrolled" in out
@@ -126,6 +130,7 @@ def test_a_recording_of_someone_else_and_one_person_under_two_names_are_named(mo
     assert [remark.partition(":")[0] for remark in found.remarks] == ["ada and eva"]
     found = enroll(trainer_in(tmp_path), module, scorer, str(write(tmp_path / "chirps", ada=["chirp"])), None, file, backend="cosine")
     assert any(remark.startswith("ada: does not resemble what was enrolled under that name: ada/0.wav") for remark in found.remarks)
+    assert found.exit_code == REFUSED
     assert "look at ada" in capsys.readouterr().out
 
 
@@ -137,12 +142,34 @@ def test_people_are_removed_and_the_file_with_the_last_of_them(module, scorer, t
     vectors = Voices.load(file, scorer).vectors
     assert [row["name"] for row in remove_voice(trainer_in(tmp_path), "ada", file).rows] == ["bea"]
     torch.testing.assert_close(Voices.load(file, scorer).vectors, vectors[1:], rtol=0, atol=0)
-    remove_voice(trainer_in(tmp_path), "bea", file)
-    assert "the file is deleted" in capsys.readouterr().out
+    tables = [tmp_path / "artefacts/enroll" / name for name in ("voices.csv", "voices.json")]
+    assert all(table.is_file() for table in tables)
+    remove_voice(trainer_in(tmp_path), " bea ", file)
+    assert "the file is deleted" in (out := capsys.readouterr().out)
+    assert "still hold the name: delete " in out
+    assert not any(table.exists() for table in tables)
     assert not file.exists()
     assert find_voices(tmp_path, None, scorer) is None
     with pytest.raises(FileNotFoundError, match="enrol people with the verb enroll"):
         find_voices(tmp_path, str(file), scorer)
+
+
+def test_a_recording_without_speech_is_refused_before_anything_is_saved(module, scorer, tmp_path):
+    root, file = write(tmp_path / "people", ada=["buzz"], bea=["noise"]), tmp_path / VOICES
+    audio.write(root / "bea/1.wav", torch.full((RATE,), 0.5), RATE)
+    with pytest.raises(ValueError, match=r"bea/1.wav \(only 0.0 s of speech\): too little speech; give longer recordings"):
+        enroll(trainer_in(tmp_path), module, scorer, str(root), None, file, backend="cosine")
+    assert not file.exists()
+
+
+def test_names_that_differ_in_capitals_only_are_refused(module, scorer, tmp_path):
+    root, file = write(tmp_path / "people", ada=["buzz"]), tmp_path / VOICES
+    enroll(trainer_in(tmp_path), module, scorer, str(root), None, file, backend="cosine")
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"'ADA' differs from 'ada' in capitals only: .*--name 'ada'"):
+        enroll(trainer_in(tmp_path), module, scorer, str(root / "ada"), "ADA", file, backend="cosine")
+    assert file.read_bytes() == before
+    assert clean_name(" Zoe\u0308  Ann") == "Zo\u00eb Ann"
 
 
 @pytest.mark.parametrize(
@@ -151,13 +178,16 @@ def test_people_are_removed_and_the_file_with_the_last_of_them(module, scorer, t
         (["a/1.wav", "a/x/2.wav", "b/3.wav"], "", None, {"a": 2, "b": 1}),
         (["a/1.wav", "b/3.wav"], "", "eva", {"eva": 2}),
         (["1.wav", "2.wav"], "", None, {"people": 2}),
-        (["1.wav"], "1.wav", None, {"1": 1}),
+        (["eva.wav"], "eva.wav", None, {"eva": 1}),
+        (["1.wav"], "1.wav", "eva", {"eva": 1}),
+        (["1.wav"], "1.wav", None, "named by a number: .* --name"),
+        (["1.wav"], "", " Zoe\u0308  \t Ann ", {"Zo\u00eb Ann": 1}),
         (["a/1.wav", "2.wav"], "", None, "recordings beside folders"),
         (["1.wav"], "*.wav", None, "is a pattern: .* --name"),
         (["1.wav"], "", "a/b", "cannot be a person's name"),
         (["1.wav"], "", " ", "cannot be a person's name"),
     ],
-    ids=["folders", "named", "folder", "file", "mixed", "pattern", "slash", "blank"],
+    ids=["folders", "named", "folder", "file", "numbered-named", "numbered", "composed", "mixed", "pattern", "slash", "blank"],
 )
 def test_who_speaks_is_told_by_folders_or_the_name(tmp_path, names, path, name, expected):
     root = tmp_path / "people"
@@ -207,15 +237,16 @@ def changed(path, change, **metadata):
     [
         (lambda path: path.write_bytes(b"\x80\x04pickle"), "damaged or no safetensors file"),
         (lambda path: save_file({"x": torch.zeros(1)}, path), "holds no voices"),
-        (lambda path: changed(path, dict, version="9"), "version 9; this code reads version 1: enrol again"),
+        (lambda path: changed(path, dict, version="1"), "version 1; this code reads version 2: enrol again"),
         (lambda path: changed(path, dict, people="["), "missing or unreadable"),
-        (lambda path: changed(path, lambda own: {name: own[name] for name in ("vectors", "counts")}), "'seconds'.* is missing"),
+        (lambda path: changed(path, lambda own: {name: own[name] for name in ("vectors", "projected", "counts")}), "'seconds'.* is missing"),
         (lambda path: changed(path, lambda own: own | {"counts": torch.tensor([1, 1])}), "do not fit"),
         (lambda path: changed(path, lambda own: own | {"vectors": own["vectors"] * math.nan}), "do not fit"),
+        (lambda path: changed(path, lambda own: own | {"projected": torch.zeros(3, 0)}), "do not fit"),
         (lambda path: changed(path, dict, network="0123456789ab"), "voices of another network"),
         (lambda path: changed(path, dict, centre="0123456789ab"), "voices of another calibration"),
     ],
-    ids=["pickle", "tensors", "version", "json", "lacking", "counts", "nan", "network", "centre"],
+    ids=["pickle", "tensors", "version", "json", "lacking", "counts", "nan", "projected", "network", "centre"],
 )
 def test_other_files_are_refused(voices, scorer, tmp_path, spoil, said):
     path = tmp_path / VOICES
@@ -223,6 +254,31 @@ def test_other_files_are_refused(voices, scorer, tmp_path, spoil, said):
     spoil(path)
     with pytest.raises(BadFileError, match=said):
         Voices.load(path, scorer)
+
+
+def test_voices_score_as_their_files_do_by_every_back_end_and_belong_to_their_plda(tmp_path):
+    rng = torch.Generator().manual_seed(3)
+    speakers = torch.arange(40) // 4
+    vectors = torch.randn(10, SIZE, generator=rng)[speakers] + 0.5 * torch.randn(40, SIZE, generator=rng)
+    scorer = Scorer.fit(vectors, speakers, "net", top=5)
+    for backend in scorer.backends:
+        scores, truth = torch.randn(50, generator=rng) + torch.arange(50) % 2, torch.arange(50) % 2
+        scorer = scorer.with_calibration(backend, Calibration.fit(scores, truth, torch.rand(50, 2, generator=rng)))
+    heard = {str(number): Heard(vector, 1.0, RATE, -20.0, 0.0, 1.0) for number, vector in enumerate(vectors)}
+    voices = Voices.none(scorer)
+    for name, files in (("ada", "012"), ("bea", "45"), ("ada", "3")):
+        voices = voices.with_recordings(scorer, name, {file: heard[file] for file in files})
+    voices.save(tmp_path / VOICES)
+    back, tests = Voices.load(tmp_path / VOICES, scorer), Models.of(scorer, [[heard[str(number)]] for number in range(6, 12)])
+    embeddings = {name: one.vector for name, one in heard.items()}
+    left, right = torch.cartesian_prod(torch.arange(2), torch.arange(6)).T
+    trials = Trials("x", (("0", "1", "2", "3"), ("4", "5")), tuple(map(str, range(6, 12))), left, right, left == right)
+    for backend in scorer.backends:
+        expected = scorer.score_trials(backend, embeddings, trials).reshape(2, 6)
+        torch.testing.assert_close(compare(scorer, backend, back.models, tests)[0], expected, rtol=1e-9, atol=1e-9)
+    other = replace(scorer, plda=Plda.fit(scorer.side(vectors).units, speakers, dimensions=5))
+    with pytest.raises(BadFileError, match="voices of another calibration"):
+        Voices.load(tmp_path / VOICES, other)
 
 
 def test_voices_are_kept_in_safetensors_only(voices, tmp_path):

@@ -64,18 +64,20 @@ def test_the_file_embeds_recordings_of_any_length(exported):
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
-def test_the_printed_lines_give_the_calibrated_ratio_of_a_pair(exported):
+@pytest.mark.parametrize("seconds", [1.5, 0.5])  # the scorer was calibrated on 1 to 5 seconds
+def test_the_printed_lines_give_the_calibrated_ratio_of_a_pair(exported, seconds):
     module, scorer, path, _, printed = exported
-    sounds = [utterance(4, "test", speaker, 0, seconds, RATE) for speaker, seconds in ((0, 1.5), (1, 2.5))]
+    sounds = [utterance(4, "test", speaker, 0, seconds, RATE) for speaker, seconds in ((0, seconds), (1, 2.5))]
     lines = usage(str(path), module, scorer.calibrations["cosine"]).splitlines()[1:]
+    calibration = scorer.calibrations["cosine"]
     assert all(line in printed for line in lines[3:])
     names = {"first": sounds[0].numpy(), "second": sounds[1].numpy()}
     exec("\n".join(line.strip() for line in lines if not line.strip().startswith("first, second")), names)
     a, b = (F.normalize(module(sound[None])[0].double() - scorer.mean, dim=0) for sound in sounds)
-    expected = scorer.calibrations["cosine"].llr((a @ b)[None], quality(torch.tensor([1.5]), torch.tensor([2.5])))
+    expected = calibration.llr((a @ b)[None], quality(torch.tensor([seconds]), torch.tensor([2.5])))
     assert names["score"] == pytest.approx(float(a @ b), abs=1e-4)
     assert names["llr"] == pytest.approx(float(expected), abs=1e-3)
-    assert names["same"] == (float(expected) >= scorer.calibrations["cosine"].threshold(0.01))
+    assert names["same"] == (float(expected) >= calibration.threshold(0.01))  # of its one group
 
 
 def test_the_file_says_what_it_takes_and_gives(exported):
@@ -88,6 +90,8 @@ def test_the_file_says_what_it_takes_and_gives(exported):
     calibration = json.loads(about["calibration"])
     assert calibration["scale"] == scorer.calibrations["cosine"].scale
     assert len(calibration["durations"]) == 2
+    assert calibration["range"] == scorer.calibrations["cosine"].span.tolist()
+    assert calibration["threshold"] == scorer.calibrations["cosine"].threshold(0.01)
 
 
 def test_both_runtimes_are_timed_for_each_length(exported):
@@ -113,9 +117,17 @@ def test_other_networks_are_exported_without_a_scorer(tmp_path, net, options):
     assert not describe(module, None)["is_centred"]
 
 
-def test_sliding_means_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"train with model\.mean_window null"):
-        export(trainer_in(tmp_path), drawn_module(mean_window=30), None)
+@pytest.mark.parametrize(("options", "said"), [({"mean_window": 30}, "mean_window null"), ({"vad": True}, "vad false")], ids=["mean", "vad"])
+def test_sliding_means_and_silence_left_out_are_refused(tmp_path, options, said):
+    with pytest.raises(ValueError, match=rf"train with model\.{said}"):
+        export(trainer_in(tmp_path), drawn_module(**options), None)
+
+
+def test_a_file_that_would_not_give_what_the_module_gives_is_refused(tmp_path):
+    module = drawn_module()
+    module.features = lambda waveforms, lengths=None: (module.fbank(waveforms).abs(), None)  # as a setting would that export does not know
+    with pytest.raises(ValueError, match=r"would differ from the module's by .* not exported"):
+        export(trainer_in(tmp_path), module, None)
 
 
 def test_a_calibration_on_few_impostors_has_no_threshold():

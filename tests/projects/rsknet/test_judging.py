@@ -106,7 +106,10 @@ def test_every_back_end_is_calibrated_on_held_out_speakers_whole_and_cut(data, s
         assert math.isfinite(calibration.offset)
         assert 0 < calibration.scale < math.inf
         assert calibration.weights.isfinite().all()
-        assert len(calibration.impostors) == impostors * sides * (sides + 1) // 2
+        assert [len(part) for part in calibration.impostors] == [impostors] * (sides * (sides + 1) // 2)
+        kinds = [[one, other] for number, one in enumerate((1.3, 1.0)) for other in (1.3, 1.0)[number:]]
+        torch.testing.assert_close(calibration.centres.exp(), torch.tensor(kinds, dtype=torch.float64).sort(1).values)
+        assert calibration.span.exp().tolist() == [pytest.approx([1, 1]), pytest.approx([1.3, 1.3])]
         assert calibration.llr(scorer.score_trials(backend, found.vectors, data.trials[0]), found.quality(data.trials[0])).isfinite().all()
     assert "cosine" in scorer.calibrations, "voices are told apart a little by any network"
 
@@ -152,7 +155,8 @@ def test_measures_are_those_of_scores_computed_apart(module, data, scorer, found
 
     scored, is_target = torch.from_numpy(scores), torch.from_numpy(truth)
     accepted = llrs >= math.log(0.99 / 0.01)
-    reached = llrs >= np.nextafter(np.sort(calibration.impostors)[::-1][math.floor(FAR * len(calibration.impostors))], np.inf)
+    whole = calibration.impostors[0]
+    reached = llrs >= np.nextafter(np.sort(whole)[::-1][math.floor(FAR * len(whole))], np.inf)
     expected = {
         "eer": eer(scored, is_target),
         "min_dcf_01": min_dcf(scored, is_target, 0.01),

@@ -58,22 +58,23 @@ def test_the_covariances_of_drawn_speakers_are_found():
         assert np.linalg.norm(matrix.numpy() - truth) < 0.08 * np.linalg.norm(truth)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_scores_are_ratios_of_the_likelihoods_of_joint_normal_distributions(count):
+@pytest.mark.parametrize(("count", "tested"), [(1, 1), (2, 1), (5, 1), (3, 2)])
+def test_scores_are_ratios_of_the_likelihoods_of_joint_normal_distributions(count, tested):
     embeddings, speakers = world(2, [4] * 30, 4)
     model = Plda.fit(embeddings, speakers, dimensions=4, length_norm=False)
     inverse = np.linalg.inv((model.projection @ model.whitening).numpy())  # from the model's space back to that of the embeddings
     between, within = inverse.T @ np.diag(model.psi.numpy()) @ inverse, inverse.T @ inverse
     own = np.random.default_rng(count)
-    files, test = own.normal(size=(count, 4)) + model.centre.numpy(), own.normal(size=4) + model.centre.numpy()
-    joint = [np.kron(np.ones((n, n)), between) + np.kron(np.eye(n), within) for n in (count + 1, count, 1)]
+    files, test = (own.normal(size=(number, 4)) + model.centre.numpy() for number in (count, tested))
+    joint = [np.kron(np.ones((n, n)), between) + np.kron(np.eye(n), within) for n in (count + tested, count, tested)]
     together, enrol, alone = (rows - model.centre.numpy() for rows in (np.vstack([files, test]), files, test))
     expected = sum(
         sign * multivariate_normal(cov=cov).logpdf(rows.ravel()) for sign, cov, rows in zip((1, -1, -1), joint, (together, enrol, alone), strict=True)
     )
     mean = model.project(torch.from_numpy(files)).mean(0, keepdim=True)
     torch.testing.assert_close(mean, model.project(torch.from_numpy(files.mean(0, keepdims=True))))
-    found = model.score(mean, torch.tensor([count]), model.project(torch.from_numpy(test[None])))
+    test_mean = model.project(torch.from_numpy(test)).mean(0, keepdim=True)
+    found = model.score(mean, torch.tensor([count]), test_mean, torch.tensor([tested]) if tested > 1 else None)
     assert float(found) == pytest.approx(expected, abs=1e-8)
 
 

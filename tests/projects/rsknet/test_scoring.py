@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import multivariate_normal
 
 from projects.rsknet import scoring
 from projects.rsknet.calibration import Calibration
@@ -40,6 +41,12 @@ def world():
     is_target = torch.tensor([f"id{model}/" in tests[file] for model, file in zip(enrol.tolist(), test.tolist(), strict=True)])
     trials = Trials("core", tuple(tuple(names[row] for row in rows) for rows in enrolled), tests, enrol, test, is_target)
     return dict(zip(names, values, strict=True)), trials
+
+
+def calibration_of(backend, **changed):
+    """The tensors of a calibration as a scorer's file has them."""
+    parts = {"map": torch.ones(2), "span": torch.zeros(2, 0), "centres": torch.zeros(1, 0), "impostors": torch.rand(2), "sizes": torch.tensor([2.0])}
+    return {f"calibration.{backend}.{name}": value for name, value in (parts | changed).items()}
 
 
 def reference_cosine(one, other):
@@ -90,12 +97,28 @@ def test_models_are_means_with_numbers_of_files(world):
 @pytest.mark.parametrize("backend", PAIRS)
 def test_sides_of_one_file_may_change_places_and_targets_score_higher(scorer, backend):
     values, speakers = embeddings_of(2, 8, 4)
-    units = unit(values, scorer.mean)
+    side = scorer.side(values)
     first, second = torch.triu_indices(32, 32, 1)
-    ones = torch.ones(32, dtype=torch.long)
-    scores = scorer.score(backend, units, ones, units, first, second)
-    torch.testing.assert_close(scores, scorer.score(backend, units, ones, units, second, first), rtol=1e-9, atol=1e-9)
+    scores = scorer.score(backend, side, side, first, second)
+    torch.testing.assert_close(scores, scorer.score(backend, side, side, second, first), rtol=1e-9, atol=1e-9)
     assert eer(scores, speakers[first] == speakers[second]) < 0.25
+
+
+def test_plda_of_several_files_is_the_ratio_of_the_likelihoods_of_all_their_projections(scorer, world):
+    embeddings, trials = world
+    psi = scorer.plda.psi.numpy()
+    projected = {name: scorer.plda.project(unit(value[None], scorer.mean))[0].numpy() for name, value in embeddings.items()}
+
+    def log_likelihood(files):
+        return sum(
+            multivariate_normal(cov=variance + np.eye(len(files))).logpdf(column)
+            for variance, column in zip(psi, np.stack([projected[name] for name in files]).T, strict=True)
+        )
+
+    found = scorer.score_trials("plda", embeddings, trials).tolist()
+    for score, model, file in zip(found, trials.enrol.tolist(), trials.test.tolist(), strict=True):
+        enrol, test = trials.models[model], (trials.tests[file],)
+        assert score == pytest.approx(log_likelihood(enrol + test) - log_likelihood(enrol) - log_likelihood(test), abs=1e-8)
 
 
 @pytest.mark.parametrize("backend", PAIRS)
@@ -164,20 +187,27 @@ def test_files_of_something_else_are_refused(scorer, tmp_path):
         ({"cohort": torch.rand(3, 5)}, r"mean \(6,\) and cohort \(3, 5\) do not fit"),
         ({"plda.projection": torch.rand(6, 4)}, r"PLDA's projection is \(6, 4\), expected \(6, 6\)"),
         ({"plda.centre": None}, "it lacks 'centre'"),
-        ({"calibration.cosine.map": torch.rand(2), "calibration.cosine.impostors": torch.rand(2, 2)}, "a calibration has a rising map"),
-        ({"calibration.euclid.map": torch.ones(2), "calibration.euclid.impostors": torch.rand(2)}, "there is no backend 'euclid'"),
+        (calibration_of("cosine", impostors=torch.rand(2, 2)), "a calibration has a rising map"),
+        (calibration_of("cosine", sizes=torch.tensor([3.0])), r"the span \(2, 0\), centres \(1, 0\) and sizes \[3\] of a calibration do not fit"),
+        (calibration_of("cosine", span=torch.zeros(2, 1)), r"the span \(2, 1\)"),
+        (calibration_of("euclid"), "there is no backend 'euclid'"),
+        (
+            calibration_of("cosine", span=torch.full((2, 0), 1.0), impostors=torch.full((2,), torch.nan)),
+            r"not finite, in calibration.cosine.impostors",
+        ),
+        ({"mean": torch.full((6,), torch.inf)}, "not finite, in mean: calibrate again"),
     ],
-    ids=["cohort", "shape", "missing", "calibration", "backend"],
+    ids=["cohort", "shape", "missing", "calibration", "sizes", "span", "backend", "nan", "infinite"],
 )
 def test_parts_that_do_not_fit_are_named(scorer, tmp_path, change, message):
     path = tmp_path / "scorer.safetensors"
     scorer.save(path)
     tensors = {name: value for name, value in {**load_file(path), **change}.items() if value is not None}
-    save_file(tensors, path, {"kind": "rsknet scorer", "version": "1", "network": "", "top": "7"})
+    save_file(tensors, path, {"kind": "rsknet scorer", "version": "2", "network": "", "top": "7"})
     with pytest.raises(BadFileError, match=message):
         Scorer.load(path)
-    save_file(tensors, path, {"kind": "rsknet scorer", "version": "9", "network": "", "top": "7"})
-    with pytest.raises(BadFileError, match="has version 9; this code reads version 1"):
+    save_file(tensors, path, {"kind": "rsknet scorer", "version": "1", "network": "", "top": "7"})
+    with pytest.raises(BadFileError, match="has version 1; this code reads version 2: calibrate again"):
         Scorer.load(path)
 
 
