@@ -13,7 +13,9 @@ def test_speakers_are_remembered_by_digests_of_their_names():
 def test_speakers_who_were_learnt_from_are_refused_by_name():
     known = digests(["anna", "berta"])
     refuse_known(known, ["carl", "dora"], "speakers held out")
-    with pytest.raises(ValueError, match=r"trained on 1 of the speakers held out, such as berta, .* data.seed and data.held_speakers of its training"):
+    with pytest.raises(
+        ValueError, match=r"trained on 1 of the speakers held out, such as berta, .* data.seed and data.held_speakers of its training"
+    ):
         refuse_known(known, ["carl", "berta", "berta"], "speakers held out")
 
 
