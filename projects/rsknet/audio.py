@@ -176,12 +176,12 @@ def _complaint(path: Path, minimum_seconds: float, allow_silence: bool, decode: 
         with _opened(path) as (sound, header):
             if header.seconds < minimum_seconds:
                 raise BadFileError(f"{path} is {header.seconds:.3f} s long, but at least {minimum_seconds:g} s are needed (remove it)")
-            values, step = set[float](), _PIECE * header.rate
+            loudest, step = 0.0, _PIECE * header.rate
             for first in range(0, header.samples if decode else 0, step):
                 part = _part(sound, header, header.rate, first, min(first + step, header.samples), "mean")
-                values |= {float(part.min()), float(part.max())}
-            if decode and not allow_silence and len(values) == 1:
-                raise BadFileError(f"{path} is silent: all its samples are {values.pop():g}, so there is no voice in it (replace or remove the file)")
+                loudest = max(loudest, float(np.abs(part).max()))
+            if decode and not allow_silence and loudest == 0:
+                raise BadFileError(f"{path} is silent: all its samples are zero, so there is no voice in it (replace or remove the file)")
     except (BadFileError, OSError) as error:
         return str(error)
     return ""
