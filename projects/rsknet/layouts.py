@@ -1,4 +1,4 @@
-"""Speaker corpora as they lie on people's disks, and the noises and rooms that augment them (section 4).
+"""Speaker corpora as they lie on people's disks (section 4).
 
 corpus = voxceleb(Path("datasets"))       # trains on VoxCeleb2, tests on the lists of VoxCeleb1 that lie there
 """
@@ -48,16 +48,12 @@ LISTS: dict[str, tuple[str, ...]] = {
 ENDINGS = (".flac", ".wav")
 """Endings of files that are read, in lower case."""
 
-ROOMS = ("smallroom", "mediumroom", "largeroom")
-"""Folders of simulated rooms; recipes for speakers take the first two."""
-
 VoxCelebTrain = Literal["voxceleb1", "voxceleb2", "both", "none"]
 """What of VoxCeleb to train on; only `voxceleb2` leaves Vox1-E and Vox1-H to test on."""
 
 _SPEAKER = re.compile(r"id\d{5}")
 _BEGINNINGS = {"voxceleb1": "id1", "voxceleb2": "id0"}
 _VOX1_TEST = frozenset(f"id{number}" for number in range(10270, 10310))
-_MUSAN: tuple[Literal["noise", "music", "speech"], ...] = ("noise", "music", "speech")
 _DEEPEST = 4  # folders between the root and those of VoxCeleb's speakers
 
 
@@ -210,45 +206,9 @@ def scan(home: Path, beginning: str = "") -> Iterator[Utterance]:
     for speaker in _visible(home):
         if not speaker.name.startswith(beginning) or not speaker.is_dir():
             continue
-        for path in _audio(speaker.path):
+        for path in audio_files(speaker.path):
             name = path[len(speaker.path) - len(speaker.name) :].replace(os.sep, "/")
             yield Utterance(name, speaker.name, session_of(name, speaker.name), Path(path))
-
-
-def musan(root: Path) -> dict[Literal["noise", "music", "speech"], list[Path]]:
-    """List MUSAN's files, `musan/{noise,music,speech}/<source>/*.wav`, by kind.
-
-    Raises:
-        FileNotFoundError: if a kind is missing or empty.
-    """
-    home = root / "musan" if (root / "musan").is_dir() else root
-    found = {kind: [Path(path) for path in _audio(home / kind)] if (home / kind).is_dir() else [] for kind in _MUSAN}
-    if empty := [kind for kind, files in found.items() if not files]:
-        raise FileNotFoundError(f"no {' and no '.join(empty)} in {home}: expected musan/{{noise,music,speech}}/<source>/*.wav; correct the root")
-    return found
-
-
-def rirs(root: Path, rooms: Sequence[str] = ROOMS) -> list[Path]:
-    """List impulse responses of simulated rooms, `RIRS_NOISES/simulated_rirs/smallroom/Room001/*.wav`, those in `rir_list` where there is one.
-
-    Args:
-        root: folder `RIRS_NOISES`, or the one above.
-        rooms: of `ROOMS`; those that are not there are passed over.
-
-    Raises:
-        FileNotFoundError: if there are none, or files that a list names are missing.
-    """
-    home = (root / "RIRS_NOISES" if (root / "RIRS_NOISES").is_dir() else root) / "simulated_rirs"
-    found: list[Path] = []
-    for room in rooms:
-        if (home / room / "rir_list").is_file():
-            found += _rir_list(home / room / "rir_list", home)
-        elif (home / room).is_dir():
-            found += [Path(path) for path in _audio(home / room)]
-    if not found:
-        tree = f"RIRS_NOISES/simulated_rirs/{{{','.join(rooms)}}}/Room*/*.wav"
-        raise FileNotFoundError(f"no impulse responses in {root}: expected {tree}; correct the root")
-    return found
 
 
 def _check_root(root: Path, layout: str) -> None:
@@ -263,13 +223,13 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _audio(folder: str | Path) -> Iterator[str]:
+def audio_files(folder: str | Path) -> Iterator[str]:
     """Yield files in a folder and below it; a link that leads back is not followed."""
     for entry in _visible(folder):
         if entry.name.lower().endswith(ENDINGS):
             yield entry.path
         elif entry.is_dir() and not (entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())):
-            yield from _audio(entry.path)
+            yield from audio_files(entry.path)
 
 
 def _voxceleb_places(root: Path) -> tuple[list[Path], dict[str, Path]]:
@@ -412,11 +372,3 @@ def _kaldi_models(enroll: Path) -> dict[str, tuple[str, ...]]:
     for name, speaker in read_pairs(enroll / "utt2spk").items():
         models[speaker] = (*models.get(speaker, ()), name)
     return models
-
-
-def _rir_list(path: Path, home: Path) -> list[Path]:
-    """Read lines that end in `RIRS_NOISES/simulated_rirs/<room>/.../*.wav`, below whatever folder."""
-    names = [line.split()[-1].rpartition("simulated_rirs/")[2] for line in read_text(path).splitlines() if line.strip()]
-    files = {name: home / name for name in names}
-    check_there(files, path)
-    return list(files.values())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projects.rsknet import audio, layouts
+from projects.rsknet import audio, sound_layouts
 from projects.rsknet.augmentation import Kind
 from projects.rsknet.synthesis import coloured_noise, draw_speaker, room_response, say
 from shared.seeding import derive_seed
@@ -42,8 +42,8 @@ class SoundFiles:
         if musan is None and rirs is None:
             raise ValueError("sounds from files need the folder of MUSAN, of RIRS_NOISES, or of both")
         self.rate = rate
-        self.files = layouts.musan(musan) if musan is not None else {}
-        self.responses = layouts.rirs(rirs, ROOMS) if rirs is not None else []
+        self.files = sound_layouts.musan(musan) if musan is not None else {}
+        self.responses = sound_layouts.rirs(rirs, ROOMS) if rirs is not None else []
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

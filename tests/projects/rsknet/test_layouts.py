@@ -5,8 +5,9 @@ import shutil
 import pytest
 from helpers.voices import pair_lines, write_kaldi, write_musan, write_rirs, write_sitw, write_sound, write_speakers, write_voxceleb
 
-from projects.rsknet.layouts import folder, kaldi, musan, rirs, scan, sitw, voxceleb
+from projects.rsknet.layouts import folder, kaldi, scan, sitw, voxceleb
 from projects.rsknet.lists import Utterance
+from projects.rsknet.sound_layouts import musan, rirs
 from shared.data.files import BadFileError
 
 
