@@ -19,7 +19,6 @@ which is reset first; Linux) rises above what a process of the contestant's own 
 """
 
 import argparse
-import multiprocessing
 import statistics
 import time
 import warnings
@@ -29,6 +28,7 @@ import numpy as np
 import py_sod_metrics
 import timm
 import torch
+from memory import MIB, difference, isolated, on_gpu
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
@@ -46,7 +46,6 @@ SIDES = (32, 64, 96)
 SIZES = ((256, 256), (480, 640))
 CALLS = 300
 IMPORTED = ["timm", "py_sod_metrics", "torch.utils.flop_counter", *(f"projects.hodinet.{name}" for name in ("losses", "metrics", "model"))]
-MIB = 2**20
 
 
 def compare(title, contestants, options, count=1, unit="pictures", device="cpu", tolerance=1e-3):
@@ -78,7 +77,7 @@ def compare(title, contestants, options, count=1, unit="pictures", device="cpu",
     for name, (wall, cpu) in seconds.items():
         ratios = [f"{slow / fast:7.2f}" for slow, fast in zip(seconds[PLAIN], (wall, cpu), strict=True)] if PLAIN in seconds else ["      -"] * 2
         apart = difference(results[name], results[PLAIN]) if PLAIN in results and name.startswith("ours") else None
-        peak = peaks[name] if device == "cuda" else isolated(options.threads, *contestants[name])
+        peak = peaks[name] if device == "cuda" else isolated(IMPORTED, options.threads, *contestants[name])
         second = cpu if options.threads == 1 and device == "cpu" and "2 threads" not in name else wall
         end = f"{1 / second:11.1f} {peak:9.1f}"
         print(f"  {name:24} {1000 * wall:9.3f} {1000 * cpu:9.3f} {' '.join(ratios)} {end} {'-' if apart is None else f'{apart:.0e}':>8}", flush=True)
@@ -91,46 +90,6 @@ def clocks(device):
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
-
-
-def difference(found, expected):
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(found, expected, strict=False))
-
-
-def on_gpu(job):
-    """Return the MiB that a job allocates at most, above what is there before."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    job()
-    return (torch.cuda.max_memory_allocated() - before) / MIB
-
-
-def isolated(threads, build, *arguments):
-    """Return the MiB by which the peak resident size of a process exceeds what it holds before a job runs."""
-    context = multiprocessing.get_context("forkserver")  # children of a process that has only imported
-    context.set_forkserver_preload(IMPORTED)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sender, threads, build, arguments))
-    process.start()
-    sender.close()
-    peak = receiver.recv()
-    process.join()
-    return peak
-
-
-def _report(sender, threads, build, arguments):
-    torch.set_num_threads(threads)
-    torch.linalg.vector_norm(torch.rand(8, 8) @ torch.rand(8, 8))
-    job = build(*arguments)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    job()
-    sender.send((resident("VmHWM") - before) / MIB)
-
-
-def resident(field):
-    """Return the bytes of a field of this process's status."""
-    return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
 
 
 def relation_job(side, chunk, backward):

@@ -21,7 +21,6 @@ rises above what a process of the contestant's own holds before it runs; on a GP
 
 import argparse
 import math
-import multiprocessing
 import statistics
 import tempfile
 import warnings
@@ -30,6 +29,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
+from memory import difference, isolated, on_gpu
 from speechbrain.lobes.features import Fbank as TheirFbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from timing import timed
@@ -50,7 +50,7 @@ from projects.rsknet.scoring import cohort_statistics, cosine, normalised
 from shared.losses import MarginSoftmax
 
 PLAIN = "straightforward"
-RATE, BINS, MIB = 16_000, 80, 2**20
+RATE, BINS = 16_000, 80
 TRIALS, COHORT, TOP, WIDTH = 580_000, 1_200, 300, 256
 NETS = ("rsknet_mtsp", "rsknet_mtsp_l", "resnet34", "ecapa512", "ecapa1024", "xvector")
 THEIRS = {"speechbrain 512": [512] * 4 + [1536], "speechbrain 1024": [1024] * 4 + [3072]}
@@ -92,52 +92,12 @@ def compare(title, contestants, options, count=1, unit="inputs", device="cpu", t
     for name, seconds in medians.items():
         times_faster = f"{medians[PLAIN] / seconds:7.2f}" if PLAIN in medians else "      -"
         apart = difference(results[name], results[PLAIN]) if PLAIN in results and name.startswith("ours") else None
-        peak = peaks[name] if device == "cuda" else isolated(options.threads, *contestants[name])
+        peak = peaks[name] if device == "cuda" else isolated(IMPORTED, options.threads, *contestants[name])
         end = f"{1 / seconds:12.1f} {peak:9.1f} {'-' if apart is None else f'{apart:.0e}':>8}"
         print(f"  {name:24} {1000 * seconds:10.3f} {times_faster} {end}", flush=True)
         if apart is not None and not apart <= tolerance:
             raise AssertionError(f"{title}: {name} is {apart:.1e} apart from {PLAIN}")
     return medians
-
-
-def difference(found, expected):
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(found, expected, strict=True))
-
-
-def on_gpu(job):
-    """Return the MiB that a job allocates at most, above what is there before."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    job()
-    return (torch.cuda.max_memory_allocated() - before) / MIB
-
-
-def isolated(threads, build, *arguments):
-    """Return the MiB by which the peak resident size of a process exceeds what it holds before a job runs."""
-    context = multiprocessing.get_context("forkserver")  # children of a process that has only imported
-    context.set_forkserver_preload(IMPORTED)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sender, threads, build, arguments))
-    process.start()
-    sender.close()
-    peak = receiver.recv()
-    process.join()
-    return peak
-
-
-def _report(sender, threads, build, arguments):
-    torch.set_num_threads(threads)
-    torch.linalg.vector_norm(torch.rand(8, 8) @ torch.rand(8, 8))
-    job = build(*arguments)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    job()
-    sender.send((resident("VmHWM") - before) / MIB)
-
-
-def resident(field):
-    """Return the bytes of a field of this process's status."""
-    return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
 
 
 def draw(*size):
