@@ -43,7 +43,7 @@ def expectations(summary: Rows) -> dict[str, bool]:
     counted = {name: [rows[name][f"M at F = {bins}"]["mean"] for bins in BINS] for name in rows}
     ours = {name: wanted for name, (_, _, wanted) in COUNTED.items() if wanted is not None}
     return {
-        "parameters are those of the sheet": all(
+        "parameters are those counted beforehand": all(
             abs(count - want) < 0.01 for name, wanted in ours.items() for count, want in zip(counted[name], wanted, strict=True)
         ),
         "those of the peers' networks too": all(abs(counted[name][-1] - want) < 0.01 for name, want in EIGHTY.items()),
