@@ -15,7 +15,7 @@ from torch import Tensor
 
 from projects.rsknet.calibration import probability
 from projects.rsknet.hearing import REFUSED, Heard, Models, calibrated, compare, find, listen, shown
-from projects.rsknet.scoring import Backend, Scorer
+from projects.rsknet.scoring import Backend, Scorer, read_safetensors
 from shared.data.files import BadFileError, first_few
 from shared.loggers import artefact_folder, log_table
 from shared.messages import shown_path
@@ -134,7 +134,8 @@ class Voices:
             BadFileError: if it is damaged, holds no voices, or voices of another version, network or scorer.
         """
         path = Path(path)
-        metadata, tensors = _read(path)
+        absent = f"no voices {path}: correct the path, or enrol people with the verb enroll"
+        metadata, tensors = read_safetensors(path, absent, ": enrol again into another file")
         if metadata.get("kind") != _KIND:
             raise BadFileError(f"{path} holds no voices: name a file that the verb enroll wrote")
         if metadata.get("version") != _VERSION:
@@ -164,18 +165,6 @@ def _centre(scorer: Scorer) -> str:
     """Digest all that a scorer puts into voices: other means or another PLDA make voices that cannot be compared."""
     parts = [scorer.mean, *(scorer.plda.tensors().values() if scorer.plda else ())]
     return hashlib.sha256(b"".join(part.double().contiguous().numpy().tobytes() for part in parts)).hexdigest()[:12]
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no voices {path}: correct the path, or enrol people with the verb enroll")
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise BadFileError(f"{path} is damaged or no safetensors file ({error}): enrol again into another file") from error
 
 
 def voices_file(run: Path, voices: str | None) -> Path:

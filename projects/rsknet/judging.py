@@ -16,7 +16,7 @@ from torch import Tensor
 from projects.rsknet.calibration import Calibration, quality
 from projects.rsknet.lists import Trials
 from projects.rsknet.metrics import actual_dcf, cllr, min_cllr, summarise
-from projects.rsknet.scoring import TOP, Backend, Scorer
+from projects.rsknet.scoring import TOP, Backend, Scorer, Side
 from shared.checkpoints import weights_digest
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ def fit_scorer(trainer: L.Trainer, module: SpeakerVerification, data: SpeakerDat
     longest = max(sides[0].seconds.values())
     sides += [embed(trainer, module, data.whole(data.held, seconds), data.held) for seconds in SHORTENED if seconds < longest]
     pairs = [(one, other) for number, one in enumerate(sides) for other in sides[number:]]
+    compared = [_compared(scorer, one, other, trials) for one, other in pairs]
+    measures = torch.cat([measured for _, _, measured in compared])
     truth, groups = trials.is_target.repeat(len(pairs)), torch.arange(len(pairs)).repeat_interleave(len(trials))
     for backend in scorer.backends:
-        parts = [_between(scorer, backend, one, other, trials) for one, other in pairs]
-        scores, measures = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        scores = torch.cat([scorer.score(backend, enrol, tests, trials.enrol, trials.test) for enrol, tests, _ in compared])
         try:
             scorer = scorer.with_calibration(backend, Calibration.fit(scores, truth, measures, groups=groups))
         except ValueError as error:  # of a network that has learnt nothing yet
@@ -98,16 +99,12 @@ def _learnt(vectors: Tensor, speakers: Tensor, network: str) -> Scorer:
     return Scorer.fit(vectors, speakers, network, has_enough, min(TOP, max(LEAST, cohort // 4)))
 
 
-def _between(scorer: Scorer, backend: Backend, enrol: Embedded, test: Embedded, trials: Trials) -> tuple[Tensor, Tensor]:
-    """Score trials whose models are of one set of embeddings and whose tests of another; returns the scores and the quality measures."""
-    names = [{name: f"{side}:{name}" for name in trials.files} for side in ("enrol", "test")]
-    both = Embedded(
-        {names[0][name]: enrol.vectors[name] for name in trials.files} | {names[1][name]: test.vectors[name] for name in trials.files},
-        {names[0][name]: enrol.seconds[name] for name in trials.files} | {names[1][name]: test.seconds[name] for name in trials.files},
-    )
-    models = tuple(tuple(names[0][name] for name in model) for model in trials.models)
-    renamed = Trials(trials.name, models, tuple(names[1][name] for name in trials.tests), trials.enrol, trials.test, trials.is_target)
-    return scorer.score_trials(backend, both.vectors, renamed), both.quality(renamed)
+def _compared(scorer: Scorer, enrol: Embedded, test: Embedded, trials: Trials) -> tuple[Side, Side, Tensor]:
+    """Return the models of one set of embeddings, of a file each, the tests of another, and the quality measures of the trials between them."""
+    models = [name for (name,) in trials.models]
+    sides = [scorer.side(torch.stack([one.vectors[name] for name in names])) for one, names in ((enrol, models), (test, trials.tests))]
+    lengths = [torch.tensor([one.seconds[name] for name in names]) for one, names in ((enrol, models), (test, trials.tests))]
+    return sides[0], sides[1], quality(lengths[0][trials.enrol], lengths[1][trials.test])
 
 
 @dataclass(frozen=True)

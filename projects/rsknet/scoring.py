@@ -298,16 +298,32 @@ class Scorer:
             raise ValueError(f"there is no backend {unknown[0]!r}")
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_safetensors(path: Path, absent: str, mend: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the metadata and tensors of a .safetensors file.
+
+    Args:
+        path: the file.
+        absent: what to say if it is not there.
+        mend: what to say behind the reason if it is damaged.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        BadFileError: if it is damaged, or something else.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"no scorer {path}: correct the path, or calibrate")
+        raise FileNotFoundError(absent)
     try:
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise BadFileError(f"{path} is damaged or no safetensors file ({error}); pickles are not read: calibrate again") from error
+        raise BadFileError(f"{path} is damaged or no safetensors file ({error}){mend}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    absent = f"no scorer {path}: correct the path, or calibrate"
+    metadata, tensors = read_safetensors(path, absent, "; pickles are not read: calibrate again")
     if metadata.get("kind") != "rsknet scorer":
         raise BadFileError(f"{path} is no scorer: it holds {', '.join(first_few(list(tensors), 4)) or 'nothing'}")
     return metadata, {name: value.double() for name, value in tensors.items()}

@@ -28,7 +28,6 @@ from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.results import markdown
 from shared.runs import atomic
-from shared.training import evaluating
 
 if TYPE_CHECKING:
     from projects.rsknet.data import SpeakerData
@@ -166,8 +165,7 @@ def _log_branches(trainer: ProjectTrainer, module: SpeakerVerification, data: Sp
     lengths = torch.tensor([len(one) for one in recordings])
     module.to(trainer.strategy.root_device)
     features, frames = module.features(pad_sequence(recordings, batch_first=True).to(module.device), lengths.to(module.device))
-    with evaluating(module):
-        log_figure(trainer, "branches", draw_branches(utterance_weights(module.net, features, frames)))
+    log_figure(trainer, "branches", draw_branches(utterance_weights(module.net, features, frames)))
 
 
 @dataclass(frozen=True)
