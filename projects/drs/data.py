@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from shared.data.base import DataModule
 from shared.data.cifar import CifarDataset
+from shared.data.crops import centre_crop, on_grid, random_crops
 from shared.data.files import ImageMode
 from shared.data.folders import ImageFolderDataset, OnBadFile
 from shared.data.offline import Split, TensorImages, digits, shapes
@@ -175,21 +176,6 @@ class Transformed(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.dataset[index]
         return item | {"image": self.transform(item["image"])}
-
-
-def random_crops(size: int) -> v2.Transform:
-    """Random resized crops, half of them mirrored, as ImageNet networks are trained; from torch's global generator, which checkpoints keep."""
-    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.Lambda(on_grid)])
-
-
-def centre_crop(size: int) -> v2.Transform:
-    """Resize the shorter side to 8/7 of `size` (256 for 224) and cut out the centre."""
-    return v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size), v2.Lambda(on_grid)])
-
-
-def on_grid(image: Tensor) -> Tensor:
-    """Round to multiples of 1/255 in [0, 1], as files of 8 bits have them."""
-    return (image * 255).round().clamp(0, 255) / 255
 
 
 def _of_8_bits(images: TensorImages) -> TensorImages:

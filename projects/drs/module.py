@@ -11,11 +11,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from projects.drs.augmentation import crop_and_flip, draw_shifts
 from projects.drs.losses import consistency, cross_entropy, negative_margin, noised_logits, smooth_adversary, smoothmix
 from projects.drs.model import DualClassifier
 from projects.drs.splits import Embedding, SplitName, make_split
 from shared.checkpoints import describe_mismatch, load_tensors
+from shared.data.crops import crop_and_flip, draw_shifts
 from shared.distributed import own_rows
 from shared.seeding import generator
 

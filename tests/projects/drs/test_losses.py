@@ -6,8 +6,8 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from projects.drs.augmentation import crop_and_flip, draw_shifts
 from projects.drs.losses import consistency, cross_entropy, mean_probabilities, negative_margin, noised_logits, smooth_adversary, smoothmix
+from shared.data.crops import crop_and_flip, draw_shifts
 
 
 @pytest.fixture

@@ -1,10 +1,26 @@
-"""Random crops and mirroring of whole batches, from a generator, before an image is split: the split stays fixed to the grid."""
+"""Random and central crops: of single image files as ImageNet networks are trained, and of whole batches as CIFAR networks are."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import v2
+
+
+def random_crops(size: int) -> v2.Transform:
+    """Random resized crops, half of them mirrored, as ImageNet networks are trained; from torch's global generator, which checkpoints keep."""
+    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.Lambda(on_grid)])
+
+
+def centre_crop(size: int) -> v2.Transform:
+    """Resize the shorter side to 8/7 of `size` (256 for 224) and cut out the centre."""
+    return v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size), v2.Lambda(on_grid)])
+
+
+def on_grid(image: Tensor) -> Tensor:
+    """Round to multiples of 1/255 in [0, 1], as files of 8 bits have them; bytes stay as they are."""
+    return image if image.dtype == torch.uint8 else (image * 255).round().clamp(0, 255) / 255
 
 
 def draw_shifts(count: int, padding: int, generator: torch.Generator) -> Tensor:
@@ -18,7 +34,7 @@ def crop_and_flip(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
     """Pad images by black pixels, cut them out anew and mirror some, as is usual for CIFAR.
 
     Args:
-        images: (B, C, H, W).
+        images: (B, C, H, W), bytes or floats.
         shifts: (B, 3) from `draw_shifts`.
         padding: black pixels on every side.
 

@@ -1,0 +1,52 @@
+"""Greedy search of anchors: as few as possible, each as hard as the student can take (section 2.4 c)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+def hardness(congruence: Mapping[int, float], anchor: int, epsilon: float = 1e-8) -> dict[int, float]:
+    """Say how hard the teacher's states are for a student that has just learnt from one of them: r_ij of section 2.4 (c).
+
+    Args:
+        congruence: by teacher epoch j the congruence loss between state j and the student, summed over the held-out part of the training set; from 0.
+        anchor: i, teacher epoch of the state that the student has just learnt from.
+        epsilon: added to both sums, so that r_ij is finite where the student matches anchor i perfectly, and 1 where it matches j as well.
+
+    Returns:
+        r_ij by j, in rising order of j, with r_ii = 1.
+
+    Raises:
+        ValueError: if the anchor's loss is missing, or a loss is not finite.
+    """
+    if anchor not in congruence:
+        raise ValueError(f"hardness needs the congruence loss to the anchor, epoch {anchor}, and got those to {sorted(congruence)}")
+    unfit = {epoch: loss for epoch, loss in congruence.items() if not math.isfinite(loss)}
+    if unfit:
+        raise ValueError(f"congruence losses must be finite, got {unfit} by teacher epoch: the student has diverged; lower its learning rate")
+    sums = {epoch: max(float(congruence[epoch]), 0.0) + epsilon for epoch in sorted(congruence)}  # rounding can leave a KL a little below 0
+    return {epoch: value / sums[anchor] for epoch, value in sums.items()}
+
+
+def next_anchor(ratios: Mapping[int, float], anchor: int, delta: float) -> int:
+    """Choose the next anchor: the last state before the first one that is too hard, r_ij > 1 + delta.
+
+    Args:
+        ratios: r_ij by teacher epoch j, of all stored states after the anchor.
+        anchor: i, teacher epoch of the present anchor.
+        delta: how much harder than the present anchor the next one may be.
+
+    Returns:
+        The stored state before the first one that is too hard, or that one itself if it follows the anchor; the last state if none is too hard.
+    """
+    later = sorted(epoch for epoch in ratios if epoch > anchor)
+    for place, epoch in enumerate(later):
+        if ratios[epoch] > 1 + delta:
+            return later[max(place - 1, 0)]
+    return later[-1]
+
+
+def share(remaining: int, part: int, whole: int) -> int:
+    """Deal student epochs, of at least 2 that remain, to a leg over `part` of the `whole` teacher epochs ahead: at least 1, leaving at least 1."""
+    return min(max(remaining * part // whole, 1), remaining - 1)

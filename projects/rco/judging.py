@@ -1,0 +1,82 @@
+"""What a network is judged by: its answers to a whole set, and how far they are from the converged teacher's (sections 2.5 and 5 of the sheet)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from projects.rco.losses import kl_divergence, soft_cross_entropy, squared_distance
+from shared.distributed import gather_rows
+
+if TYPE_CHECKING:
+    from projects.rco.faces import FaceProtocol
+
+MANY = 10
+"""Classes from which on the top five count too."""
+
+
+class Answers(NamedTuple):
+    """Answers to all samples of a set, in its order: (N,) labels and (N, K) logits or (N, d) embeddings."""
+
+    labels: Tensor
+    outputs: Tensor
+
+
+class Collected:
+    """Answers of this process, batch by batch.
+
+    Args:
+        width: numbers of an answer.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._parts = [(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, width))]
+
+    def add(self, batch: Mapping[str, Tensor], outputs: Tensor) -> None:
+        """Keep the answers to a batch."""
+        self._parts.append((batch["index"], batch["label"], outputs.detach().float()))
+
+    def gathered(self, device: torch.device) -> Answers:
+        """Join the answers of all processes, in the order of the set; all processes get them."""
+        index, labels, outputs = (gather_rows(torch.cat([part.to(device) for part in parts])) for parts in zip(*self._parts, strict=True))
+        order = index.argsort()
+        return Answers(labels[order], outputs[order])
+
+
+def measures(answers: Answers, protocol: FaceProtocol | None = None) -> dict[str, float]:
+    """Return the accuracy of logits, with that of the top five where there are ten classes, or what a protocol says of embeddings."""
+    labels, outputs = answers
+    if protocol is not None:
+        return protocol.judge(outputs.cpu())
+    classes = outputs.shape[1]
+    found = {"accuracy": float(multiclass_accuracy(outputs, labels, classes, average="micro"))}
+    if classes >= MANY:
+        found["top5"] = float(multiclass_accuracy(outputs, labels, classes, top_k=5, average="micro"))
+    return found
+
+
+def distances(outputs: Tensor, teacher: Tensor, embeds: bool) -> Tensor:
+    """Return the (B,) losses by which the greedy search compares states: soft cross-entropy, or squared distance of embeddings (section 2.4)."""
+    return squared_distance(outputs, teacher) if embeds else soft_cross_entropy(outputs, teacher)
+
+
+def congruence(answers: Answers, teacher: Tensor, embeds: bool) -> dict[str, float]:
+    """Compare answers with the converged teacher's, (N, ...) (section 2.5).
+
+    Returns:
+        `congruence`: the mean divergence KL(teacher || student) in nats at temperature 1, or the mean squared distance of embeddings; and for
+        classifiers `agreement`, the share of samples that both put into one class, and `teacher_accuracy`.
+    """
+    labels, outputs = answers
+    if embeds:
+        return {"congruence": float(squared_distance(outputs, teacher).mean())}
+    said = teacher.argmax(1)
+    return {
+        "congruence": float(kl_divergence(outputs, teacher, 1.0).mean()),
+        "agreement": float((outputs.argmax(1) == said).float().mean()),
+        "teacher_accuracy": float((said == labels).float().mean()),
+    }

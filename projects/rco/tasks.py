@@ -1,0 +1,166 @@
+"""What the verbs teach, fit and test do around the loops of the Trainer (sections 2.3 and 2.5 of the sheet)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from projects.rco.anchors import ROUTE, AnchorRecorder, Route
+from projects.rco.teaching import Teacher
+from shared.callbacks import ResumePoint
+from shared.checkpoints import load_checkpoint
+from shared.loggers import ContinuedCSVLogger, continue_logs, log_table
+from shared.results import markdown
+from shared.runs import Run, remove, runs_root
+
+if TYPE_CHECKING:
+    from projects.rco.data import DistillationData
+    from projects.rco.module import RouteDistillation
+    from shared.cli import ProjectTrainer
+
+MAKERS = ("fit", "teach", "collect")
+"""Verbs that leave a route in a run."""
+NAMES = {"teacher_accuracy": "teacher's accuracy", "congruence": "congruence loss", "train_congruence": "congruence loss, training set"}
+"""Headings of measures."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What `fit` and `test` return: the row that they print, and the figures that head the run's page."""
+
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+# ---- routes in runs
+
+
+def anchors_of(run: Run, verb: str) -> Path:
+    """Return the folder where a verb keeps the route that it makes."""
+    return run.artefacts(verb) / "anchors"
+
+
+def own_route(run: Run) -> Path | None:
+    """Return the folder of the route that was made in a run, if there is one."""
+    return next((folder for verb in MAKERS if ((folder := anchors_of(run, verb)) / ROUTE).is_file()), None)
+
+
+def find_route(text: str | None, run: Run) -> Path | None:
+    """Find the route that a user names.
+
+    Args:
+        text: a folder with a route, the name of a run of this project that has one, latest for the newest of these, or None for the run's own.
+        run: in which the verb works.
+
+    Raises:
+        FileNotFoundError: if what is named has none.
+    """
+    if text is None:
+        return own_route(run)
+    if (Path(text).expanduser() / ROUTE).is_file():
+        return Path(text).expanduser().resolve()
+    runs = runs_root() / run.project
+    others = [Run(path) for path in sorted(runs.glob("*/"), key=lambda path: path.stat().st_mtime) if path.name != run.name]
+    having = {other.name: folder for other in others if (folder := own_route(other)) is not None}
+    if text == "latest" and having:
+        return list(having.values())[-1]
+    if text in having:
+        return having[text]
+    known = ", ".join(list(having)[-8:]) or "none"
+    raise FileNotFoundError(f"no route {text!r}: give a folder with {ROUTE}, or a run that has a route (there are: {known}); `teach` makes one")
+
+
+# ---- the teacher
+
+
+def teach(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Route:
+    """Train a teacher and record its route in the run, or go on with the one that was begun there."""
+    given, folder = module.hparams, anchors_of(trainer.run, trainer.verb)
+    if (folder / ROUTE).is_file() and (route := Route.load(folder)).is_complete:
+        return route
+    teacher = Teacher(given.teacher, given.shape, given.classes, given.embedding, module.teaching, seed=given.seed)
+    point = folder.parent / "resume" / "last.ckpt"
+    loop, callbacks, loggers = trainer.fit_loop, trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
+    trainer.fit_loop = type(loop)(trainer, max_epochs=given.teacher_epochs or trainer.max_epochs)
+    kept = [callback for callback in callbacks if not isinstance(callback, ResumePoint | ModelCheckpoint)]
+    trainer.callbacks = [*kept, AnchorRecorder(folder, about=teacher.about), ResumePoint(point.parent, trainer.save_every)]  # type: ignore[attr-defined]
+    if trainer.verb != "teach":  # curves of a file of their own
+        trainer.loggers = [ContinuedCSVLogger(trainer.run.path / "teach")]
+    try:
+        if point.is_file():
+            continue_logs(trainer, step_of(point))
+        L.Trainer.fit(trainer, teacher, datamodule=data, ckpt_path=point if point.is_file() else None)
+        if data.test_set is not None:
+            L.Trainer.test(trainer, teacher, datamodule=data, verbose=False)
+    finally:
+        trainer.fit_loop, trainer.callbacks, trainer.loggers = loop, callbacks, loggers  # type: ignore[attr-defined]
+    remove(point.parent)
+    return Route.load(folder)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after."""
+    return int(load_checkpoint(checkpoint)["global_step"])
+
+
+# ---- the student
+
+
+def distil(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Tested:
+    """Let the student follow the route, go on where that was interrupted, and test it after its last epoch."""
+    folder = find_route(module.hparams.route, trainer.run)
+    module.route = teach(trainer, module, data) if folder is None else Route.load(folder)
+    own = [callback for callback in trainer.callbacks if not isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
+    trainer.callbacks = own  # type: ignore[attr-defined]  # the last epoch counts, which ResumePoint keeps
+    last = trainer.run.checkpoints / "last.ckpt"
+    if last.is_file():
+        continue_logs(trainer, step_of(last))
+    L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=last if last.is_file() else None)
+    return test(trainer, module, data)
+
+
+def test(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Tested:
+    """Test the student as it is, print a line, and say how far it is from the converged teacher where the route is at hand."""
+    if module.route is None:
+        module.route = _route_at_hand(trainer, module)
+    module.reports_training = not data.is_augmented
+    L.Trainer.test(trainer, module, datamodule=data, verbose=False)
+    found = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    rows = [{"student": module.hparams.student} | {NAMES.get(name, name): value for name, value in found.items()}]
+    if trainer.is_global_zero:
+        print(markdown(rows))
+        log_table(trainer, "student", rows)
+    return Tested(rows, {f"test/{name}": round(value, 4) for name, value in found.items()})
+
+
+def _route_at_hand(trainer: ProjectTrainer, module: RouteDistillation) -> Route | None:
+    """Find the route again that the student followed; without it a test tells of the student alone."""
+    try:
+        folder = find_route(module.hparams.route, trainer.run)
+        return None if folder is None else Route.load(folder)
+    except (FileNotFoundError, ValueError) as error:
+        if trainer.is_global_zero:
+            print(f"not compared with its teacher: {error}")
+        return None
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What `teach` returns: the route, and the figures that head the run's page."""
+
+    route: Route
+    summary: dict[str, Any]
+
+
+def report_teacher(trainer: ProjectTrainer, route: Route) -> Taught:
+    """Print and write the states of a route that was made in this run."""
+    rows: list[dict[str, Any]] = [{"epoch": state.epoch, "learning rate": state.lr, **state.metrics} for state in route.states]
+    found = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    if trainer.is_global_zero:
+        print(markdown(rows))
+        log_table(trainer, "route", rows)
+    return Taught(route, found | {"states": len(rows), "megabytes": round(route.bytes / 1e6, 3)})
