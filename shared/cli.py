@@ -45,6 +45,8 @@ class ProjectTrainer(L.Trainer):
     """Verbs that work in a run like others, but begin one where there is none yet, or where they are given a configuration."""
     links: Mapping[str, str] = MappingProxyType({})
     """Options of the model that the data module tells, `{"data.classes": "model.classes"}`."""
+    unlinked: frozenset[str] = frozenset()
+    """Verbs that need no data: what these told the model is then read from the run's checkpoint, so that they may have gone."""
     outside: frozenset[str] = frozenset()
     """Options that name a model from outside: a verb that is given one begins a run folder too."""
     reads: frozenset[str] = frozenset()
@@ -196,7 +198,12 @@ class ProjectCLI(LightningCLI):
             "--resume", action="store_true", help="go on with what was interrupted: fit from its last checkpoint, other verbs from what they kept"
         )
         parser.add_argument("--save_every", type=int, default=100, help="training steps between two checkpoints to resume from")
-        for source, target in self._trainer_type.links.items():
+        links = self._trainer_type.links
+        if self.chosen in self._trainer_type.unlinked and not self._is_configured and (run := self._existing_run()):
+            known = load_checkpoint(run.checkpoint(self._given["ckpt_path"] or "last"))["hyper_parameters"]
+            parser.set_defaults({target: known[target.partition(".")[2]] for target in links.values()})
+            return
+        for source, target in links.items():
             parser.link_arguments(source, target, apply_on="instantiate")
 
     def _complete(self, arguments: list[str]) -> list[str]:

@@ -171,6 +171,23 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+@dataclass(frozen=True)
+class Recording:
+    """Which states of a teacher are stored.
+
+    Args:
+        every: epochs between two stored states; null stores none by interval. The last epoch is always stored.
+        epochs: further epochs to store, from 1.
+        at_drops: stores the state before each drop of the learning rate, to 3/4 or less.
+        half: stores in half precision, half the room.
+    """
+
+    every: int | None = 1
+    epochs: list[int] | None = None
+    at_drops: bool = False
+    half: bool = False
+
+
 class AnchorRecorder(Callback):
     """Stores states of a network while it trains, for `Route.load`. Works with any LightningModule.
 

@@ -37,6 +37,7 @@ _PADDING = {"cifar10": 4, "cifar100": 4, "identities": 0, "drawn_faces": 0}  # p
 _CROPPED = ("imagenet", "folder")  # random resized crops as files are read
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _NORMALISATION = {
+    "tiles": ((0.25,), (0.25,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # section 3
     "imagenet": _IMAGENET,

@@ -85,7 +85,7 @@ def export(trainer: ProjectTrainer, module: RouteDistillation, data: Distillatio
     rows = (beside_torch if examples.ndim == 4 else both_runtimes)(network, path, {name: examples})
     log_table(trainer, "latency", rows)
     megabytes = path.stat().st_size / 2**20
-    print(f"{shown_path(path)}: {megabytes:.2f} MB; it differs from torch by at most {difference:.1e}\n\n{markdown(rows)}\n")
+    print(f"{shown_path(path)}: {megabytes:.3g} MB; it differs from torch by at most {difference:.1e}\n\n{markdown(rows)}\n")
     print(usage(shown_path(path), about))
     summary = {"onnx/megabytes": round(megabytes, 3), "onnx/difference": difference, "onnx/milliseconds": round(rows[0]["milliseconds"], 3)}
     return Exported(rows, summary)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+FLOOR = 0.2
+"""Mismatch that counts as none where nothing else is said, as part of ln K or of the variance of embeddings."""
 
-def hardness(congruence: Mapping[int, float], anchor: int, epsilon: float = 1e-8) -> dict[int, float]:
+
+def hardness(congruence: Mapping[int, float], anchor: int, floor: float = FLOOR) -> dict[int, float]:
     """Say how hard the teacher's states are for a student that has just learnt from one of them: r_ij of section 2.4 (c).
 
     Args:
-        congruence: by teacher epoch j the congruence loss between state j and the student, summed over the held-out part of the training set; from 0.
+        congruence: by teacher epoch j the mean congruence loss between state j and the student on the held-out part of the training set, from 0, as
+            part of the most there is to know: ln K, or the variance of embeddings.
         anchor: i, teacher epoch of the state that the student has just learnt from.
-        epsilon: added to both sums, so that r_ij is finite where the student matches anchor i perfectly, and 1 where it matches j as well.
+        floor: added to both losses, so that r_ij is finite where the student matches anchor i perfectly, and near 1 for states that differ from it by
+            noise alone.
 
     Returns:
         r_ij by j, in rising order of j, with r_ii = 1.
@@ -25,7 +30,7 @@ def hardness(congruence: Mapping[int, float], anchor: int, epsilon: float = 1e-8
     unfit = {epoch: loss for epoch, loss in congruence.items() if not math.isfinite(loss)}
     if unfit:
         raise ValueError(f"congruence losses must be finite, got {unfit} by teacher epoch: the student has diverged; lower its learning rate")
-    sums = {epoch: max(float(congruence[epoch]), 0.0) + epsilon for epoch in sorted(congruence)}  # rounding can leave a KL a little below 0
+    sums = {epoch: max(float(congruence[epoch]), 0.0) + floor for epoch in sorted(congruence)}  # rounding can leave a KL a little below 0
     return {epoch: value / sums[anchor] for epoch, value in sums.items()}
 
 
@@ -47,6 +52,15 @@ def next_anchor(ratios: Mapping[int, float], anchor: int, delta: float) -> int:
     return later[-1]
 
 
-def share(remaining: int, part: int, whole: int) -> int:
-    """Deal student epochs, of at least 2 that remain, to a leg over `part` of the `whole` teacher epochs ahead: at least 1, leaving at least 1."""
-    return min(max(remaining * part // whole, 1), remaining - 1)
+def part_of(ratios: Mapping[int, float], anchor: int) -> float:
+    """Return how much of the way to the final teacher a state is, (r_ij - 1) / (r_iE - 1), in [0, 1]; 1 where nothing is harder than anchor i.
+
+    As r_ij - 1 is in proportion to the loss to j less the loss to i, these are parts of what the student has still to learn.
+    """
+    ahead = ratios[max(ratios)] - 1
+    return min(max((ratios[anchor] - 1) / ahead, 0.0), 1.0) if ahead > 0 else 1.0
+
+
+def share(remaining: int, part: float) -> int:
+    """Return the student epochs, of at least 2 that remain, of a leg that is a part of the way ahead: at least 1, leaving at least 1."""
+    return min(max(int(remaining * part), 1), remaining - 1)

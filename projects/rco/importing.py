@@ -80,7 +80,7 @@ def import_route(
 
 
 def find_checkpoints(path: str) -> list[Path]:
-    """Find checkpoints by a file, a folder or a pattern; a folder's copies (best, last, latest) are left out and named, unless there is nothing else."""
+    """Find checkpoints by a file, a folder or a pattern; a folder's copies (best, last, latest) are left out, unless there is nothing else."""
     _, files = find_files(path, ENDINGS, "checkpoint", "checkpoints", "out/ckpt_epoch_*.pth")
     copies = [file for file in files if _COPIES.search(file.name)] if Path(path).expanduser().is_dir() else []
     if not copies or len(copies) == len(files):

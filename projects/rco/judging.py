@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from projects.rco.losses import kl_divergence, soft_cross_entropy, squared_distance
+from projects.rco.losses import kl_divergence, squared_distance
 from shared.distributed import gather_rows
 
 if TYPE_CHECKING:
@@ -60,23 +60,27 @@ def measures(answers: Answers, protocol: FaceProtocol | None = None) -> dict[str
 
 
 def distances(outputs: Tensor, teacher: Tensor, embeds: bool) -> Tensor:
-    """Return the (B,) losses by which the greedy search compares states: soft cross-entropy, or squared distance of embeddings (section 2.4)."""
-    return squared_distance(outputs, teacher) if embeds else soft_cross_entropy(outputs, teacher)
+    """Return the (B,) congruence losses: KL(teacher || student) in nats at temperature 1, or the squared distance of embeddings (section 2.4).
+
+    Not the soft cross-entropy, which the sheet leaves open too: it is ln K for a student at chance, however far the teacher is, and that state of
+    a student is where a search for states that it can learn from begins.
+    """
+    return squared_distance(outputs, teacher) if embeds else kl_divergence(outputs, teacher, 1.0)
 
 
 def congruence(answers: Answers, teacher: Tensor, embeds: bool) -> dict[str, float]:
     """Compare answers with the converged teacher's, (N, ...) (section 2.5).
 
     Returns:
-        `congruence`: the mean divergence KL(teacher || student) in nats at temperature 1, or the mean squared distance of embeddings; and for
-        classifiers `agreement`, the share of samples that both put into one class, and `teacher_accuracy`.
+        `congruence`, the mean congruence loss; and for classifiers `agreement`, the share of samples that both put into one class, and
+        `teacher_accuracy`.
     """
     labels, outputs = answers
+    found = {"congruence": float(distances(outputs, teacher, embeds).mean())}
     if embeds:
-        return {"congruence": float(squared_distance(outputs, teacher).mean())}
+        return found
     said = teacher.argmax(1)
-    return {
-        "congruence": float(kl_divergence(outputs, teacher, 1.0).mean()),
+    return found | {
         "agreement": float((outputs.argmax(1) == said).float().mean()),
         "teacher_accuracy": float((said == labels).float().mean()),
     }

@@ -68,7 +68,9 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
 
     Gradients are about as large at any temperature, thanks to the factor tau^2.
     """
-    return tau**2 * kl_divergence(student, teacher, tau).mean()
+    student, teacher = _pair(student, teacher)
+    logs = (student / tau).log_softmax(1), (teacher / tau).log_softmax(1)
+    return tau**2 * F.kl_div(*logs, reduction="batchmean", log_target=True)
 
 
 def squared_distance(student: Tensor, teacher: Tensor, normalise: bool = False) -> Tensor:

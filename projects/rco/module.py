@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -11,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from projects.rco.anchors import Route
+from projects.rco.anchors import Recording, Route
 from projects.rco.guide import AnchorNet
 from projects.rco.judging import Answers, Collected, congruence, distances, measures
 from projects.rco.networks import build_network
@@ -68,6 +69,7 @@ class RouteDistillation(L.LightningModule):
         learning: how the student is trained, for trainer.max_epochs epochs.
         teaching: how the teacher is trained.
         teacher_epochs: epochs of the teacher; null is trainer.max_epochs.
+        recording: which states of the teacher are stored.
         cache: keeps the teacher's outputs on the training set while an anchor teaches; null does so where nothing is augmented and they fit.
         channels_last: lays images out for tensor cores; null does so on a GPU.
         seed: of the weights and of random anchors.
@@ -89,13 +91,14 @@ class RouteDistillation(L.LightningModule):
         learning: Recipe = STUDENT,
         teaching: Recipe = TEACHER,
         teacher_epochs: int | None = None,
+        recording: Recording = Recording(),  # noqa: B008
         cache: bool | None = None,
         channels_last: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["walk", "loss", "learning", "teaching"])
-        self.walk, self.loss, self.learning, self.teaching = walk, loss, learning, teaching
+        self.save_hyperparameters(ignore=["walk", "loss", "learning", "teaching", "recording"])
+        self.walk, self.loss, self.learning, self.teaching, self.recording = walk, loss, learning, teaching, recording
         if embedding is not None and (loss.ce_weight or ON_SCORES & set(loss.kinds)):
             said = f"loss.kind {loss.kind} with loss.ce {loss.ce_weight:g}"
             raise ValueError(f"{said} is of class scores, and model.embedding makes vectors: take loss.kind mimic, with loss.ce 0")
@@ -262,9 +265,8 @@ class RouteDistillation(L.LightningModule):
         if self.cached is not None:
             return Answer(self.cached[1][index], {})
         self.taught += len(inputs) * self.trainer.world_size
-        with torch.inference_mode():
-            outputs, features = self.lessons.teacher(inputs)
-        return Answer(outputs.clone(), {name: value.clone() for name, value in features.items()})  # what a loss keeps for its gradient
+        with torch.no_grad():  # what inference mode makes would have to be copied for a loss that keeps it for its gradient
+            return self.lessons.teacher(inputs)
 
     def on_train_epoch_end(self) -> None:
         check_finite(self)
@@ -311,9 +313,13 @@ class RouteDistillation(L.LightningModule):
         return torch.empty_like(rows).index_copy_(0, places, rows)
 
     def congruences(self, anchors: list[int]) -> dict[int, float]:
-        """Return the student's congruence loss to each of some states of the teacher, summed over the samples held out of training."""
+        """Return the student's mean congruence loss to each of some states of the teacher on the samples held out of training.
+
+        It is given as part of the most there is to know of a state: ln K nats, or the variance of the converged teacher's embeddings.
+        """
         own, guide = self.outputs_on("held", self.student), self.lessons.guide
-        return {anchor: float(distances(own, self.outputs_on("held", guide.at(anchor)), self.embeds).sum()) for anchor in anchors}
+        most = float(self.finals["val"].var(0).mean()) if self.embeds else math.log(self.hparams.classes)
+        return {anchor: float(distances(own, self.outputs_on("held", guide.at(anchor)), self.embeds).mean()) / most for anchor in anchors}
 
     # ---- validation and testing
 

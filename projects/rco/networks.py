@@ -16,6 +16,7 @@ from shared.backbones.factory import build_backbone
 from shared.backbones.mobilenets import CifarMobileNetV2, mobilenet_v2_blocks
 from shared.backbones.resnets import CifarResNet
 from shared.backbones.shufflenets import CifarShuffleNetV1, cifar_shufflenet_v2
+from shared.backbones.small_images import build_small_image_network
 from shared.backbones.vggs import CifarVGG
 from shared.backbones.wide_resnets import WideResNet
 
@@ -101,12 +102,9 @@ def _with_channels(net: nn.Module, channels: int) -> nn.Module:
 
 
 def _resnet(match: re.Match[str], shape: Shape, outputs: int) -> nn.Module:
-    net = models.get_model(match[0], weights=None, num_classes=outputs)
     if _is_small(shape):
-        net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
-    return _with_channels(net, shape[0])
+        return build_small_image_network(match[0], outputs, shape[0])
+    return _with_channels(models.get_model(match[0], weights=None, num_classes=outputs), shape[0])
 
 
 def _mobilenetv2(match: re.Match[str], shape: Shape, outputs: int) -> nn.Module:

@@ -306,7 +306,7 @@ def _draw(trainer: ProjectTrainer, inputs: Sequence[Input], shown: Mapping[int, 
 
 
 def read_vectors(path: Path, width: int) -> Tensor:
-    """Read vectors from an .npy or .npz file, whose array `x`, or only array, has the shape (n,) or (N, n), or from a .csv file with or without header.
+    """Read vectors from an .npy or .npz file, whose array `x`, or only array, has the shape (n,) or (N, n), or from a .csv file, headed or not.
 
     Returns:
         (N, width) float32.
@@ -371,7 +371,7 @@ def draw_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     columns = min(4, len(rows))
     count = -(-len(rows) // columns)
     figure = Figure(figsize=(3.4 * columns, 1.8 * count), layout="constrained")
-    axes = figure.subplots(count, columns, squeeze=False).flat
+    axes = list(figure.subplots(count, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, row in zip(axes, rows, strict=False):

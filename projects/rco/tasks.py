@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,13 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from projects.rco.anchors import ROUTE, AnchorRecorder, Route
+from projects.rco.figures import WalkFigure
 from projects.rco.teaching import Teacher
 from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint
 from shared.loggers import ContinuedCSVLogger, continue_logs, log_table
 from shared.results import markdown
-from shared.runs import Run, remove, runs_root
+from shared.runs import Run, remove, runs_root, write_text
 
 if TYPE_CHECKING:
     from projects.rco.data import DistillationData
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAKERS = ("fit", "teach", "collect")
 """Verbs that leave a route in a run."""
+FOLLOWED = "route.txt"
+"""File in which a run keeps where the route lies that its student followed."""
 NAMES = {"teacher_accuracy": "teacher's accuracy", "congruence": "congruence loss", "train_congruence": "congruence loss, training set"}
 """Headings of measures."""
 
@@ -61,6 +64,9 @@ def find_route(text: str | None, run: Run) -> Path | None:
     """
     if text is None:
         return own_route(run)
+    followed = run.artefacts("fit") / FOLLOWED
+    if text == "latest" and followed.is_file():  # what was the newest one when the student began
+        return Path(followed.read_text(encoding="utf-8").strip())
     if (Path(text).expanduser() / ROUTE).is_file():
         return Path(text).expanduser().resolve()
     runs = runs_root() / run.project
@@ -87,7 +93,8 @@ def teach(trainer: ProjectTrainer, module: RouteDistillation, data: Distillation
     loop, callbacks, loggers = trainer.fit_loop, trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     trainer.fit_loop = type(loop)(trainer, max_epochs=given.teacher_epochs or trainer.max_epochs)
     kept = [callback for callback in callbacks if not isinstance(callback, ResumePoint | ModelCheckpoint)]
-    trainer.callbacks = [*kept, AnchorRecorder(folder, about=teacher.about), ResumePoint(point.parent, trainer.save_every)]  # type: ignore[attr-defined]
+    recorder = AnchorRecorder(folder, about=teacher.about, **asdict(module.recording))
+    trainer.callbacks = [*kept, recorder, ResumePoint(point.parent, trainer.save_every)]  # type: ignore[attr-defined]
     if trainer.verb != "teach":  # curves of a file of their own
         trainer.loggers = [ContinuedCSVLogger(trainer.run.path / "teach")]
     try:
@@ -113,9 +120,13 @@ def step_of(checkpoint: Path) -> int:
 def distil(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Tested:
     """Let the student follow the route, go on where that was interrupted, and test it after its last epoch."""
     folder = find_route(module.hparams.route, trainer.run)
-    module.route = teach(trainer, module, data) if folder is None else Route.load(folder)
+    module.route = route = teach(trainer, module, data) if folder is None else Route.load(folder)
+    if not route.is_complete:
+        raise ValueError(f"the teacher of {route.folder} was stopped after epoch {route.final}: go on with it by `teach --resume --run NAME`")
+    if trainer.is_global_zero:
+        write_text(trainer.run.artefacts("fit") / FOLLOWED, f"{route.folder}\n")
     own = [callback for callback in trainer.callbacks if not isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
-    trainer.callbacks = own  # type: ignore[attr-defined]  # the last epoch counts, which ResumePoint keeps
+    trainer.callbacks = [*own, WalkFigure()]  # type: ignore[attr-defined]  # the last epoch counts, which ResumePoint keeps
     last = trainer.run.checkpoints / "last.ckpt"
     if last.is_file():
         continue_logs(trainer, step_of(last))
@@ -162,5 +173,5 @@ def report_teacher(trainer: ProjectTrainer, route: Route) -> Taught:
     found = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
     if trainer.is_global_zero:
         print(markdown(rows))
-        log_table(trainer, "route", rows)
+        log_table(trainer, "states", rows)
     return Taught(route, found | {"states": len(rows), "megabytes": round(route.bytes / 1e6, 3)})

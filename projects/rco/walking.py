@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from projects.rco.anchors import Route
 from projects.rco.choosing import choose, listed
-from projects.rco.greedy import hardness, next_anchor, share
+from projects.rco.greedy import FLOOR, hardness, next_anchor, part_of, share
 
 Choice = Literal["eei", "interval", "one_by_one", "greedy", "random", "lr_drop", "phase", "explicit", "single"]
 Budget = Literal["mirror", "restart"]
@@ -30,6 +30,7 @@ class Walk:
         interval: K, teacher epochs between anchors of interval.
         epochs: teacher epochs of explicit, to which the final one is added; the one of single, null for the half-way state.
         delta: by what share the next anchor of greedy may be harder than the present one; a smaller one gives more anchors.
+        floor: mismatch that greedy takes for none, as part of ln K, or of the variance of embeddings: what noise in early states makes of it.
         budget: mirror (anchors share the student's epochs under one learning-rate schedule) or restart (each anchor has all epochs, a schedule of
             its own and a fresh optimiser; compare it with plain distillation over as many epochs in all).
         order: forward, or reversed (hard to easy; a control for experiments).
@@ -43,6 +44,7 @@ class Walk:
     interval: int = 5
     epochs: list[int] | None = None
     delta: float = 0.8
+    floor: float = FLOOR
     budget: Budget = "mirror"
     order: Order = "forward"
 
@@ -57,6 +59,8 @@ class Walk:
             raise ValueError(f"walk.delta must be 0 or more, got {self.delta}")
         if self.choice == "greedy" and self.order == "reversed":
             raise ValueError("walk.order reversed needs anchors that are known beforehand; walk.choice greedy finds them on the way")
+        if not (math.isfinite(self.floor) and self.floor > 0):
+            raise ValueError(f"walk.floor must be above 0, got {self.floor}")
         self._check_epochs()
 
     def _check_epochs(self) -> None:
@@ -130,7 +134,7 @@ class RouteScheduler:
         self._stored, self._final = list(route.epochs), route.final
         if self.is_greedy:
             self.legs: list[Leg] = []
-            self._append(self._stored[0])
+            self._append(self._stored[0], self._stored[0] / self._final)
             return
         self.legs = legs(choose(walk, route, seed), epochs, walk.budget)
         if walk.order == "reversed":  # the same anchors as forward, where some of them are left out
@@ -209,7 +213,7 @@ class RouteScheduler:
         missing = [epoch for epoch in judged if epoch not in congruence]
         if missing:
             raise ValueError(f"the next anchor needs the congruence losses to the teacher epochs {listed(judged)}; missing: {listed(missing)}")
-        return self._extend(hardness({epoch: congruence[epoch] for epoch in judged}, judged[0]))
+        return self._extend(hardness({epoch: congruence[epoch] for epoch in judged}, judged[0], self.walk.floor))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the legs and the hardness as plain lists, and what they depend on."""
@@ -247,15 +251,16 @@ class RouteScheduler:
 
     def _extend(self, ratios: dict[int, float]) -> Leg:
         self.hardness.append(ratios)
-        return self._append(next_anchor(ratios, self.legs[-1].anchor, self.walk.delta))
+        anchor = next_anchor(ratios, self.legs[-1].anchor, self.walk.delta)
+        return self._append(anchor, part_of(ratios, anchor))
 
-    def _append(self, anchor: int) -> Leg:
-        before, start = (self.legs[-1].anchor, self.legs[-1].stop) if self.legs else (0, 0)
+    def _append(self, anchor: int, part: float) -> Leg:
+        start = self.legs[-1].stop if self.legs else 0
         length = self.epochs
         if self.walk.budget == "mirror":
             remaining = self.epochs - start
             anchor = self._final if remaining == 1 else anchor
-            length = remaining if anchor == self._final else share(remaining, anchor - before, self._final - before)
+            length = remaining if anchor == self._final else share(remaining, part)
         self.legs.append(Leg(len(self.legs) + 1, anchor, start, start + length))
         return self.legs[-1]
 

@@ -17,7 +17,7 @@ GROUPS = 3
 class ShuffleBlock(nn.Module):
     """Grouped 1 x 1, depthwise 3 x 3 and grouped 1 x 1 convolution, channels shuffled after the first (Zhang et al. 2018, Figure 2b and c).
 
-    (B, C, H, W) -> (B, C, H, W), the input added; or, with a stride of 2, -> (B, outputs, H / 2, W / 2), the last C channels being the averaged input.
+    (B, C, H, W) -> (B, C, H, W), the input added; or with a stride of 2 -> (B, outputs, H / 2, W / 2), the last C channels being the averaged input.
 
     Args:
         inputs: C.

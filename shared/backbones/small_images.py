@@ -67,8 +67,7 @@ def _vit(classes: int, channels: int, size: int) -> nn.Module:
 
 
 _NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "resnet18": _resnet(models.resnet18),
-    "resnet50": _resnet(models.resnet50),
+    **{f"resnet{depth}": _resnet(getattr(models, f"resnet{depth}")) for depth in (18, 34, 50, 101, 152)},
     "densenet121": _densenet121,
     "mobilenetv2": _mobilenetv2,
     "vgg19": _vgg19,
@@ -79,12 +78,12 @@ _NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
 def build_small_image_network(name: str, classes: int, channels: int = 3, size: int = 32) -> nn.Module:
     """Build a classifier for small images, with random weights from the global generator and no dropout.
 
-    ResNet-18 and -50 (He et al. 2016), DenseNet-121 (Huang et al. 2017), VGG-19 with batch normalisation and one linear layer (Simonyan & Zisserman
+    ResNet-18 to -152 (He et al. 2016), DenseNet-121 (Huang et al. 2017), VGG-19 with batch normalisation and one linear layer (Simonyan & Zisserman
     2015) and MobileNetV2 (Sandler et al. 2018; the first two halvings left out) are torchvision's with the stem replaced. The vision transformer
     (Dosovitskiy et al. 2021) is timm's ViT-Tiny, width 192 and depth 12, over 8 x 8 patches.
 
     Args:
-        name: resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.
+        name: resnet18, resnet34, resnet50, resnet101, resnet152, densenet121, mobilenetv2, vgg19 or vit.
         classes: K.
         channels: channels of the images.
         size: side of the images in pixels; the transformer needs just this size, the others take any from about this one on.

@@ -1,4 +1,4 @@
-"""Distillation along a route as one writes it down: a loop over batches, the anchors kept as whole networks, and losses by their first definitions."""
+"""Distillation along a route as one writes it down: a loop over batches, anchors kept as whole networks, and losses by their first definitions."""
 
 from __future__ import annotations
 

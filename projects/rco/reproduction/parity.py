@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from projects.rco.reproduction.worlds import KD, LABELS, PLAIN, QUICK, SLOW, Line, World, rows_of
+from projects.rco.reproduction.comparing import comparison, mean, means_of, points
+from projects.rco.reproduction.worlds import FAST, KD, LABELS, NO_GAP, PLAIN, SLOW, Line
 from projects.rco.walking import Walk
-from shared.tables import Job, Rows, Table
+from shared.tables import Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,62 +28,14 @@ LINES = {
     "half-way state alone": Line(Walk("single")),
     "an assistant of width 100": Line(KD, assistant="mlp_100"),
 }
-"""Students of the first setting; those of the baselines `half-way state alone` and `assistant` are of other papers."""
-QUICK_LINES = (PLAIN, EEI, GREEDY)
-
-
-def rows(world: World, lines: dict[str, Line], folder: Path, seed: int) -> Rows:
-    """Return the rows of a seed."""
-    return rows_of(world, lines, folder, seed)
-
-
-def jobs(kept: Path, seeds: list[int], is_quick: bool) -> list[Job]:
-    """Return a job a seed."""
-    world, lines = (QUICK, {name: LINES[name] for name in QUICK_LINES}) if is_quick else (SLOW, LINES)
-    return [Job("parity", seed, rows, (world, lines, kept)) for seed in seeds]
-
-
-def mean(row: dict[str, Any], column: str) -> float:
-    """Return the mean in a cell of a table of means."""
-    return float(row[column]["mean"])
-
-
-def by_line(means: Rows, column: str = "line") -> dict[str, dict[str, Any]]:
-    """Return the lines of a table of means by name."""
-    return {row[column]: row for row in means}
-
-
-def with_seeds(found: Rows, by: tuple[str, ...]) -> Rows:
-    """Add what figures and expectations need beside means.
-
-    Args:
-        found: a row a line and seed.
-        by: columns that name a line.
-
-    Returns:
-        The rows with `_N`, the accuracy of seed N; `_median`, that of the line's congruence losses; and `_least`, the fewest anchors in the jump.
-    """
-    seeds = sorted({row["seed"] for row in found})
-    lines: dict[tuple[Any, ...], Rows] = {}
-    for row in found:
-        lines.setdefault(tuple(row[column] for column in by), []).append(row)
-    for line in lines.values():
-        losses, inside = ([row[column] for row in line if row[column] is not None] for column in ("congruence", "in the jump"))
-        for row in line:
-            row |= {"_median": median(losses) if losses else None, "_least": min(inside, default=None)}
-            row |= {f"_{seed}": row["accuracy"] if seed == row["seed"] else None for seed in seeds}
-    return found
-
-
-def tabulate(found: Rows) -> Rows:
-    """Add the seeds to the rows of lines."""
-    return with_seeds(found, ("line",))
+"""Students of the first setting; the last two lines are baselines of other papers."""
+EARLY, CONTROL = "lr 0.05, width 12, 18 epochs", "30 bits, 4 secret, 12 epochs (no gap)"
+SHOWN = (LABELS, PLAIN, EVERY, EEI, JUMP, GREEDY)
 
 
 def expectations(means: Rows) -> dict[str, bool]:
     """Say whether the outcomes hold that section 9 sets for the first setting."""
-    row = by_line(means)
-    accuracy = {name: mean(line, "accuracy") for name, line in row.items()}
+    accuracy, row = means_of(means), {line["line"]: line for line in means}
     middle = {name: mean(row[name], "_median") for name in (PLAIN, EEI, JUMP)}
     return {
         "KD by the converged teacher alone stays at 0.70 or below": accuracy[PLAIN] <= 0.70,
@@ -100,32 +51,40 @@ def expectations(means: Rows) -> dict[str, bool]:
     }
 
 
-def figures(means: Rows) -> dict[str, Figure]:
-    """Draw the accuracy of each line's seeds, and the congruence losses."""
+def expectations_of_settings(means: Rows) -> dict[str, bool]:
+    """Say whether the outcomes hold that section 9 sets for the other settings."""
+    early, control = (means_of([row for row in means if row["setting"] == setting]) for setting in (EARLY, CONTROL))
+    return {
+        "early jump: KD stays at 0.70 or below": early[PLAIN] <= 0.70,
+        "early jump: EEI-3 reaches 0.90": early[EEI] >= 0.90,
+        "early jump: the greedy search reaches 0.90": early[GREEDY] >= 0.90,
+        "no gap: KD reaches 0.95": control[PLAIN] >= 0.95,
+        "no gap: EEI-3 gains nothing, within 0.05": abs(control[EEI] - control[PLAIN]) <= 0.05,
+    }
+
+
+def _early(means: Rows) -> dict[str, Figure]:
     from projects.rco.figures import draw_comparison
 
-    return {"parity": draw_comparison(points(means, "line"))}
+    return {"settings": draw_comparison(points([row for row in means if row["setting"] == EARLY]))}
 
 
-def points(means: Rows, by: str) -> list[dict[str, Any]]:
-    """Return what `draw_comparison` takes of a table of means."""
-    return [
-        {
-            "name": row[by],
-            "accuracies": [value["mean"] for name, value in row.items() if name[0] == "_" and name[1:].isdigit() and value],
-            "congruence": row["congruence"] and mean(row, "congruence"),
-        }
-        for row in means
-    ]
-
-
-TABLE = Table(
+TABLE = comparison(
+    "parity",
     "Sparse parity: a student of 16 units under a teacher of 800",
     "a student that fails under the converged teacher learns from the states that the teacher went through, in their order",
-    ("line",),
-    jobs,
+    {"lr 0.02, width 16, 20 epochs": SLOW},
+    LINES,
     expectations,
-    seeds=5,
-    tabulate=tabulate,
-    figures=figures,
+    quick_lines=(PLAIN, EEI, GREEDY),
+)
+SETTINGS = comparison(
+    "settings",
+    "Sparse parity in two other settings",
+    "what a route gains depends on the gap between teacher and student: where there is none, it gains nothing",
+    {EARLY: FAST, CONTROL: NO_GAP},
+    {name: LINES[name] for name in SHOWN},
+    expectations_of_settings,
+    quick_lines=(PLAIN, EEI, GREEDY),
+    figures=_early,
 )

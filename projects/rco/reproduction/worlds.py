@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
-from projects.rco.anchors import ROUTE, AnchorRecorder, Route
+from projects.rco.anchors import ROUTE, AnchorRecorder, Route, store_state, write_route
 from projects.rco.data import DistillationData
 from projects.rco.module import RouteDistillation
 from projects.rco.objectives import Loss
@@ -72,11 +72,15 @@ class Line:
         walk: how it follows the route; None learns from labels alone.
         loss: what is asked of it.
         assistant: network that learns from the converged teacher first, and then teaches the student (TAKD).
+        epochs: of the student, of each leg with walk.budget restart; None is as many as the world has.
+        half: whether the states are stored in half precision.
     """
 
     walk: Walk | None = KD
     loss: Loss = PURE
     assistant: str | None = None
+    epochs: int | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,14 @@ def row_of(world: World, line: Line, taught: Taught, folder: Path, seed: int) ->
     if line.walk is None:
         return _by_labels(world, taught, seed)
     route = taught.route if line.assistant is None else _assistant(world, line.assistant, taught, folder, seed)
+    if line.half:
+        route = _halved(route)
     data, began = taught.data, time.monotonic()
     options: dict[str, Any] = {"student": world.student, "walk": line.walk, "loss": line.loss, "learning": world.recipe, "seed": seed}
     module = RouteDistillation(data.shape, data.classes, **options)
     module.route, module.reports_training = route, True
     with silence():
-        trainer = quiet_trainer(world.epochs, limit_val_batches=0)
+        trainer = quiet_trainer(line.epochs or world.epochs, limit_val_batches=0)
         legs: list[Leg] = []
         trainer.callbacks.append(LambdaCallback(on_train_end=lambda *_: legs.extend(module.lessons.scheduler.legs)))  # type: ignore[attr-defined]
         trainer.fit(module, datamodule=data)
@@ -171,6 +177,17 @@ def _assistant(world: World, name: str, taught: Taught, folder: Path, seed: int)
         with silence():
             recorder = AnchorRecorder(place, every=None, network="student", about=about)
             quiet_trainer(world.epochs, limit_val_batches=0, callbacks=[recorder]).fit(module, datamodule=data)
+    return Route.load(place)
+
+
+def _halved(route: Route) -> Route:
+    """Store a route again, beside it, in half precision."""
+    place = route.folder.with_name(f"{route.folder.name}-half")
+    if not (place / ROUTE).is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        for epoch in route.epochs:
+            store_state(place, epoch, route.tensors(epoch), half=True)
+        write_route(replace(route, folder=place, half=True))
     return Route.load(place)
 
 
