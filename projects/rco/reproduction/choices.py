@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from projects.rco.reproduction.comparing import comparison, means_of
@@ -38,7 +39,7 @@ def _of_anchors(means: Rows) -> dict[str, bool]:
         >= accuracy[PLAIN] - 0.05,
         "anchors in half precision do as well, within 0.02": abs(accuracy[HALF] - accuracy["EEI-5"]) <= 0.02,
         "a smaller delta takes more anchors": all(
-            number[f"greedy, delta {small:g}"] >= number[f"greedy, delta {large:g}"] for small, large in zip(DELTAS, DELTAS[1:], strict=False)
+            number[f"greedy, delta {small:g}"] >= number[f"greedy, delta {large:g}"] for small, large in itertools.pairwise(DELTAS)
         ),
     }
 
