@@ -11,7 +11,7 @@ import torch
 
 from projects.rco.anchors import Route, State
 from projects.rco.choosing import choose
-from projects.rco.greedy import hardness, next_anchor
+from projects.rco.greedy import hardness, next_anchor, part_of, share
 from projects.rco.walking import Leg, RouteScheduler, Walk, legs
 
 
@@ -249,16 +249,32 @@ def test_options_that_do_not_fit_are_refused(options, message):
 # ---- the greedy search
 
 
-def test_hardness_is_the_ratio_of_summed_losses():
-    losses = np.random.default_rng(0).uniform(1, 9, size=5)
-    found = hardness(dict(enumerate(losses, start=4)), anchor=4)
+def test_hardness_is_the_ratio_of_losses_above_the_floor():
+    losses = np.random.default_rng(0).uniform(0, 1, size=5)
+    found = hardness(dict(enumerate(losses, start=4)), anchor=4, floor=0.1)
     assert list(found) == [4, 5, 6, 7, 8]
-    np.testing.assert_allclose(list(found.values()), losses / losses[0], rtol=1e-7)
+    np.testing.assert_allclose(list(found.values()), (losses + 0.1) / (losses[0] + 0.1), rtol=1e-12)
 
 
 def test_hardness_is_finite_where_the_student_matches_perfectly():
-    assert hardness({1: 0.0, 2: 0.0, 3: 1.0}, anchor=1) == {1: 1.0, 2: 1.0, 3: pytest.approx(1e8)}
-    assert hardness({1: -1e-9, 2: 0.0}, anchor=1) == {1: 1.0, 2: 1.0}
+    assert hardness({1: 0.0, 2: 0.0, 3: 1.0}, anchor=1, floor=1e-8) == {1: 1.0, 2: 1.0, 3: pytest.approx(1e8)}
+    assert hardness({1: -1e-9, 2: 0.0}, anchor=1, floor=1e-8) == {1: 1.0, 2: 1.0}
+
+
+def test_noise_below_the_floor_makes_no_state_hard():
+    noisy = {1: 0.01, 2: 0.06, 3: 0.03, 4: 0.5}  # as part of ln K; without a floor the second would be six times as hard as the first
+    assert next_anchor(hardness(noisy, anchor=1), 1, delta=0.8) == 3
+    assert next_anchor(hardness(noisy, anchor=1, floor=1e-8), 1, delta=0.8) == 2
+
+
+def test_the_part_of_the_way_is_that_of_the_losses():
+    losses = {1: 0.04, 11: 0.1, 20: 0.6}
+    assert part_of(hardness(losses, anchor=1), 11) == pytest.approx((0.1 - 0.04) / (0.6 - 0.04))
+    assert part_of(hardness(losses, anchor=1), 20) == 1
+    assert part_of({1: 1.0, 2: 0.9, 3: 1.2}, 2) == 0  # easier than what was learnt
+    assert part_of({1: 1.0, 2: 3.0, 3: 1.2}, 2) == 1
+    assert part_of({1: 1.0, 2: 1.0, 3: 1.0}, 2) == 1
+    assert [share(10, part) for part in (0.0, 0.29, 1.0)] == [1, 2, 9]
 
 
 def test_hardness_needs_finite_losses_and_the_anchors():
@@ -310,12 +326,12 @@ def test_a_student_that_finds_nothing_hard_goes_straight_to_the_end():
 
 def test_a_student_that_finds_everything_hard_goes_one_by_one():
     scheduler = RouteScheduler(Walk("greedy"), every(10), 10, seed=0)
-    assert followed(scheduler, lambda i, j: 1.0 if i == j else 3.0) == list(range(1, 11))
+    assert followed(scheduler, lambda i, j: 1.0 + 3.0 * (j - i)) == list(range(1, 11))
 
 
 def test_where_one_epoch_is_left_the_final_teacher_has_it():
     scheduler = RouteScheduler(Walk("greedy"), every(10), 4, seed=0)
-    assert followed(scheduler, lambda i, j: 1.0 if i == j else 3.0) == [1, 2, 3, 10]
+    assert followed(scheduler, lambda i, j: 1.0 + 3.0 * (j - i)) == [1, 2, 3, 10]
     assert taught(RouteScheduler(Walk("greedy"), every(10), 1, seed=0)) == [10]
 
 
@@ -328,27 +344,29 @@ def test_a_route_of_one_state_is_plain_distillation():
 
 @pytest.mark.parametrize("budget", ["mirror", "restart"])
 def test_greedy_walks_over_random_losses_are_the_sheets(budget):
-    rng = np.random.default_rng(1)
+    rng, floor = np.random.default_rng(1), 0.2
     for _ in range(200):
         states = sorted(rng.choice(np.arange(1, 30), size=rng.integers(1, 9), replace=False).tolist())
         epochs, matrix = int(rng.integers(1, 25)), rng.uniform(0.1, 1, size=(30, 30))
         scheduler = RouteScheduler(Walk("greedy", delta=0.5, budget=budget), stored(states), epochs, seed=0)
         anchors = followed(scheduler, lambda i, j, matrix=matrix: matrix[i, j])
-        place, left, end, expected = 0, epochs, states[-1], []
+        place, left, end, expected, parts = 0, epochs, states[-1], [], {}
         while True:
             anchor = states[place]
             if budget == "mirror" and left == 1:
                 anchor = end
             if budget == "mirror" and anchor != end:
-                before = expected[-1] if expected else 0
-                length = min(max(math.floor(Fraction(left * (anchor - before), end - before)), 1), left - 1)
+                part = Fraction(anchor, end) if not expected else parts[anchor]
+                length = min(max(math.floor(left * part), 1), left - 1)
             else:
                 length = epochs if budget == "restart" else left
             expected += [anchor] * length
             left -= length
             if anchor == end:
                 break
-            ratios = {k: matrix[anchor, states[k]] / matrix[anchor, anchor] for k in range(place + 1, len(states))}
+            ratios = {k: (matrix[anchor, states[k]] + floor) / (matrix[anchor, anchor] + floor) for k in range(place + 1, len(states))}
+            ahead = matrix[anchor, end] - matrix[anchor, anchor]
+            parts = {j: min(max((matrix[anchor, j] - matrix[anchor, anchor]) / ahead, 0), 1) if ahead > 0 else 1 for j in states}
             place = searched(ratios, place, 0.5)
         assert anchors == expected
         assert [leg.start for leg in scheduler.legs[1:]] == [leg.stop for leg in scheduler.legs[:-1]]
