@@ -316,9 +316,9 @@ def _bare(options, setting):
     compare(f"bare: {setting}", jobs, min(options.rounds, setting.rounds), tolerance=0.2 if setting.mixed else 1e-4)
 
 
-def cache(options, settings=(VECTORS, ONCE)):
+def cache(options, settings=(VECTORS, ONCE, LARGE)):
     for setting in settings:
-        for anchors in (1, 3):
+        for anchors in (1,) if setting is LARGE else (1, 3):
             rows = []
             for length in (1, 2, 4, 8) if setting.is_vectors else (1, 4):
                 trained = replace(setting, augment=False, epochs=anchors * length)
