@@ -17,6 +17,7 @@ SILENCED = (
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # verbs other than fit need weights only
     r"predict returned None if it was on purpose",  # predict_step writes files instead of returning them
     r"Checkpoint directory .* exists and is not empty",  # it is meant to: the run goes on
+    r"Total length of `list` across ranks is zero",  # no samples are held out for validation
     r".*does not have many workers which may be a bottleneck",  # for data in memory none is best; data.num_workers says so
 )
 TIPS = ("litlogger", "litmodels", "`weights_only` was not set", "GPU available: False", "TPU available", "Seed set to")

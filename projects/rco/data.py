@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,7 +24,8 @@ from shared.seeding import generator
 if TYPE_CHECKING:
     from projects.rco.faces import FaceProtocol
 
-Which = Literal["train", "held", "test"]
+Which = Literal["train", "held", "judged", "test"]
+"""Sets: those of training, those held out of it, the first of these that the greedy search judges by, and those of testing."""
 
 HELD_OUT = 2000
 """Further samples of the parity worlds, as many as the greedy search uses at most (section 2.4)."""
@@ -196,6 +198,12 @@ class DistillationData(DataModule):
         return len(self.class_names)
 
     @property
+    def task(self) -> dict[str, Any]:
+        """What a teacher of the same task has learnt: the source, and of a drawn one what it is drawn from."""
+        names = {"parity": ("seed", "bits", "secret", "easy"), "tiles": ("seed", "bits", "secret", "easy", "side"), "drawn_faces": ("seed", "people")}
+        return {"source": self.source} | {name: self.options[name] for name in names.get(self.source, ())}
+
+    @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation that images in [0, 1] are normalised by, one a channel; None leaves inputs as they are."""
         return _NORMALISATION.get(self.source)
@@ -299,7 +307,9 @@ class DistillationData(DataModule):
         Raises:
             ValueError: if no samples are held out.
         """
-        dataset = {"train": self.train_set, "held": self.held_set, "test": self.test_set}[which]
+        held = self.held_set
+        judged = held if held is None or size_of(held) <= HELD_OUT else Part(held, torch.arange(HELD_OUT))
+        dataset = {"train": self.train_set, "held": held, "judged": judged, "test": self.test_set}[which]
         if dataset is None:
             raise ValueError(f"no samples of {self.source} are held out of training: set data.held_out, such as 0.1")
         return self.evaluation_loader(dataset, whole) if self.source in _READ else ordered_loader(dataset)
@@ -323,12 +333,18 @@ class DistillationData(DataModule):
         """
         inputs = batch["input"]
         if augment and self.is_augmented and self.source in _PADDING:
-            shifts = self.shifts(len(inputs) * world_size(), self.trainer.global_step)  # type: ignore[union-attr]
+            shifts = self.shifts(len(inputs) * world_size(), *self._moment())
             inputs = crop_and_flip(inputs, own_rows(shifts).to(inputs.device), _PADDING[self.source])
         if inputs.dtype == torch.uint8:
             inputs = to_unit(inputs)
         return batch | {"input": self.normalise(inputs)}
 
-    def shifts(self, count: int, step: int) -> Tensor:
+    def _moment(self) -> tuple[int, int]:
+        """Return the trainer's step, and which of the batches is next whose gradients are accumulated for it."""
+        trainer = cast(Trainer, self.trainer)
+        several = trainer.accumulate_grad_batches
+        return trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.ready % several if several > 1 else 0
+
+    def shifts(self, count: int, step: int, part: int = 0) -> Tensor:
         """Draw how the images of a step's global batch are moved and mirrored, (count, 3), see `shared.data.crops.draw_shifts`."""
-        return draw_shifts(count, _PADDING[self.source], generator(self.seed, "augment", step))
+        return draw_shifts(count, _PADDING[self.source], generator(self.seed, "augment", step, part))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-FLOOR = 0.2
-"""Mismatch that counts as none where nothing else is said, as part of ln K or of the variance of embeddings."""
+FLOOR = 0.2 * math.log(2)
+"""Mismatch that counts as none where nothing else is said: 0.14 nats, or such a part of the variance of embeddings."""
 
 
 def hardness(congruence: Mapping[int, float], anchor: int, floor: float = FLOOR) -> dict[int, float]:
     """Say how hard the teacher's states are for a student that has just learnt from one of them: r_ij of section 2.4 (c).
 
     Args:
-        congruence: by teacher epoch j the mean congruence loss between state j and the student on the held-out part of the training set, from 0, as
-            part of the most there is to know: ln K, or the variance of embeddings.
+        congruence: by teacher epoch j the mean congruence loss between state j and the student on the held-out part of the training set, from 0, in
+            nats or as part of the variance of embeddings.
         anchor: i, teacher epoch of the state that the student has just learnt from.
         floor: added to both losses, so that r_ij is finite where the student matches anchor i perfectly, and near 1 for states that differ from it by
             noise alone.

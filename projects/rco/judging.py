@@ -20,10 +20,11 @@ MANY = 10
 
 
 class Answers(NamedTuple):
-    """Answers to all samples of a set, in its order: (N,) labels and (N, K) logits or (N, d) embeddings."""
+    """Answers to samples of a set, in its order: (N,) labels, (N, K) logits or (N, d) embeddings, and (N,) the samples' places in the set."""
 
     labels: Tensor
     outputs: Tensor
+    places: Tensor | slice = slice(None)
 
 
 class Collected:
@@ -44,12 +45,12 @@ class Collected:
         """Join the answers of all processes, in the order of the set; all processes get them."""
         index, labels, outputs = (gather_rows(torch.cat([part.to(device) for part in parts])) for parts in zip(*self._parts, strict=True))
         order = index.argsort()
-        return Answers(labels[order], outputs[order])
+        return Answers(labels[order], outputs[order], index[order])
 
 
 def measures(answers: Answers, protocol: FaceProtocol | None = None) -> dict[str, float]:
     """Return the accuracy of logits, with that of the top five where there are ten classes, or what a protocol says of embeddings."""
-    labels, outputs = answers
+    labels, outputs, _ = answers
     if protocol is not None:
         return protocol.judge(outputs.cpu())
     classes = outputs.shape[1]
@@ -59,24 +60,27 @@ def measures(answers: Answers, protocol: FaceProtocol | None = None) -> dict[str
     return found
 
 
-def distances(outputs: Tensor, teacher: Tensor, embeds: bool) -> Tensor:
+def distances(outputs: Tensor, teacher: Tensor, embeds: bool, normalise: bool = False) -> Tensor:
     """Return the (B,) congruence losses: KL(teacher || student) in nats at temperature 1, or the squared distance of embeddings (section 2.4).
+
+    Embeddings are brought to unit length first if `normalise` is set, as their loss has it.
 
     Not the soft cross-entropy, which the sheet leaves open too: it is ln K for a student at chance, however far the teacher is, and that state of
     a student is where a search for states that it can learn from begins.
     """
-    return squared_distance(outputs, teacher) if embeds else kl_divergence(outputs, teacher, 1.0)
+    return squared_distance(outputs, teacher, normalise) if embeds else kl_divergence(outputs, teacher, 1.0)
 
 
-def congruence(answers: Answers, teacher: Tensor, embeds: bool) -> dict[str, float]:
-    """Compare answers with the converged teacher's, (N, ...) (section 2.5).
+def congruence(answers: Answers, teacher: Tensor, embeds: bool, normalise: bool = False) -> dict[str, float]:
+    """Compare answers with the converged teacher's to the whole set, (M, ...) (section 2.5); see `distances`.
 
     Returns:
         `congruence`, the mean congruence loss; and for classifiers `agreement`, the share of samples that both put into one class, and
         `teacher_accuracy`.
     """
-    labels, outputs = answers
-    found = {"congruence": float(distances(outputs, teacher, embeds).mean())}
+    labels, outputs, places = answers
+    teacher = teacher[places]
+    found = {"congruence": float(distances(outputs, teacher, embeds, normalise).mean())}
     if embeds:
         return found
     said = teacher.argmax(1)

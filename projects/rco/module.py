@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -11,6 +10,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from projects.rco.anchors import Recording, Route
 from projects.rco.guide import AnchorNet
@@ -109,8 +109,8 @@ class RouteDistillation(L.LightningModule):
         """What the student is trained along, and compared with in tests; None reads `route` when a training begins."""
         self.objective: Objective | None = None  # as a part of the module its adapters are exchanged between processes
         self._lessons: Lessons | None = None
-        self.leg = 1
-        """Number of the leg that the student is on."""
+        self.leg = 0
+        """Number of the leg that the student is on, from 1."""
         self.taught = 0
         """Samples that the teacher has seen while the student was trained."""
         self.cached: tuple[int, Tensor] | None = None  # an anchor and its (N, ...) outputs on the training set
@@ -154,7 +154,10 @@ class RouteDistillation(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(given.seed, "rco objective"))
             self.objective = objective = build_objective(self.loss, self.student, guide.net, torch.zeros(1, *given.shape))
-        scheduler = RouteScheduler(self.walk, route, cast(int, self.trainer.max_epochs), given.seed)
+        self._epochs = self.trainer.max_epochs
+        if not self._epochs or self._epochs < 1:
+            raise ValueError("a walk deals epochs out to anchors: set trainer.max_epochs, not trainer.max_steps")
+        scheduler = RouteScheduler(self.walk, route, self._epochs, given.seed)
         if self.walk.choice == "greedy" and data.held_set is None:
             raise ValueError("walk.choice greedy judges states on samples held out of training: set data.held_out, such as 0.1")
         taps = Taps(self.student, objective.student_layers), Taps(guide.net, objective.teacher_layers)
@@ -179,16 +182,22 @@ class RouteDistillation(L.LightningModule):
             ValueError: if it answers in another form than the student.
         """
         about, given = route.about, self.hparams
+        if missing := [name for name in ("network", "shape", "outputs") if name not in about]:
+            mend = 'record it with AnchorRecorder(about={"network": ..., "shape": ..., "outputs": ...}), or add them under about'
+            raise ValueError(f"{route.folder}/route.json does not tell the teacher's {', '.join(missing)}: {mend}")
         expected = (list(given.shape), given.embedding or given.classes, self.embeds)
         if (found := (list(about["shape"]), about["outputs"], bool(about.get("embeds")))) != expected:
             said = "the route's teacher takes {} to {} outputs (embedding: {}), the student {} to {} ({}): make them equal"
             raise ValueError(f"{route.folder}: " + said.format(*found, *expected))
+        if "task" in about and about["task"] != self.data.task:
+            raise ValueError(f"{route.folder}: the route's teacher learnt {about['task']}, and the data are {self.data.task}: make them equal")
         return AnchorNet(build_network(about["network"], about["shape"], about["outputs"]), route)
 
     def teardown(self, stage: str) -> None:
         if self._lessons is not None:
             self._lessons.student.remove()
             self._lessons.guide.close()
+            self.trainer.fit_loop.max_epochs = self._epochs
         self.objective = self._lessons = self.cached = None
         self.finals = {}
 
@@ -196,6 +205,7 @@ class RouteDistillation(L.LightningModule):
         guide = self.lessons.guide
         layout = torch.channels_last if self._is_channels_last else torch.contiguous_format
         self.student.to(memory_format=layout)
+        self.trainer.precision_plugin.convert_module(guide.net)
         guide.to(self.device, layout).at(self.lessons.route.final)
         if self.data.held_set is not None:
             self.finals["val"] = self.outputs_on("held", guide.net)
@@ -220,7 +230,8 @@ class RouteDistillation(L.LightningModule):
             scheduler.advance(self.congruences([scheduler.legs[-1].anchor, *scheduler.candidates()]))
             self.trainer.fit_loop.max_epochs = scheduler.total
         leg = scheduler.leg(epoch)
-        if leg.number != self.leg and self.walk.budget == "restart":
+        is_new = leg.number != self.leg  # else training resumes within it
+        if is_new and self.leg and self.walk.budget == "restart":
             self._start_afresh(epoch)
         self.leg = leg.number
         guide.at(leg.anchor)
@@ -228,7 +239,7 @@ class RouteDistillation(L.LightningModule):
             guide.prefetch(scheduler.legs[leg.number].anchor)
         if self._caches and (self.cached is None or self.cached[0] != leg.anchor):
             self.cached = (leg.anchor, self.outputs_on("train", guide.net))
-            self.taught += len(self.cached[1])
+            self.taught += is_new * len(self.cached[1])
 
     def _start_afresh(self, epoch: int) -> None:
         """Begin a leg with an optimiser that knows nothing of the last one, at the beginning of the learning rate's schedule."""
@@ -313,13 +324,14 @@ class RouteDistillation(L.LightningModule):
         return torch.empty_like(rows).index_copy_(0, places, rows)
 
     def congruences(self, anchors: list[int]) -> dict[int, float]:
-        """Return the student's mean congruence loss to each of some states of the teacher on the samples held out of training.
+        """Return the student's mean congruence loss to each of some states of the teacher, on at most 2000 samples held out of training.
 
-        It is given as part of the most there is to know of a state: ln K nats, or the variance of the converged teacher's embeddings.
+        It is given in nats, or as part of the variance of the converged teacher's embeddings.
         """
-        own, guide = self.outputs_on("held", self.student), self.lessons.guide
-        most = float(self.finals["val"].var(0).mean()) if self.embeds else math.log(self.hparams.classes)
-        return {anchor: float(distances(own, self.outputs_on("held", guide.at(anchor)), self.embeds).mean()) / most for anchor in anchors}
+        own, guide, final = self.outputs_on("judged", self.student), self.lessons.guide, self.finals["val"]
+        most = float((F.normalize(final) if self.loss.normalise else final).var(0).mean()) if self.embeds else 1.0
+        found = {anchor: self.outputs_on("judged", guide.at(anchor)) for anchor in anchors}
+        return {anchor: float(distances(own, rows, self.embeds, self.loss.normalise).mean()) / most for anchor, rows in found.items()}
 
     # ---- validation and testing
 
@@ -339,7 +351,7 @@ class RouteDistillation(L.LightningModule):
         answers = self.collected.gathered(self.device)
         found = {} if self.embeds else measures(answers)
         if "val" in self.finals:  # not where a checkpoint is validated by itself
-            found |= congruence(answers, self.finals["val"], self.embeds)
+            found |= congruence(answers, self.finals["val"], self.embeds, self.loss.normalise)
         self.log_dict({f"val/{name}": value for name, value in found.items()}, prog_bar=True)  # equal in all processes
 
     def on_test_epoch_end(self) -> None:
@@ -352,10 +364,10 @@ class RouteDistillation(L.LightningModule):
     def _beside_the_final(self, answers: Answers, route: Route) -> dict[str, float]:
         """Compare the answers to the test set, and to the training set if that is wanted, with those of the converged teacher."""
         final = self.guide_of(route).to(self.device).at(route.final)
-        found = congruence(answers, self.outputs_on("test", final), self.embeds)
+        found = congruence(answers, self.outputs_on("test", final), self.embeds, self.loss.normalise)
         if self.reports_training:
             own, teacher = (self.outputs_on("train", net) for net in (self.student, final))
-            found["train_congruence"] = congruence(Answers(torch.zeros(len(own)), own), teacher, self.embeds)["congruence"]
+            found["train_congruence"] = congruence(Answers(torch.zeros(len(own)), own), teacher, self.embeds, self.loss.normalise)["congruence"]
         return found
 
 

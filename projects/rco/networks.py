@@ -62,7 +62,9 @@ def cnn(channels: int, width: int, outputs: int) -> nn.Sequential:
 
 
 def tiles(shape: Shape, width: int, outputs: int) -> nn.Sequential:
-    """Build the net for parity tiles: one small encoder reads every tile, a hidden layer sees all codes at once.
+    """Build the net for parity tiles: one filter reads every tile, a hidden layer sees the codes of all at once.
+
+    The codes are normalised, so that the hidden layer sees them centred, as signs are.
 
     Args:
         shape: (C, R s, 8 s), R rows of tiles of s x s pixels.
@@ -70,7 +72,7 @@ def tiles(shape: Shape, width: int, outputs: int) -> nn.Sequential:
         outputs: K.
 
     Returns:
-        tile (8 features a tile), relu1, code (2 a tile), relu2, flatten, hidden, relu3, output: (B, C, R s, 8 s) -> (B, K).
+        tile (a code of one number each), bn, flatten, hidden, relu, output: (B, C, R s, 8 s) -> (B, K).
 
     Raises:
         ValueError: if the shape is no grid of square tiles, eight side by side.
@@ -79,10 +81,9 @@ def tiles(shape: Shape, width: int, outputs: int) -> nn.Sequential:
     side = columns // TILE_COLUMNS
     if side < 1 or columns % TILE_COLUMNS or height % side:
         raise ValueError(f"tiles_{width} reads rows of {TILE_COLUMNS} square tiles, (C, R s, {TILE_COLUMNS} s), not {shape}; for others take cnn_8")
-    places = height // side * TILE_COLUMNS
-    layers: list[tuple[str, nn.Module]] = [("tile", nn.Conv2d(channels, 8, side, stride=side)), ("relu1", nn.ReLU())]
-    layers += [("code", nn.Conv2d(8, 2, 1)), ("relu2", nn.ReLU()), ("flatten", nn.Flatten())]
-    layers += [("hidden", nn.Linear(2 * places, width)), ("relu3", nn.ReLU()), ("output", nn.Linear(width, outputs))]
+    layers: list[tuple[str, nn.Module]] = [("tile", nn.Conv2d(channels, 1, side, stride=side, bias=False)), ("bn", nn.BatchNorm2d(1))]
+    hidden = nn.Linear(height // side * TILE_COLUMNS, width)
+    layers += [("flatten", nn.Flatten()), ("hidden", hidden), ("relu", nn.ReLU()), ("output", nn.Linear(width, outputs))]
     return nn.Sequential(OrderedDict(layers))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from projects.rco.anchors import ROUTE, AnchorRecorder, Route
 from projects.rco.figures import WalkFigure
+from projects.rco.module import CACHED
 from projects.rco.teaching import Teacher
 from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint
@@ -86,14 +87,14 @@ def find_route(text: str | None, run: Run) -> Path | None:
 def teach(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Route:
     """Train a teacher and record its route in the run, or go on with the one that was begun there."""
     given, folder = module.hparams, anchors_of(trainer.run, trainer.verb)
-    if (folder / ROUTE).is_file() and (route := Route.load(folder)).is_complete:
+    if any(folder.glob("*.safetensors")) and (route := Route.load(folder)).is_complete:
         return route
     teacher = Teacher(given.teacher, given.shape, given.classes, given.embedding, module.teaching, seed=given.seed)
     point = folder.parent / "resume" / "last.ckpt"
     loop, callbacks, loggers = trainer.fit_loop, trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     trainer.fit_loop = type(loop)(trainer, max_epochs=given.teacher_epochs or trainer.max_epochs)
     kept = [callback for callback in callbacks if not isinstance(callback, ResumePoint | ModelCheckpoint)]
-    recorder = AnchorRecorder(folder, about=teacher.about, **asdict(module.recording))
+    recorder = AnchorRecorder(folder, about=teacher.about | {"task": data.task}, **asdict(module.recording))
     trainer.callbacks = [*kept, recorder, ResumePoint(point.parent, trainer.save_every)]  # type: ignore[attr-defined]
     if trainer.verb != "teach":  # curves of a file of their own
         trainer.loggers = [ContinuedCSVLogger(trainer.run.path / "teach")]
@@ -120,7 +121,8 @@ def step_of(checkpoint: Path) -> int:
 def distil(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Tested:
     """Let the student follow the route, go on where that was interrupted, and test it after its last epoch."""
     folder = find_route(module.hparams.route, trainer.run)
-    module.route = route = teach(trainer, module, data) if folder is None else Route.load(folder)
+    is_own = folder in (None, anchors_of(trainer.run, trainer.verb))  # perhaps begun, and not yet complete
+    module.route = route = teach(trainer, module, data) if is_own else Route.load(cast(Path, folder))
     if not route.is_complete:
         raise ValueError(f"the teacher of {route.folder} was stopped after epoch {route.final}: go on with it by `teach --resume --run NAME`")
     if trainer.is_global_zero:
@@ -138,7 +140,8 @@ def test(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationD
     """Test the student as it is, print a line, and say how far it is from the converged teacher where the route is at hand."""
     if module.route is None:
         module.route = _route_at_hand(trainer, module)
-    module.reports_training = not data.is_augmented
+    data.setup()
+    module.reports_training = not data.is_augmented and len(data.train_set) * module.width <= CACHED  # type: ignore[arg-type]
     L.Trainer.test(trainer, module, datamodule=data, verbose=False)
     found = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
     rows = [{"student": module.hparams.student} | {NAMES.get(name, name): value for name, value in found.items()}]
@@ -169,7 +172,8 @@ class Taught:
 
 def report_teacher(trainer: ProjectTrainer, route: Route) -> Taught:
     """Print and write the states of a route that was made in this run."""
-    rows: list[dict[str, Any]] = [{"epoch": state.epoch, "learning rate": state.lr, **state.metrics} for state in route.states]
+    blank = dict.fromkeys(name for state in route.states for name in state.metrics)  # some epochs may end without validation
+    rows: list[dict[str, Any]] = [{"epoch": state.epoch, "learning rate": state.lr, **blank, **state.metrics} for state in route.states]
     found = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
     if trainer.is_global_zero:
         print(markdown(rows))

@@ -67,17 +67,17 @@ class Teacher(L.LightningModule):
         """Map (B, ...) inputs to (B, K) logits or (B, d) embeddings."""
         return self.net(inputs)
 
-    def logits(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the (B, K) logits that the cross-entropy is of."""
-        outputs = self.net(inputs)
-        return outputs if self.head is None else self.head(outputs, labels)
-
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self.logits(batch["input"], batch["label"])
-        loss = F.cross_entropy(logits, batch["label"])
-        found = {"train/loss": loss.detach(), "train/accuracy": (logits.detach().argmax(1) == batch["label"]).float().mean()}
-        self.log_dict(found, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(logits))  # known when the recorder writes
+        outputs, labels = self.net(batch["input"]), batch["label"]
+        loss = F.cross_entropy(outputs if self.head is None else self.head(outputs, labels), labels)
+        scores = (outputs if self.head is None else self.head.cosines(outputs)).detach()  # without the margin
+        found = {"train/loss": loss.detach(), "train/accuracy": (scores.argmax(1) == labels).float().mean()}
+        self.log_dict(found, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(labels))  # known when the recorder writes
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:  # before the epoch's state is stored
+            check_finite(self)
 
     def on_validation_epoch_start(self) -> None:
         self.collected = Collected(self.classes)

@@ -30,7 +30,7 @@ class Walk:
         interval: K, teacher epochs between anchors of interval.
         epochs: teacher epochs of explicit, to which the final one is added; the one of single, null for the half-way state.
         delta: by what share the next anchor of greedy may be harder than the present one; a smaller one gives more anchors.
-        floor: mismatch that greedy takes for none, as part of ln K, or of the variance of embeddings: what noise in early states makes of it.
+        floor: mismatch that greedy takes for none, in nats, or as part of the variance of embeddings: what noise in early states makes of it.
         budget: mirror (anchors share the student's epochs under one learning-rate schedule) or restart (each anchor has all epochs, a schedule of
             its own and a fresh optimiser; compare it with plain distillation over as many epochs in all).
         order: forward, or reversed (hard to easy; a control for experiments).
@@ -196,12 +196,14 @@ class RouteScheduler:
     def advance(self, congruence: Mapping[int, float]) -> Leg:
         """Choose the next leg of a greedy walk, when the student has finished the known ones (section 2.4 c).
 
-        With mirror the first leg takes C_1 / E_t of the student's epochs and a later one, from anchor i to j, (j - i) / (E_t - i) of those that
-        remain, rounded down but at least 1; the last takes all that remain, and where only 1 remains it is the final teacher's.
+        With mirror the first leg takes C_1 / E_t of the student's epochs. A later one, from anchor i to j, takes of those that remain what j is
+        harder than i as part of what the final teacher is, (r_ij - 1) / (r_iE - 1), rounded down but at least 1. That is ours: (j - i) / (E_t - i),
+        which section 2.4 proposes, spends most epochs on the states of a standstill. The last leg takes all that remain, and where only 1 remains
+        it is the final teacher's.
 
         Args:
-            congruence: by teacher epoch the congruence loss of the student, summed over the held-out part of the training set, to the last known
-                anchor and to every candidate.
+            congruence: by teacher epoch the student's mean congruence loss on the held-out part of the training set, in nats or as part of the
+                variance of embeddings, to the last known anchor and to every candidate.
 
         Raises:
             ValueError: if there is nothing to choose, or a loss is missing or not finite.

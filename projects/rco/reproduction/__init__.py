@@ -1,6 +1,6 @@
 """The tables of `reproduce`, by name."""
 
-from projects.rco.reproduction import choices, pairings, parity
+from projects.rco.reproduction import choices, pairings, parity, tiles
 
 TABLES = {
     "parity": parity.TABLE,
@@ -8,5 +8,6 @@ TABLES = {
     "anchors": choices.TABLE,
     "budgets": choices.BUDGET,
     "losses": pairings.TABLE,
+    "tiles": tiles.TABLE,
     "digits": pairings.DIGIT,
 }

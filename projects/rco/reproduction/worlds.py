@@ -158,6 +158,7 @@ def _by_labels(world: World, taught: Taught, seed: int) -> dict[str, float | Non
     """Train the student without a teacher, by the recipe that it has with one."""
     data, began = taught.data, time.monotonic()
     module = Teacher(world.student, data.shape, data.classes, recipe=world.recipe, seed=seed)
+    module.net.load_state_dict(RouteDistillation(data.shape, data.classes, student=world.student, seed=seed).student.state_dict())
     with silence():
         trainer = quiet_trainer(world.epochs, limit_val_batches=0)
         trainer.fit(module, datamodule=data)

@@ -204,7 +204,7 @@ def test_drawn_faces_are_bytes_that_are_mirrored_if_asked():
     assert (data.shape, data.classes, len(data.class_names)) == ([3, 16, 16], 4, 4)
     assert data.protocol is not None
     assert sorted(joined(data.val_dataloader())["label"].tolist()) == [0, 1, 2, 3]
-    data.trainer = SimpleNamespace(training=True, global_step=5)
+    data.trainer = SimpleNamespace(training=True, global_step=5, accumulate_grad_batches=1)
     batch = next(iter(data.train_dataloader()))
     mirrored = data.shifts(8, 5)[:, 2].bool()
     expected = torch.where(mirrored[:, None, None, None], batch["input"].flip(-1), batch["input"]).float() / 127.5 - 1
@@ -276,7 +276,7 @@ def images(count):
 
 def test_augmentation_is_the_crop_and_flip_of_each_image(monkeypatch, tmp_path):
     data = cifar_like(monkeypatch, tmp_path)
-    data.trainer = SimpleNamespace(training=True, global_step=7)
+    data.trainer = SimpleNamespace(training=True, global_step=7, accumulate_grad_batches=1)
     batch = next(iter(data.train_dataloader()))
     shifts = data.shifts(16, 7).tolist()
     expected = []
@@ -341,7 +341,7 @@ def test_shifts_take_every_value_equally_often(monkeypatch, tmp_path):
 
 def test_two_processes_together_see_what_one_sees(monkeypatch, tmp_path):
     data = cifar_like(monkeypatch, tmp_path)
-    data.trainer = SimpleNamespace(training=True, global_step=3)
+    data.trainer = SimpleNamespace(training=True, global_step=3, accumulate_grad_batches=1)
     batch = next(iter(data.train_dataloader()))
     alone = data.on_after_batch_transfer(batch, 0)["input"]
     for rank in range(2):

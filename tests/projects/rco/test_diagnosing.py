@@ -184,7 +184,7 @@ def test_states_are_compared_at_equal_distances_from_the_first_to_the_final_one(
 
 def test_the_greedy_walk_of_a_matrix_is_the_search_row_by_row():
     losses = {i: {j: 1 + 0.3 * (j - i) for j in range(i, 11)} for i in range(1, 10)}
-    ratios = {i: hardness(row, i) for i, row in losses.items()}
+    ratios = {i: hardness(row, i, floor=0.1) for i, row in losses.items()}
     assert walk_greedily(ratios, 0.8) == [1, 3, 5, 7, 9, 10]
     assert walk_greedily(ratios, 0.2) == list(range(1, 11))
     assert walk_greedily(ratios, 9.0) == [1, 10]

@@ -11,7 +11,7 @@ import torch
 
 from projects.rco.anchors import Route, State
 from projects.rco.choosing import choose
-from projects.rco.greedy import hardness, next_anchor, part_of, share
+from projects.rco.greedy import FLOOR, hardness, next_anchor, part_of, share
 from projects.rco.walking import Leg, RouteScheduler, Walk, legs
 
 
@@ -344,7 +344,7 @@ def test_a_route_of_one_state_is_plain_distillation():
 
 @pytest.mark.parametrize("budget", ["mirror", "restart"])
 def test_greedy_walks_over_random_losses_are_the_sheets(budget):
-    rng, floor = np.random.default_rng(1), 0.2
+    rng, floor = np.random.default_rng(1), FLOOR
     for _ in range(200):
         states = sorted(rng.choice(np.arange(1, 30), size=rng.integers(1, 9), replace=False).tolist())
         epochs, matrix = int(rng.integers(1, 25)), rng.uniform(0.1, 1, size=(30, 30))
