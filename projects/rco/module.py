@@ -316,7 +316,7 @@ class RouteDistillation(L.LightningModule):
         index, found = [], []
         with evaluating(net), self.trainer.precision_plugin.forward_context():
             for batch in self.data.ordered(which):
-                batch = self.data.finish(move_data_to_device(batch, self.device), augment=False)
+                batch = self.trainer.precision_plugin.convert_input(self.data.finish(move_data_to_device(batch, self.device), augment=False))
                 index.append(batch["index"])
                 found.append(net(batch["input"]).float())
         places = gather_rows(torch.cat(index) if index else torch.empty(0, dtype=torch.long, device=self.device))

@@ -442,3 +442,40 @@ def test_a_seed_decides_on_the_students_first_weights_and_nothing_else_does():
 )
 def test_parameters_without_a_gradient_are_announced(loss, unused):
     assert student(None, world(), loss=loss).find_unused_parameters is unused
+
+
+# ---- what is limited or odd
+
+
+def test_a_validation_of_some_batches_compares_them_with_the_same_samples(teacher):
+    data = world(held_out=600)
+    trainer = fit(student(teacher, data), data, epochs=1, limit_val_batches=1)
+    assert 0 <= float(trainer.callback_metrics["val/agreement"]) <= 1
+    assert float(trainer.callback_metrics["val/teacher_accuracy"]) > 0.5
+
+
+def test_a_walk_needs_a_number_of_epochs(teacher):
+    data = world()
+    with pytest.raises(ValueError, match=r"set trainer\.max_epochs, not trainer\.max_steps"):
+        fit(student(teacher, data), data, epochs=-1, max_steps=4)
+
+
+def test_a_second_training_of_a_trainer_has_as_many_epochs(teacher):
+    data, walk = world(), Walk(anchors=2, budget="restart")
+    trainer = fit(student(teacher, data, walk=walk), data, epochs=2)
+    assert (trainer.current_epoch, trainer.max_epochs) == (4, 2)
+
+
+def test_a_route_that_does_not_tell_its_network_is_refused(tmp_path, teacher):
+    from dataclasses import replace
+
+    data = world()
+    with pytest.raises(ValueError, match=r"does not tell the teacher's network, shape, outputs"):
+        fit(student(replace(teacher, about={}), data), data, epochs=1)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_true_precisions_have_the_teacher_with_them(teacher, precision):
+    data = world()
+    trainer = fit(student(teacher, data, cache=False), data, epochs=1, precision=precision, limit_val_batches=0)
+    assert trainer.global_step == STEPS
