@@ -285,7 +285,7 @@ class RouteDistillation(L.LightningModule):
         self.log("train/loss", means.sum(), prog_bar=True, sync_dist=True)
         for name, value in zip(self.term_names, means, strict=True):
             self.log(f"train/{name}", value, sync_dist=True)
-        self.log("train/anchor", float(self.lessons.scheduler.leg(self.current_epoch).anchor))
+        self.log("train/anchor", float(self.lessons.scheduler.leg(self.current_epoch).anchor), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         scheduler = self.lessons.scheduler
@@ -352,14 +352,14 @@ class RouteDistillation(L.LightningModule):
         found = {} if self.embeds else measures(answers)
         if "val" in self.finals:  # not where a checkpoint is validated by itself
             found |= congruence(answers, self.finals["val"], self.embeds, self.loss.normalise)
-        self.log_dict({f"val/{name}": value for name, value in found.items()}, prog_bar=True)  # equal in all processes
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, prog_bar=True, sync_dist=True)  # equal in all processes
 
     def on_test_epoch_end(self) -> None:
         answers = self.collected.gathered(self.device)
         found = measures(answers, self.data.protocol if self.embeds else None)
         if self.route is not None:
             found |= self._beside_the_final(answers, self.route)
-        self.log_dict({f"test/{name}": value for name, value in found.items()})
+        self.log_dict({f"test/{name}": value for name, value in found.items()}, sync_dist=True)
 
     def _beside_the_final(self, answers: Answers, route: Route) -> dict[str, float]:
         """Compare the answers to the test set, and to the training set if that is wanted, with those of the converged teacher."""

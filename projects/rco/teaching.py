@@ -88,7 +88,7 @@ class Teacher(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         found = measures(self.collected.gathered(self.device))
-        self.log_dict({f"val/{name}": value for name, value in found.items()}, prog_bar=True)  # equal in all processes
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, prog_bar=True, sync_dist=True)  # equal in all processes
 
     def on_test_epoch_start(self) -> None:
         self.collected = Collected(self.about["outputs"])
@@ -99,7 +99,7 @@ class Teacher(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         protocol = None if self.head is None else self.trainer.datamodule.protocol  # type: ignore[attr-defined]
         found = measures(self.collected.gathered(self.device), protocol)
-        self.log_dict({f"test/{name}": value for name, value in found.items()})
+        self.log_dict({f"test/{name}": value for name, value in found.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, epochs = self.recipe.optimizer(self.parameters()), cast(int, self.trainer.max_epochs)
