@@ -106,7 +106,8 @@ def teach(trainer: ProjectTrainer, module: RouteDistillation, data: Distillation
             L.Trainer.test(trainer, teacher, datamodule=data, verbose=False)
     finally:
         trainer.fit_loop, trainer.callbacks, trainer.loggers = loop, callbacks, loggers  # type: ignore[attr-defined]
-    remove(point.parent)
+    if trainer.is_global_zero:
+        remove(point.parent)
     return Route.load(folder)
 
 

@@ -103,8 +103,8 @@ def points(rows: Rows) -> list[dict[str, Any]]:
     return [
         {
             "name": row["line"],
-            "accuracies": [value["mean"] for name, value in row.items() if name[0] == "_" and name[1:].isdigit() and value],
-            "congruence": row["congruence"] and mean(row, "congruence"),
+            "accuracy": [value["mean"] for name, value in row.items() if name[0] == "_" and name[1:].isdigit() and value],
+            "congruence": row["congruence"],
         }
         for row in rows
     ]
