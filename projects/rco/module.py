@@ -158,11 +158,19 @@ class RouteDistillation(L.LightningModule):
         if not self._epochs or self._epochs < 1:
             raise ValueError("a walk deals epochs out to anchors: set trainer.max_epochs, not trainer.max_steps")
         scheduler = RouteScheduler(self.walk, route, self._epochs, given.seed)
-        if self.walk.choice == "greedy" and data.held_set is None:
-            raise ValueError("walk.choice greedy judges states on samples held out of training: set data.held_out, such as 0.1")
+        self.check_walk(data)
         taps = Taps(self.student, objective.student_layers), Taps(guide.net, objective.teacher_layers)
         self._lessons = Lessons(route, guide, objective, scheduler, *taps)
         self.trainer.fit_loop.max_epochs = scheduler.total
+
+    def check_walk(self, data: DistillationData) -> None:
+        """Refuse, before a teacher is trained, a walk that the data do not allow.
+
+        Raises:
+            ValueError: if states are to be judged, and no samples are held out of training.
+        """
+        if self.walk.choice == "greedy" and data.held_set is None:
+            raise ValueError("walk.choice greedy judges states on samples held out of training: set data.held_out, such as 0.1")
 
     @property
     def lessons(self) -> Lessons:

@@ -14,7 +14,7 @@ from projects.rco.figures import WalkFigure
 from projects.rco.module import CACHED
 from projects.rco.teaching import Teacher
 from shared.callbacks import ResumePoint
-from shared.checkpoints import load_checkpoint
+from shared.checkpoints import describe_mismatch, load_checkpoint
 from shared.loggers import ContinuedCSVLogger, continue_logs, log_table
 from shared.results import markdown
 from shared.runs import Run, remove, runs_root, write_text
@@ -121,6 +121,8 @@ def step_of(checkpoint: Path) -> int:
 
 def distil(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Tested:
     """Let the student follow the route, go on where that was interrupted, and test it after its last epoch."""
+    data.setup()
+    module.check_walk(data)
     folder = find_route(module.hparams.route, trainer.run)
     is_own = folder in (None, anchors_of(trainer.run, trainer.verb))  # perhaps begun, and not yet complete
     module.route = route = teach(trainer, module, data) if is_own else Route.load(cast(Path, folder))
@@ -132,6 +134,8 @@ def distil(trainer: ProjectTrainer, module: RouteDistillation, data: Distillatio
     trainer.callbacks = [*own, WalkFigure()]  # type: ignore[attr-defined]  # the last epoch counts, which ResumePoint keeps
     last = trainer.run.checkpoints / "last.ckpt"
     if last.is_file():
+        if differences := describe_mismatch(module.state_dict(), load_checkpoint(last)["state_dict"]):
+            raise ValueError(f"the checkpoint {last} does not fit the model that the settings describe:\n{differences}")
         continue_logs(trainer, step_of(last))
     L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=last if last.is_file() else None)
     return test(trainer, module, data)
