@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -50,6 +50,9 @@ class ResumePoint(Callback):
         if self._restored is not None:
             set_rng_state(self._restored)
             self._restored = None
+        loop, begun = trainer.fit_loop, cast(Any, trainer.fit_loop.epoch_progress.total)
+        if loop.restarted_mid_epoch and begun.processed == begun.ready:  # the checkpoint was of an epoch's last step, and the next epoch begins
+            loop.reset_restart_stage()  # else Lightning does not count that epoch, and trains one too many after another resume
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step

@@ -66,7 +66,7 @@ class ProjectTrainer(L.Trainer):
     resumable: frozenset[str] = frozenset({"fit"})
     """Verbs that --resume goes on with."""
     follow_up: Mapping[str, str] = MappingProxyType({"fit": "test"})
-    """The verb to suggest after a verb."""
+    """The verb to suggest after a verb, with options; `{run}` and `{config}` stand for the run's name and its settings."""
     aliases: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
     """Further words for a verb under configurations, `{"attack": ("fit", ("tiny", "villandiffusion"))}`; `attack NAME` takes another last one."""
     is_forced: bool = False
@@ -448,4 +448,5 @@ class ProjectCLI(LightningCLI):
         build_report(self.run.path)
         print(f"{verb} is done: results in {shown_path(self.run.path)}, to be looked at in {shown_path(self.run.path / 'report.html')}")
         if following := self._trainer_type.follow_up.get(verb):
+            following = following.format(run=self.run.name, config=shown_path(self.run.config_file))
             print(f"next: lightning run projects/{self.project}/cli.py {following}")

@@ -37,14 +37,14 @@ def scheduled(module: L.LightningModule, optimizer: torch.optim.Optimizer, sched
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
 
-def check_finite(module: L.LightningModule) -> None:
+def check_finite(module: L.LightningModule, option: str = "model.lr") -> None:
     """Refuse to judge by, or to keep, weights that are no numbers.
 
     Raises:
         ValueError: if the training has diverged.
     """
     if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
-        raise ValueError(f"the training diverged before step {module.global_step}: lower model.lr, or set trainer.gradient_clip_val")
+        raise ValueError(f"the training diverged before step {module.global_step}: lower {option}, or set trainer.gradient_clip_val")
 
 
 @contextmanager

@@ -25,7 +25,9 @@ class Trainer(ProjectTrainer):
     reads = frozenset({"path"})
     links = MappingProxyType({"data.shape": "model.shape", "data.classes": "model.classes"})
     resumable, unlinked = frozenset({"fit", "teach", "route", "predict", "reproduce"}), frozenset({"predict", "export"})
-    follow_up = MappingProxyType({"teach": "fit --model.route latest", "collect": "fit --model.route latest", "fit": "route", "test": "predict PATH"})
+    follow_up = MappingProxyType(
+        {"teach": "fit -c {config} --model.route {run}", "collect": "fit -c {config} --model.route {run}", "fit": "route", "test": "predict PATH"}
+    )
 
     def teach(self, model: RouteDistillation, datamodule: DistillationData) -> Taught:
         """Train a teacher and record its route: its states on the way, which students are taught by.

@@ -79,6 +79,8 @@ def _copied(
         epoch, tensors = _epoch(content, file, counts_from), _weights(content, file, key, prefix)
         if epoch in sources:
             raise ValueError(f"{sources[epoch]} and {file} are both of the state after epoch {epoch}: leave one out")
+        if unfit := [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]:
+            raise ValueError(f"{file} holds numbers that are not finite, in {unfit[0]}: its training diverged; leave it out")
         if expected is not None and (differences := describe_mismatch(expected, tensors)):
             other = "the network" if net is not None else f"{files[0]} (called the network here)"
             raise ValueError(f"the weights in {file} do not fit those of {other}:\n{differences}")

@@ -94,17 +94,19 @@ def diagnose(
 
     Raises:
         FileNotFoundError: if there is no route.
-        ValueError: if no samples are held out, or there are no two states to compare.
+        ValueError: if there are no two states to compare, or no samples are held out and students are to be trained on each.
     """
     route = module.route = _route(trainer, module)
     length = epochs or trainer.max_epochs or 0
     compared = compared_states(route.epochs, candidates, length)
     data.prepare_data()
     data.setup()
-    if data.held_set is None:
-        raise ValueError("route judges students on samples held out of training, and there are none: set data.held_out, such as 0.1")
+    if data.held_set is None and gap:
+        raise ValueError("route --gap judges students on samples held out of training, and there are none: set data.held_out, such as 0.1")
     states = describe(route)
     _say(trainer, markdown([states[place] for place in evenly_spaced(len(states), SHOWN)]))
+    if data.held_set is None:
+        return _described(trainer, module, states)
     students = _Students(trainer, module, data, length)
     ratios = students.hardness(compared)
     path = walk_greedily(ratios, module.walk.delta)
@@ -115,6 +117,21 @@ def diagnose(
     _report(trainer, module, found, remarks)
     students.forget()
     return found
+
+
+def _described(trainer: ProjectTrainer, module: RouteDistillation, states: Rows) -> Diagnosed:
+    """Print and write what a route tells without any student."""
+    route = module.route
+    assert route is not None
+    choices, remarks = choices_of(route, module.walk, module.hparams.seed)
+    if trainer.is_global_zero:
+        rows = [{"choice": name, "anchors": listed(choices.get(name, [])), "note": remarks.get(name, "")} for name in COMPARED]
+        print(markdown(rows))
+        log_table(trainer, "states", states)
+        log_table(trainer, "choices", rows)
+        log_figure(trainer, "route", draw_route(route, choices.get("eei", [])))
+        print("hardness is judged on samples held out of training, and there are none: train teacher and student with data.held_out, such as 0.1")
+    return Diagnosed(states, {}, choices)
 
 
 def _route(trainer: ProjectTrainer, module: RouteDistillation) -> Route:

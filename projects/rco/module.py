@@ -102,6 +102,8 @@ class RouteDistillation(L.LightningModule):
         if embedding is not None and (loss.ce_weight or ON_SCORES & set(loss.kinds)):
             said = f"loss.kind {loss.kind} with loss.ce {loss.ce_weight:g}"
             raise ValueError(f"{said} is of class scores, and model.embedding makes vectors: take loss.kind mimic, with loss.ce 0")
+        if teacher_epochs is not None and teacher_epochs < 1:
+            raise ValueError(f"model.teacher_epochs must be at least 1, or null for trainer.max_epochs, got {teacher_epochs}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "rco student"))
             self.student = build_network(student, shape, embedding or classes)
@@ -288,7 +290,7 @@ class RouteDistillation(L.LightningModule):
             return self.lessons.teacher(inputs)
 
     def on_train_epoch_end(self) -> None:
-        check_finite(self)
+        check_finite(self, "model.learning.lr")
         means = torch.stack(self.terms).mean(0)  # batches are of one size
         self.log("train/loss", means.sum(), prog_bar=True, sync_dist=True)
         for name, value in zip(self.term_names, means, strict=True):
@@ -302,7 +304,7 @@ class RouteDistillation(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_finite(self)
+        check_finite(self, "model.learning.lr")
         weights = checkpoint["state_dict"]
         checkpoint["objective"] = {name: weights.pop(name) for name in list(weights) if name.startswith("objective.")}
         checkpoint["class_names"] = self.class_names

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from projects.rco.anchors import ROUTE, AnchorRecorder, Route
+from projects.rco.anchors import DROP, ROUTE, AnchorRecorder, Route, State
+from projects.rco.choosing import choose
 from projects.rco.figures import WalkFigure
 from projects.rco.module import CACHED
+from projects.rco.networks import build_network
+from projects.rco.objectives import build_objective
 from projects.rco.teaching import Teacher
 from shared.callbacks import ResumePoint
 from shared.checkpoints import describe_mismatch, load_checkpoint
@@ -49,8 +53,17 @@ def anchors_of(run: Run, verb: str) -> Path:
 
 
 def own_route(run: Run) -> Path | None:
-    """Return the folder of the route that was made in a run, if there is one."""
-    return next((folder for verb in MAKERS if ((folder := anchors_of(run, verb)) / ROUTE).is_file()), None)
+    """Return the folder of the route that was made in a run, if there is one: a complete one before one that was begun."""
+    found = [folder for verb in MAKERS if ((folder := anchors_of(run, verb)) / ROUTE).is_file()]
+    return min(found, key=lambda folder: not is_complete(folder), default=None)
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether the teacher of a route that can be read was trained to its end."""
+    try:
+        return Route.load(folder).is_complete
+    except (OSError, ValueError):
+        return False
 
 
 def find_route(text: str | None, run: Run) -> Path | None:
@@ -71,10 +84,11 @@ def find_route(text: str | None, run: Run) -> Path | None:
     if (Path(text).expanduser() / ROUTE).is_file():
         return Path(text).expanduser().resolve()
     runs = runs_root() / run.project
-    others = [Run(path) for path in sorted(runs.glob("*/"), key=lambda path: path.stat().st_mtime) if path.name != run.name]
+    others = [Run(path) for path in runs.glob("*/") if path.name != run.name]
     having = {other.name: folder for other in others if (folder := own_route(other)) is not None}
-    if text == "latest" and having:
-        return list(having.values())[-1]
+    complete = [folder for folder in having.values() if is_complete(folder)]
+    if text == "latest" and complete:
+        return max(complete, key=lambda folder: (folder / ROUTE).stat().st_mtime)
     if text in having:
         return having[text]
     known = ", ".join(list(having)[-8:]) or "none"
@@ -92,7 +106,7 @@ def teach(trainer: ProjectTrainer, module: RouteDistillation, data: Distillation
     teacher = Teacher(given.teacher, given.shape, given.classes, given.embedding, module.teaching, seed=given.seed)
     point = folder.parent / "resume" / "last.ckpt"
     loop, callbacks, loggers = trainer.fit_loop, trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
-    trainer.fit_loop = type(loop)(trainer, max_epochs=given.teacher_epochs or trainer.max_epochs)
+    trainer.fit_loop = type(loop)(trainer, max_epochs=given_epochs(trainer, module))
     kept = [callback for callback in callbacks if not isinstance(callback, ResumePoint | ModelCheckpoint)]
     recorder = AnchorRecorder(folder, about=teacher.about | {"task": data.task}, **asdict(module.recording))
     trainer.callbacks = [*kept, recorder, ResumePoint(point.parent, trainer.save_every)]  # type: ignore[attr-defined]
@@ -111,6 +125,30 @@ def teach(trainer: ProjectTrainer, module: RouteDistillation, data: Distillation
     return Route.load(folder)
 
 
+def given_epochs(trainer: ProjectTrainer, module: RouteDistillation) -> int:
+    """Return the epochs that the options give a teacher."""
+    return int(module.hparams.teacher_epochs or trainer.max_epochs or 0)
+
+
+def rehearse(module: RouteDistillation, epochs: int) -> None:
+    """Refuse, before a teacher is trained for so many epochs, a walk or a loss that would fail once it is there.
+
+    Raises:
+        ValueError: if its states will not be those that the walk takes, or its layers not those that the loss compares.
+    """
+    given, recording = module.hparams, module.recording
+    rates = [module.teaching.lr * module.teaching.factor(epoch, epochs) for epoch in range(epochs)]
+    falls = {epoch for epoch in range(1, epochs) if rates[epoch] <= DROP * rates[epoch - 1]} if recording.at_drops else set()
+    by_interval = set(range(recording.every, epochs + 1, recording.every)) if recording.every else set()
+    stored = {epochs} | by_interval | falls | {epoch for epoch in recording.epochs or [] if epoch <= epochs}
+    history = tuple(State(epoch, "", rates[epoch - 1], {}) for epoch in range(1, epochs + 1))
+    route = Route(Path("the route to come"), {}, tuple(state for state in history if state.epoch in stored), history, False)
+    if module.walk.choice not in ("greedy", "phase"):  # which need a teacher
+        choose(module.walk, route, given.seed)
+    with torch.random.fork_rng(devices=[]):
+        build_objective(module.loss, module.student, build_network(given.teacher, given.shape, module.width), torch.zeros(1, *given.shape))
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the step that a checkpoint was written after."""
     return int(load_checkpoint(checkpoint)["global_step"])
@@ -125,9 +163,13 @@ def distil(trainer: ProjectTrainer, module: RouteDistillation, data: Distillatio
     module.check_walk(data)
     folder = find_route(module.hparams.route, trainer.run)
     is_own = folder in (None, anchors_of(trainer.run, trainer.verb))  # perhaps begun, and not yet complete
+    if is_own:
+        rehearse(module, given_epochs(trainer, module))
     module.route = route = teach(trainer, module, data) if is_own else Route.load(cast(Path, folder))
     if not route.is_complete:
-        raise ValueError(f"the teacher of {route.folder} was stopped after epoch {route.final}: go on with it by `teach --resume --run NAME`")
+        verb, run = route.folder.parent.name, route.folder.parents[2].name
+        mend = f"by `{verb} --resume --run {run}`" if verb in MAKERS else "where it was trained"
+        raise ValueError(f"the teacher of {route.folder} was stopped after epoch {route.final}: go on with it {mend}")
     if trainer.is_global_zero:
         write_text(trainer.run.artefacts("fit") / FOLLOWED, f"{route.folder}\n")
     own = [callback for callback in trainer.callbacks if not isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]

@@ -77,7 +77,7 @@ class Teacher(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # before the epoch's state is stored
-            check_finite(self)
+            check_finite(self, "model.teaching.lr")
 
     def on_validation_epoch_start(self) -> None:
         self.collected = Collected(self.classes)
@@ -107,4 +107,4 @@ class Teacher(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_finite(self)
+        check_finite(self, "model.teaching.lr")

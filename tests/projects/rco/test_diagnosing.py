@@ -198,7 +198,7 @@ def test_the_greedy_walk_of_a_matrix_is_the_search_row_by_row():
     [
         ({"candidates": 1}, "at least 2 states"),
         ({"epochs": 1}, "got candidates 8, 4 stored, 1 student epochs"),
-        ({"data": world(held_out=0)}, "set data.held_out, such as 0.1"),
+        ({"data": world(held_out=0), "gap": True}, "set data.held_out, such as 0.1"),
         ({"module": student()}, "has no route: name a run or a folder with one by --model.route"),
     ],
     ids=["one-candidate", "one-epoch", "nothing-held-out", "no-route"],
@@ -207,3 +207,11 @@ def test_what_cannot_be_diagnosed_is_refused_with_the_mend(route, tmp_path, opti
     given = {"module": student(route), "data": world()} | options
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         diagnose(verb_trainer(tmp_path / "rco" / "run"), **given)
+
+
+def test_a_route_is_shown_without_samples_held_out(route, tmp_path, capsys):
+    found = diagnose(verb_trainer(tmp_path / "rco" / "run"), student(route), world(held_out=0))
+    assert [row["epoch"] for row in found.states] == route.epochs
+    assert found.choices["eei"][-1] == route.final
+    assert "greedy" not in found.choices
+    assert "hardness is judged on samples held out of training, and there are none" in capsys.readouterr().out

@@ -279,6 +279,18 @@ def test_a_killed_training_ends_at_the_weights_of_an_unbroken_one(teacher, unbro
     assert ("objective.terms.hint.regressor.weight" in whole["objective"]) == (name == "hint")
 
 
+def test_two_stops_at_the_ends_of_epochs_leave_the_number_of_epochs_as_it_is(teacher, unbroken, tmp_path):
+    whole, _ = unbroken("mirror")
+    resume = None
+    for step in (2 * STEPS, 4 * STEPS):
+        with pytest.raises(Killed):
+            ended(student(teacher, world(), **BROKEN["mirror"]), world(), tmp_path, KillAt(step), resume=resume)
+        resume = tmp_path / "last.ckpt"
+    again = ended(student(teacher, world(), **BROKEN["mirror"]), world(), tmp_path, resume=resume)
+    assert again["global_step"] == whole["global_step"]
+    assert all(torch.equal(value, again["state_dict"][key]) for key, value in whole["state_dict"].items())
+
+
 def test_a_checkpoint_of_another_walk_is_refused(teacher, tmp_path):
     with pytest.raises(Killed):
         ended(student(teacher, world(), walk=Walk(anchors=3)), world(), tmp_path, KillAt(5))

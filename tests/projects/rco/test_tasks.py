@@ -50,7 +50,7 @@ def some(run_folder, teacher):
         run.path.mkdir(parents=True)
         if verb:
             shutil.copytree(teacher.folder, run.artefacts(verb) / "anchors")
-        os.utime(run.path, (now := next(times), now))
+            os.utime(run.artefacts(verb) / "anchors" / "route.json", (now := next(times), now))
         return run
 
     return make
@@ -230,7 +230,7 @@ def test_teach_goes_on_where_it_was_stopped(runs, capsys):
     folder = runs / "broken" / "artefacts" / "teach" / "anchors"
     assert Route.load(folder).epochs == [1, 2]
     assert not Route.load(folder).is_complete
-    assert "was stopped after epoch 2: go on with it by `teach --resume --run NAME`" in fails(["fit", "--model.route=broken", *SHORT], capsys)
+    assert "was stopped after epoch 2: go on with it by `teach --resume --run broken`" in fails(["fit", "--model.route=broken", *SHORT], capsys)
     main(["teach", "--resume", "--run=broken"])
     found, route = Route.load(folder), Route.load(runs / "teacher" / "artefacts" / "teach" / "anchors")
     assert found.is_complete
@@ -259,3 +259,22 @@ def test_a_teacher_of_another_program_teaches_through_fit(run_folder, tmp_path):
     route = record(tmp_path / "route", world(), "mlp_32")
     cli = main(["fit", "--run=it", f"--model.route={route.folder}", *SMALL, "--trainer.max_epochs=2", "--model.walk={choice: explicit, epochs: [3]}"])
     assert load_checkpoint(cli.run.checkpoints / "last.ckpt")["walk"]["anchors"] == [3, EPOCHS]
+
+
+# ---- before a teacher is trained
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.walk.anchors=9"], "take fewer anchors, or store more states"),
+        (["--model.walk.choice=explicit", "--model.walk.epochs=[30]"], "walk.epochs names 30"),
+        (["--model.walk.choice=lr_drop"], "the teacher's learning rate never fell"),
+        (["--model.recording.every=4", "--model.walk.anchors=3"], "take fewer anchors, or store more states"),
+        (["--model.loss.kind=kd+hint", "--model.loss.hint_stage=5"], "loss.hint_stage is 5"),
+    ],
+    ids=["anchors", "explicit", "lr_drop", "recording", "hint"],
+)
+def test_what_would_fail_after_the_teacher_fails_before_it(run_folder, capsys, options, message):
+    assert message in fails(["fit", "--run=early", *SHORT, *options], capsys)
+    assert not list((run_folder / "rco").glob("early/artefacts/fit/anchors/*"))
