@@ -1,0 +1,89 @@
+"""Convolutions with the domain's border, and recurrent cells on maps (section 2.3 of the sheet)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from projects.s3rp.physics import Boundary
+
+Cell = Literal["gru", "lstm"]
+
+
+def conv(inputs: int, outputs: int, boundary: Boundary, kernel: int = 3) -> nn.Conv2d:
+    """Return a convolution that keeps the size; a periodic domain goes on at its other side, an open one by its border's values."""
+    mode: Literal["circular", "replicate"] = "circular" if boundary == "periodic" else "replicate"
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode=mode)
+
+
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """Set the weights of a layer to zero, so that training starts without it."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ConvGRU(nn.Module):
+    """z, r = sigmoid(W [e, h]); n = tanh(W [e, r h]); h <- (1 - z) h + z n, with 3 x 3 convolutions (section 2.3).
+
+    Args:
+        inputs: channels of e.
+        channels: channels of h.
+        boundary: of the domain.
+    """
+
+    def __init__(self, inputs: int, channels: int, boundary: Boundary) -> None:
+        super().__init__()
+        self.channels = channels
+        self.gates = conv(inputs + channels, 2 * channels, boundary)
+        self.candidate = conv(inputs + channels, channels, boundary)
+
+    def start(self, like: Tensor) -> Tensor:
+        """Return the state before the first frame for inputs (B, *, H, W)."""
+        return like.new_zeros(len(like), self.channels, *like.shape[-2:])
+
+    def forward(self, inputs: Tensor, state: Tensor) -> Tensor:
+        update, reset = self.gates(torch.cat([inputs, state], 1)).sigmoid().chunk(2, 1)
+        candidate = self.candidate(torch.cat([inputs, reset * state], 1)).tanh()
+        return torch.lerp(state, candidate, update)
+
+    def hidden(self, state: Tensor) -> Tensor:
+        """Return h of a state, (B, channels, H, W)."""
+        return state
+
+
+class ConvLSTM(nn.Module):
+    """The LSTM on maps; its state is h and the memory side by side.
+
+    Args:
+        inputs: channels of e.
+        channels: channels of h.
+        boundary: of the domain.
+    """
+
+    def __init__(self, inputs: int, channels: int, boundary: Boundary) -> None:
+        super().__init__()
+        self.channels = channels
+        self.gates = conv(inputs + channels, 4 * channels, boundary)
+
+    def start(self, like: Tensor) -> Tensor:
+        """Return the state before the first frame for inputs (B, *, H, W)."""
+        return like.new_zeros(len(like), 2 * self.channels, *like.shape[-2:])
+
+    def forward(self, inputs: Tensor, state: Tensor) -> Tensor:
+        hidden, memory = state.chunk(2, 1)
+        enter, forget, show, new = self.gates(torch.cat([inputs, hidden], 1)).chunk(4, 1)
+        memory = forget.add(1).sigmoid() * memory + enter.sigmoid() * new.tanh()  # the 1 lets a fresh network remember
+        return torch.cat([show.sigmoid() * memory.tanh(), memory], 1)
+
+    def hidden(self, state: Tensor) -> Tensor:
+        """Return h of a state, (B, channels, H, W)."""
+        return state[:, : self.channels]
+
+
+def build_cell(kind: Cell, inputs: int, channels: int, boundary: Boundary) -> ConvGRU | ConvLSTM:
+    """Return a recurrent cell by name."""
+    return (ConvGRU if kind == "gru" else ConvLSTM)(inputs, channels, boundary)

@@ -1,0 +1,418 @@
+"""Training without high resolution, and super-resolving and forecasting with what was learnt (sections 2.3 to 2.6 and 3 of the sheet)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from projects.s3rp.calibration import crps
+from projects.s3rp.layers import Cell
+from projects.s3rp.losses import coarse_loss, negativity, residual_loss, roughness, step_loss
+from projects.s3rp.model import SRCNN, Carry, FineNet, Grid, Seen
+from projects.s3rp.physics import Boundary, Physics, Wind, centred
+from projects.s3rp.sets import Batch
+from projects.s3rp.stochastic import LatentCritic, LatentNet, latent_discrepancy, pooled_pairs
+from shared.distributed import rank
+from shared.seeding import derive_seed, generator
+from shared.training import check_finite, evaluating
+
+if TYPE_CHECKING:
+    from projects.s3rp.data import PlumeData
+
+Net = Literal["s3rp_d", "s3rp_r", "srcnn"]
+Form = Literal["step", "residual"]
+Divergence = Literal["mmd", "critic"]
+SHORT = 3
+"""Frames of the sequences that a curriculum begins with."""
+FALLS_TO = 0.05
+"""Part of the learning rate that is left at the end."""
+
+
+class Scaled(NamedTuple):
+    """A batch without units.
+
+    Attributes:
+        seen: what a network is shown.
+        coarse: (B, T, h, w) all frames, those that are hidden from the network too.
+        mask: (B, T, h, w) bool, where there are observations.
+        scale: (B, 1, 1, 1) unit of each sequence's field.
+        source: (B, T or 1, H, W) known release, in that unit; None if there is none.
+        wind: in the units of the data.
+    """
+
+    seen: Seen
+    coarse: Tensor
+    mask: Tensor
+    scale: Tensor
+    source: Tensor | None
+    wind: Wind
+
+
+class PlumeSuperResolution(L.LightningModule):
+    """Learns fine fields from coarse frames and winds alone: what it makes must average to the frames and move as the equation says.
+
+    Args:
+        net: s3rp_d (deterministic), s3rp_r (recurrent Wasserstein autoencoder, a distribution) or srcnn (PISR's, of single frames).
+        factor: fine cells along a side of a coarse one; told by the data.
+        boundary: periodic or open; told by the data.
+        channels: maps of each layer.
+        cell: gru or lstm.
+        grid: fine or coarse, where an s3rp_d computes.
+        mask_channel: shows an s3rp_d where there are observations.
+        hybrid: lets an s3rp_d correct the solver's forecasts, in the place of bicubic frames: another method, to be reported apart.
+        bidirectional: lets an s3rp_d look ahead.
+        recurrent: false makes an s3rp_d of single frames without winds: a control.
+        latents: latent maps of an s3rp_r.
+        projection: part of the difference to the observations that is put right in each frame: 1 for noise-free ones, 0 for none.
+        checkpointing: computes activations again in the backward pass: memory of one frame instead of all.
+        physics: step (the solver's step from frame to frame) or residual (of the equation at mid-point).
+        lambda_physics: weight of the physics.
+        lambda_forecast: weight of the frames that the network had to forecast.
+        lambda_negative: weight of negative values; 0 for signed fields.
+        lambda_smooth: weight of the first frame's slopes.
+        lambda_source: weight of the mean release that is found.
+        forecast: last frames that are hidden from the network in every other step, so that it learns to forecast.
+        hide: part of the observed pixels that are hidden from the network in every step, so that it learns to fill gaps.
+        find_source: looks for unknown sources, constant in time.
+        learn_diffusivity: learns D too, from the data's value on.
+        curriculum: part of the training in which sequences have three frames only.
+        beta: weight of the latents' divergence.
+        divergence: mmd (inverse multi-quadratic kernels) or critic (adversarial).
+        lambda_crps: weight of the score of hidden pixels, which rewards the right spread.
+        members: fields that an s3rp_r draws of each sequence in a training step.
+        lr: learning rate of Adam, which falls along a line to 5 %.
+        seed: seed of the weights, of what is hidden and of the latents.
+    """
+
+    monitor = ("val/loss", "min")
+
+    if TYPE_CHECKING:
+        hparams: Any  # the arguments below, by name
+
+    def __init__(
+        self,
+        net: Net = "s3rp_d",
+        factor: int = 4,
+        boundary: Boundary = "periodic",
+        channels: int = 16,
+        cell: Cell = "gru",
+        grid: Grid = "fine",
+        mask_channel: bool = True,
+        hybrid: bool = False,
+        bidirectional: bool = False,
+        recurrent: bool = True,
+        latents: int = 4,
+        projection: float = 1.0,
+        checkpointing: bool = False,
+        physics: Form = "step",
+        lambda_physics: float = 1.0,
+        lambda_forecast: float = 1.0,
+        lambda_negative: float = 0.1,
+        lambda_smooth: float = 0.0,
+        lambda_source: float = 1e-3,
+        forecast: int = 0,
+        hide: float = 0.0,
+        find_source: bool = False,
+        learn_diffusivity: bool = False,
+        curriculum: float = 0.0,
+        beta: float = 1.0,
+        divergence: Divergence = "mmd",
+        lambda_crps: float = 1.0,
+        members: int = 2,
+        lr: float = 3e-3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        _check(self.hparams)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "s3rp weights"))
+            self.net = self._build()
+            self.critic = LatentCritic(latents) if net == "s3rp_r" and divergence == "critic" else None
+        self.log_factor = nn.Parameter(torch.zeros(())) if learn_diffusivity else None
+
+    def _build(self) -> FineNet | LatentNet | SRCNN:
+        given = self.hparams
+        if given.net == "srcnn":
+            return SRCNN(given.factor, given.boundary, given.projection)
+        if given.net == "s3rp_r":
+            return LatentNet(given.factor, given.channels, given.latents, given.cell, given.boundary, given.projection)
+        switches = {name: given[name] for name in ("mask_channel", "hybrid", "bidirectional", "recurrent", "checkpointing")}
+        return FineNet(
+            given.factor, given.channels, given.cell, given.boundary, given.grid, gain=given.projection, source=given.find_source, **switches
+        )
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether it draws from a distribution."""
+        return isinstance(self.net, LatentNet)
+
+    @property
+    def factor(self) -> int:
+        """R."""
+        return cast(int, self.hparams.factor)
+
+    # ---- what it does for its user
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, physics: Physics) -> Tensor:
+        """Super-resolve sequences; frames without observations are forecast or filled.
+
+        Args:
+            batch: see `Batch`.
+            physics: of the sequences.
+
+        Returns:
+            (B, T, H, W) in the units of the frames; of a stochastic network one draw, a function of the seed.
+        """
+        if self.is_stochastic:
+            return self.sample(batch, physics, 1, generator(self.hparams.seed, "forward", device=batch["coarse"].device))[0]
+        with evaluating(self.net):
+            scaled = scale(batch, physics)
+            return self._fields(scaled, physics)[0] * scaled.scale
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, physics: Physics, members: int, rng: torch.Generator) -> Tensor:
+        """Draw fields from the stochastic network's distribution.
+
+        Args:
+            batch: see `Batch`.
+            physics: of the sequences.
+            members: M.
+            rng: a generator of the batch's device.
+
+        Returns:
+            (M, B, T, H, W) in the units of the frames.
+
+        Raises:
+            TypeError: if the network is deterministic.
+        """
+        if not isinstance(self.net, LatentNet):
+            raise TypeError("a deterministic network draws nothing: use ensembles.matheron for its spread, or train net s3rp_r")
+        with evaluating(self.net):
+            scaled = scale(batch, physics)
+            return torch.stack([self.net(scaled.seen, rng).fields for _ in range(members)]) * scaled.scale
+
+    def find_sources(self, batch: Batch, physics: Physics) -> Tensor:
+        """Return the rates of release by area that were found, (B, 1, H, W), in the units of the frames by time (section 2.6).
+
+        Raises:
+            TypeError: if the network was not trained to look for sources.
+        """
+        with torch.no_grad(), evaluating(self.net):
+            scaled = scale(batch, physics)
+            found = self._fields(scaled, physics)[1]
+        if found is None:
+            raise TypeError("this network looks for no sources: train one with --model.find_source true")
+        return found * scaled.scale
+
+    def _fields(self, scaled: Scaled, physics: Physics) -> tuple[Tensor, Tensor | None]:
+        """Return fields and the rates of release that were found, in the batch's unit."""
+        net = cast(nn.Module, self.net)
+        found = net(scaled.seen, _carry(scaled, physics) if self.hparams.hybrid else None)
+        return found.fields, None if found.source is None else found.source / physics.interval
+
+    # ---- training
+
+    def _known(self, split: str) -> Physics:
+        data: PlumeData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.observations(split).physics
+
+    def diffusivity(self, physics: Physics) -> Tensor | None:
+        """Return the D that was learnt; None where it is known."""
+        return None if self.log_factor is None else physics.diffusivity * self.log_factor.exp()
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        given, physics, batch = self.hparams, self._known("train"), self._shortened(batch)
+        shown, ahead = self._shown(batch["mask"], self.global_step)
+        scaled = scale(batch, physics, shown)
+        parts = (self._stochastic_parts if self.is_stochastic else self._parts)(scaled, ahead, physics)
+        weights = {
+            "coarse": 1.0,
+            "physics": given.lambda_physics,
+            "forecast": given.lambda_forecast,
+            "negative": given.lambda_negative,
+            "smooth": given.lambda_smooth,
+            "source": given.lambda_source,
+            "latents": given.beta,
+            "crps": given.lambda_crps,
+            "critic": 1.0,
+        }
+        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        for name, value in {"loss": loss, **parts}.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(shown))
+        if (learnt := self.diffusivity(physics)) is not None:
+            self.log("train/diffusivity", learnt.detach(), batch_size=len(shown))
+        return loss
+
+    def _shortened(self, batch: Batch) -> Batch:
+        """Keep the first frames of sequences while the curriculum lasts."""
+        given, steps = self.hparams, self.trainer.estimated_stepping_batches
+        if self.global_step >= given.curriculum * (0 if math.isinf(steps) else steps):
+            return batch
+        return {name: value[:, :SHORT] if name != "index" else value for name, value in batch.items()}
+
+    def _shown(self, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Hide pixels and last frames from the network: a function of the step and the process.
+
+        Returns:
+            (B, T, h, w) bool, what the network sees; and True in the frames that it has to forecast.
+        """
+        given, rng = self.hparams, generator(self.hparams.seed, "hidden", step, rank(), device=mask.device)
+        ahead = torch.zeros_like(mask)
+        if given.forecast and step % 2 and mask.shape[1] > given.forecast + 1:
+            ahead[:, -given.forecast :] = True
+        shown = mask & ~ahead
+        if given.hide:
+            shown = shown & (torch.rand(mask.shape, generator=rng, device=mask.device) >= given.hide)
+        return shown, ahead & mask
+
+    def _parts(self, scaled: Scaled, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
+        """Return the terms of section 2.4."""
+        fields, found = self._fields(scaled, physics)
+        parts = self._terms(fields, scaled, found, ahead, physics)
+        return parts if found is None else parts | {"source": found.mean() * physics.interval}
+
+    def _terms(self, fields: Tensor, scaled: Scaled, found: Tensor | None, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
+        given = self.hparams
+        parts = {"coarse": coarse_loss(fields, scaled.coarse, scaled.mask & ~ahead)}
+        if given.lambda_physics and fields.shape[1] > 1:
+            parts["physics"] = self.physics_loss(fields, scaled.wind, physics, scaled.source if found is None else found)
+        if given.lambda_forecast and given.forecast:
+            parts["forecast"] = coarse_loss(fields, scaled.coarse, ahead)
+        if given.lambda_negative:
+            parts["negative"] = negativity(fields)
+        if given.lambda_smooth:
+            parts["smooth"] = roughness(fields[:, :1], physics.boundary)
+        return parts
+
+    def physics_loss(self, fields: Tensor, wind: Wind, physics: Physics, source: Tensor | None) -> Tensor:
+        """L_PDE, in the form that was chosen (section 2.4)."""
+        form = step_loss if self.hparams.physics == "step" else residual_loss
+        return form(fields, wind, physics, source, self.diffusivity(physics))
+
+    def _stochastic_parts(self, scaled: Scaled, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
+        """Return the terms of section 2.5: those of 2.4 in the mean over draws, the latents' divergence, and the score of hidden pixels."""
+        given, net = self.hparams, cast(LatentNet, self.net)
+        rng = generator(given.seed, "latents", self.global_step, rank(), device=scaled.scale.device)
+        draws = [net(scaled.seen, rng) for _ in range(given.members)]
+        each = [self._terms(draw.fields, scaled, None, ahead, physics) for draw in draws]
+        parts = {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
+        if self.critic is None:
+            parts["latents"] = torch.stack([latent_discrepancy(draw, rng) for draw in draws]).mean()
+        else:
+            pairs = [pair for draw in draws for pair in pooled_pairs(draw, rng)]
+            parts |= {"latents": self.critic.divergence(pairs) / len(draws), "critic": self.critic.own_loss(pairs) / len(draws)}
+        hidden = scaled.mask & ~scaled.seen.mask
+        if given.lambda_crps and (given.hide or given.forecast):
+            parts["crps"] = self._hidden_score(torch.stack([draw.fields for draw in draws]), scaled, hidden, rng)
+        return parts
+
+    def _hidden_score(self, fields: Tensor, scaled: Scaled, hidden: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the mean score of pixels that were hidden from the network, (M, B, T, H, W) fields; the members are seen with the data's noise."""
+        from projects.s3rp.observing import block_mean
+
+        data: PlumeData = self.trainer.datamodule  # type: ignore[attr-defined]
+        coarse = block_mean(fields, self.factor)
+        noise = torch.randn(coarse.shape, generator=rng, device=coarse.device) * (data.observations("train").sigma / scaled.scale)
+        scores = crps(coarse + noise, scaled.coarse, fair=True)
+        return (scores * hidden).sum() / hidden.sum().clamp_min(1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError("the learning rate falls to the end of the training: set trainer.max_epochs or trainer.max_steps")
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, FALLS_TO, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_finite(self)
+
+    # ---- validation, without any truth
+
+    def on_validation_epoch_start(self) -> None:
+        check_finite(self)
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        physics = self._known("val")
+        shown, _ = self._shown(batch["mask"], 1)
+        scaled = scale(batch, physics, shown)
+        hidden = scaled.mask & ~shown
+        judged = hidden if bool(hidden.any()) else scaled.mask
+        if isinstance(self.net, LatentNet):
+            rng = generator(self.hparams.seed, "validation", batch_idx, rank(), device=shown.device)
+            draws = torch.stack([self.net(scaled.seen, rng).fields for _ in range(max(4, self.hparams.members))])
+            score, fields, found = self._hidden_score(draws, scaled, judged, rng), draws[0], None
+        else:
+            fields, found = self._fields(scaled, physics)
+            score = coarse_loss(fields, scaled.coarse, judged)
+        size, loss = len(shown), score
+        self.log("val/coarse", score, batch_size=size, sync_dist=True)
+        if fields.shape[1] > 1:
+            moved = self.physics_loss(fields, scaled.wind, physics, scaled.source if found is None else found)
+            self.log("val/physics", moved, batch_size=size, sync_dist=True)
+            loss = score + moved
+        self.log("val/loss", loss, batch_size=size, prog_bar=True, sync_dist=True)
+
+
+def scale(batch: Batch, physics: Physics, shown: Tensor | None = None) -> Scaled:
+    """Take the units off a batch: fields by the largest value that is shown of each sequence, winds in cells a frame.
+
+    Args:
+        batch: see `Batch`.
+        physics: of the sequences.
+        shown: (B, T, h, w) bool, what the network may see; None for all observations.
+    """
+    coarse, wind = batch["coarse"], Wind(batch["u"], batch["v"])
+    mask = batch["mask"] if shown is None else shown
+    unit = (coarse * mask).abs().amax((1, 2, 3), keepdim=True)
+    unit = torch.where(unit > 0, unit, 1)
+    courant = centred(wind.scaled(physics.interval / physics.spacing[1], physics.interval / physics.spacing[0]), physics.boundary)
+    source = batch["source"] / unit if "source" in batch else None
+    return Scaled(Seen(coarse * mask / unit, mask, courant), coarse / unit, batch["mask"], unit, source, wind)
+
+
+def _carry(scaled: Scaled, physics: Physics) -> Carry:
+    """Return the solver's step for a hybrid network."""
+
+    def carry(field: Tensor, frame: int) -> Tensor:
+        source = None if scaled.source is None else scaled.source[:, min(frame, scaled.source.shape[1] - 1)]
+        return physics.advance(field, scaled.wind.at(frame), source)
+
+    return carry
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse options that would fail in the middle of the work.
+
+    Raises:
+        ValueError: naming them.
+    """
+    words = {"net": Net, "boundary": Boundary, "cell": Cell, "grid": Grid, "physics": Form, "divergence": Divergence}
+    for name, values in words.items():
+        if given[name] not in get_args(values):
+            raise ValueError(f"no model.{name} {given[name]!r}: choose among {', '.join(get_args(values))}")
+    for name in ("channels", "latents", "members", "factor"):
+        if given[name] < 1:
+            raise ValueError(f"model.{name} must be at least 1, got {given[name]}")
+    for name in (name for name in given if name.startswith("lambda_") or name in ("beta", "forecast")):
+        if given[name] < 0:
+            raise ValueError(f"model.{name} must be 0 or more, got {given[name]}")
+    for name in ("projection", "curriculum"):
+        if not 0 <= given[name] <= 1:
+            raise ValueError(f"model.{name} lies between 0 and 1, got {given[name]}")
+    if not 0 <= given["hide"] < 1:
+        raise ValueError(f"model.hide is a part, at least 0 and below 1, got {given['hide']}")
+    if given["lr"] <= 0:
+        raise ValueError(f"model.lr must be positive, got {given['lr']}")
+    if given["net"] == "srcnn" and (given["forecast"] or not given["mask_channel"]):
+        raise ValueError("a srcnn knows single frames: it takes neither model.forecast nor model.mask_channel")
+    if given["find_source"] and given["net"] != "s3rp_d":
+        raise ValueError("model.find_source needs the net s3rp_d")

@@ -1,0 +1,147 @@
+"""Fields, their spread, and how well that spread fits, for observations whose truth nobody knows (section 2.5 of the sheet)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from projects.s3rp.observing import block_mean
+from projects.s3rp.sets import Observations
+from shared.seeding import generator
+
+if TYPE_CHECKING:
+    from projects.s3rp.fields import FieldPrior
+    from projects.s3rp.module import PlumeSuperResolution
+    from shared.cli import ProjectTrainer
+
+CELLS = 2**23
+"""Cells of fields that the network computes at a time."""
+HIDDEN = 0.2
+"""Part of the observed values that are hidden to fit the spread."""
+JUDGED = 8
+"""Sequences that the spread is fitted on at most."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is said of sequences.
+
+    Attributes:
+        mean: (B, T, H, W) fields: of a deterministic network its own, of a stochastic one the members' mean.
+        deviation: (B, T, H, W) standard deviation of the members; None without.
+        members: (M, B, T, H, W); None without.
+        source: (B, 1, H, W) rates of release that a network which looks for them found.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None = None
+    members: Tensor | None = None
+    source: Tensor | None = None
+
+
+def estimate(trainer: ProjectTrainer, module: PlumeSuperResolution, observations: Observations) -> Tensor:
+    """Return the network's fields, (B, T, H, W) float32 on the CPU, computed a few sequences at a time.
+
+    Raises:
+        ValueError: if they are not finite.
+    """
+    cells = observations.frames * observations.shape[0] * observations.shape[1]
+    step, parts = max(1, CELLS // cells), []
+    for start in range(0, len(observations), step):
+        batch = {name: value.to(module.device) for name, value in observations.batch(slice(start, start + step)).items()}
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            parts.append(module(batch, observations.physics).float().cpu())
+    return _finite(torch.cat(parts))
+
+
+def prior_of(module: PlumeSuperResolution, observations: Observations) -> FieldPrior | None:
+    """Fit the prior of Matheron's rule to coarse observations; a stochastic network has one of its own.
+
+    Raises:
+        ValueError: if hardly anything is observed in the first frames.
+    """
+    if module.is_stochastic:
+        return None
+    from projects.s3rp.fields import fit_field
+
+    return fit_field(observations)
+
+
+def draw_members(
+    trainer: ProjectTrainer, module: PlumeSuperResolution, observations: Observations, prior: FieldPrior | None, members: int, *key: int | str
+) -> Tensor:
+    """Draw an ensemble: from a stochastic network's distribution, or around a deterministic one by Matheron's rule.
+
+    Args:
+        trainer: the trainer.
+        module: the network.
+        observations: of the sequences.
+        prior: see `prior_of`.
+        members: M.
+        key: of the random numbers.
+
+    Returns:
+        (M, B, T, H, W) float32 on the CPU.
+    """
+    if module.is_stochastic:
+        batch = {name: value.to(module.device) for name, value in observations.batch().items()}
+        rng = generator("s3rp predict", *key, device=module.device)
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            return _finite(module.sample(batch, observations.physics, members, rng).float().cpu())
+    from projects.s3rp.ensembles import matheron
+
+    assert prior is not None
+    rng = generator("s3rp predict", *key)
+    return _finite(matheron(lambda some: estimate(trainer, module, some), observations, prior, members, rng).float())
+
+
+def look_out(
+    trainer: ProjectTrainer, module: PlumeSuperResolution, one: Observations, prior: FieldPrior | None, members: int, kappa: float, key: str
+) -> Outlook:
+    """Say what is known of sequences.
+
+    Args:
+        trainer: the trainer.
+        module: the network.
+        one: the sequences.
+        prior: see `prior_of`.
+        members: M; 0 for the fields alone.
+        kappa: by which the spread is multiplied, see `inflation_of`.
+        key: of the random numbers, together with the sequences' names.
+    """
+    source = None
+    if module.hparams.find_source:
+        source = _finite(module.find_sources({name: value.to(module.device) for name, value in one.batch().items()}, one.physics).float().cpu())
+    if not members:
+        return Outlook(estimate(trainer, module, one), source=source)
+    drawn = draw_members(trainer, module, one, prior, members, key, *one.names)
+    average = drawn.mean(0)
+    drawn = torch.lerp(average, drawn, kappa)
+    mean = average if module.is_stochastic else estimate(trainer, module, one)
+    return Outlook(mean, drawn.std(0), drawn, source)
+
+
+def inflation_of(trainer: ProjectTrainer, module: PlumeSuperResolution, observations: Observations, members: int) -> tuple[float, str]:
+    """Return kappa, by which the spread is to be multiplied so that hidden observations lie in its 90 % interval as often, and a remark if it fails.
+
+    Some values of some sequences are hidden from the network, which then tells what they could be; no truth is used.
+    """
+    from projects.s3rp.calibration import hide, inflation
+
+    some = observations.select(slice(0, JUDGED))
+    try:
+        shown, hidden = hide(some, HIDDEN, generator("s3rp hidden"))
+        drawn = draw_members(trainer, module, shown, prior_of(module, shown), members, "hidden")
+        coarse = block_mean(drawn, observations.factor)
+        return inflation(coarse, some.coarse, hidden, some.sigma, generator("s3rp noise")), ""
+    except ValueError as error:
+        return 1.0, f"the spread is as drawn, not calibrated: {error}"
+
+
+def _finite(fields: Tensor) -> Tensor:
+    if not bool(fields.isfinite().all()):
+        raise ValueError("what the network says is not finite: use --trainer.precision 32, or another checkpoint")
+    return fields

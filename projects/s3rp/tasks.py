@@ -1,0 +1,44 @@
+"""What the verbs fit and test do around the loops of the Trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning as L
+
+from projects.s3rp.figures import draw_fields
+from projects.s3rp.outlook import estimate
+from projects.s3rp.physics import RINGING, Wind
+from shared.checkpoints import with_weights
+from shared.loggers import log_figure
+
+if TYPE_CHECKING:
+    from projects.s3rp.data import PlumeData
+    from projects.s3rp.module import PlumeSuperResolution
+    from shared.cli import ProjectTrainer
+
+
+class Pictures(L.Callback):
+    """Draws a validation sequence at the end of the training's quarters."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epochs = trainer.max_epochs or 0
+        if trainer.sanity_checking or not trainer.is_global_zero or (trainer.current_epoch + 1) % max(1, epochs // 4):
+            return
+        module: PlumeSuperResolution = pl_module  # type: ignore[assignment]
+        data: PlumeData = trainer.datamodule  # type: ignore[attr-defined]
+        one = data.observations("val").select([0])
+        made = estimate(trainer, module, one)[0]  # type: ignore[arg-type]
+        figure = draw_fields(one.coarse[0], {"network": made}, mask=one.mask[0], wind=Wind(one.wind.u[0], one.wind.v[0]), unit=one.unit)
+        log_figure(trainer, "validation", figure, trainer.global_step)
+
+
+def train(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData, ckpt_path: str | None) -> None:
+    """Train on coarse frames, and leave the weights of the epoch with the least validation loss, which knows no truth, in the module."""
+    known = data.observations("train")
+    if (peclet := known.physics.peclet(known.wind)) > 3 * RINGING and trainer.is_global_zero:
+        print(f"the cells' Peclet number is {peclet:.0f}: the central scheme of the physics loss rings far above {RINGING:g}; take a finer grid")
+    trainer.callbacks.append(Pictures())  # type: ignore[attr-defined]
+    L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=ckpt_path)
+    best = trainer.run.checkpoints / "best.ckpt"
+    with_weights(module, best if best.is_file() else None)

@@ -1,0 +1,198 @@
+"""Testing against the truth, if there is one: errors by frame beside interpolations, and how well the spread tells them (section 5 of the sheet)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from projects.s3rp.animation import animate
+from projects.s3rp.classical import METHODS, last_observed
+from projects.s3rp.figures import draw_by_frame, draw_calibration, draw_fields, draw_spectra
+from projects.s3rp.metrics import EnsembleErrors, FieldErrors, inconsistency, residual
+from projects.s3rp.outlook import draw_members, estimate, inflation_of, prior_of
+from projects.s3rp.physics import Wind
+from shared.loggers import artefact_folder, log_figure, log_table
+from shared.results import markdown
+
+if TYPE_CHECKING:
+    from projects.s3rp.data import PlumeData
+    from projects.s3rp.module import PlumeSuperResolution
+    from projects.s3rp.sets import Observations
+    from shared.cli import ProjectTrainer
+
+REFERENCES = ("nearest", "bicubic", "spline", "bicubic+projection")
+FORECASTS = ("persistence", "fine solver from bicubic+projection")
+OURS = "network"
+SHOWN = ("relative_l2", "rmse", "psnr", "ssim", "inconsistency", "residual", "mass_error")
+"""Measures of fields in the table of methods."""
+SPREAD = ("coverage_50", "coverage_90", "plume_coverage_90", "spread_skill", "crps", "mae", "energy_score", "correlation")
+"""Measures of ensembles in their table."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What `fit` and `test` return: a row a method, a row an ensemble, and the figures that head the run's page."""
+
+    rows: list[dict[str, Any]]
+    ensembles: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+class Testing(L.LightningModule):
+    """Measures a network, and interpolations beside it, over the sequences of the test split.
+
+    Args:
+        network: the network.
+        data: with the test split and its truth.
+        members: fields of the ensembles; 0 for none.
+    """
+
+    def __init__(self, network: PlumeSuperResolution, data: PlumeData, members: int) -> None:
+        super().__init__()
+        self.network, self.members = network, members
+        self._data = [data]  # in a list: it is no part of the module
+        self.observations = data.observations("test")
+        truth = data.truth("test")
+        assert truth is not None
+        self.truth: Tensor = truth
+        frames, shape = self.observations.frames, self.observations.shape
+        is_forecast = bool((last_observed(self.observations) < frames - 1).any())
+        self.references = (*REFERENCES, *FORECASTS) if is_forecast else REFERENCES
+        self.errors = nn.ModuleDict({name: FieldErrors(frames, shape, ("bicubic",)) for name in (*self.references, OURS)})
+        kinds = ("as drawn", "calibrated") if members else ()
+        self.ensembles = nn.ModuleDict({kind: EnsembleErrors(frames, members) for kind in kinds})
+        self.kappa, self.remark = 1.0, ""
+
+    def on_test_start(self) -> None:
+        if self.members:
+            trainer: ProjectTrainer = self.trainer  # type: ignore[assignment]
+            self.prior = prior_of(self.network, self._data[0].observations("train"))
+            self.kappa, self.remark = inflation_of(trainer, self.network, self._data[0].observations("val"), self.members)
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        trainer: ProjectTrainer = self.trainer  # type: ignore[assignment]
+        some, truth = self.observations.select(batch["index"].tolist()), self.truth[batch["index"].cpu()]
+        fields = {name: METHODS[name](some) for name in self.references} | {OURS: estimate(trainer, self.network, some)}
+        for name, made in fields.items():
+            self._metric(self.errors[name]).update(made, truth, some.batch(), some.physics, {"bicubic": fields["bicubic"]})
+        if self.members:
+            drawn = draw_members(trainer, self.network, some, self.prior, self.members, "test", *some.names)
+            index = batch["index"].cpu()
+            for kind, kappa in (("as drawn", 1.0), ("calibrated", self.kappa)):
+                self._metric(self.ensembles[kind]).update(torch.lerp(drawn.mean(0), drawn, kappa), truth, index)
+
+    def metric(self, name: str) -> FieldErrors:
+        """Return the errors of a method."""
+        found = self.errors[name]
+        assert isinstance(found, FieldErrors)
+        return found
+
+    def _metric(self, metric: nn.Module) -> Any:
+        return metric.to("cpu")  # fields lie there: interpolations and the truth are not worth a GPU
+
+
+def test(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData, members: int) -> Tested:
+    """Test a network, and write tables and pictures; where there is no truth, what can be told without it."""
+    observations = data.observations("test")
+    if data.truth("test") is None:
+        return _without_truth(trainer, module, observations)
+    testing = Testing(module, data, members)
+    L.Trainer.test(trainer, testing, data.test_dataloader(), verbose=False)
+    measured = {name: _computed(metric) for name, metric in testing.errors.items()}
+    rows = [_row(name, one) for name, one in measured.items()]
+    spreads = {kind: _computed(metric) for kind, metric in testing.ensembles.items()}
+    ensembles = [{"ensemble": kind} | {name: round(float(one[name]), 5) for name in SPREAD} for kind, one in spreads.items()]
+    summary = _summary(measured, spreads, testing.kappa)
+    if trainer.is_global_zero:
+        _write(trainer, rows, ensembles, testing, measured, spreads)
+        _draw(trainer, module, testing)
+    for logger in trainer.loggers:
+        logger.log_metrics(summary, trainer.global_step)
+    return Tested(rows, ensembles, summary)
+
+
+def _computed(metric: nn.Module) -> dict[str, Tensor]:
+    assert isinstance(metric, FieldErrors | EnsembleErrors)
+    return metric.compute()
+
+
+def _row(name: str, measured: Mapping[str, Tensor]) -> dict[str, Any]:
+    first, last = measured["relative_l2_by_frame"][0], measured["relative_l2_by_frame"][-1]
+    own = {name: round(float(measured[name]), 5) for name in SHOWN}
+    return {"method": name, **own, "gain": round(float(measured["gain_over_bicubic"]), 3), "first_frame": float(first), "last_frame": float(last)}
+
+
+def _summary(measured: Mapping[str, Mapping[str, Tensor]], spreads: Mapping[str, Mapping[str, Tensor]], kappa: float) -> dict[str, Any]:
+    ours, projected = measured[OURS], measured["bicubic+projection"]
+    values = {
+        "test/relative_l2": ours["relative_l2"],
+        "test/gain": ours["gain_over_bicubic"],
+        "test/gain_over_projection": projected["relative_l2"] / ours["relative_l2"],
+        "test/gain_last_frame": ours["gain_over_bicubic_by_frame"][-1],
+        "test/psnr": ours["psnr"],
+        "test/ssim": ours["ssim"],
+    }
+    if spreads:
+        chosen = spreads["calibrated"]
+        values |= {f"test/{name}": chosen[name] for name in ("coverage_90", "spread_skill", "crps")}
+        values["test/inflation"] = torch.tensor(kappa)
+    return {name: round(float(value), 5) for name, value in values.items()}
+
+
+def _write(
+    trainer: ProjectTrainer,
+    rows: list[dict[str, Any]],
+    ensembles: list[dict[str, Any]],
+    testing: Testing,
+    measured: Mapping[str, Mapping[str, Tensor]],
+    spreads: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    log_table(trainer, "methods", rows)
+    print(markdown([{name: row[name] for name in ("method", "relative_l2", "gain", "first_frame", "last_frame", "psnr", "ssim")} for row in rows]))
+    curves = {name: measured[name]["relative_l2_by_frame"].tolist() for name in testing.errors}
+    seen = testing.observations.mask.flatten(2).any(2).any(0)
+    log_figure(trainer, "error_by_frame", draw_by_frame(curves, observed=None if bool(seen[-1]) else int(seen.nonzero().max()) + 1))
+    spectra = {"truth": testing.metric(OURS).true_power} | {name: testing.metric(name).power for name in ("bicubic", OURS)}
+    log_figure(trainer, "spectra", draw_spectra(spectra, min(testing.observations.coarse.shape[-2:])))
+    if ensembles:
+        log_table(trainer, "ensembles", ensembles)
+        print(
+            markdown([{name: row[name] for name in ("ensemble", "coverage_90", "spread_skill", "crps", "mae", "correlation")} for row in ensembles])
+        )
+        print(f"the spread is multiplied by {testing.kappa:.3g}, as hidden observations tell" if not testing.remark else testing.remark)
+        log_figure(trainer, "calibration", draw_calibration({kind: one["ranks"] for kind, one in spreads.items()}))
+
+
+def _draw(trainer: ProjectTrainer, module: PlumeSuperResolution, testing: Testing) -> None:
+    """Draw the first sequence, and write a moving picture of it."""
+    module.to(trainer.strategy.root_device)
+    one, truth = testing.observations.select([0]), testing.truth[0]
+    ours, deviation = estimate(trainer, module, one)[0], None
+    if testing.members:
+        drawn = draw_members(trainer, module, one, testing.prior, testing.members, "test", *one.names)
+        deviation = testing.kappa * drawn.std(0)[0]
+    fields = {"bicubic": METHODS["bicubic"](one)[0], OURS: ours}
+    figure = draw_fields(one.coarse[0], fields, truth, deviation, one.mask[0], Wind(one.wind.u[0], one.wind.v[0]), one.unit)
+    log_figure(trainer, "fields", figure)
+    animate(artefact_folder(trainer) / "fields.gif", one.coarse[0], ours, deviation, truth, one.mask[0], unit=one.unit)
+
+
+def _without_truth(trainer: ProjectTrainer, module: PlumeSuperResolution, observations: Observations) -> Tested:
+    """Say how well fields agree with the observations and the physics, which no truth is needed for."""
+    module.to(trainer.strategy.root_device)
+    fields = {name: METHODS[name](observations) for name in REFERENCES} | {OURS: estimate(trainer, module, observations)}
+    rows = []
+    for name, made in fields.items():
+        agreement = inconsistency(made, observations.coarse, observations.mask).nanmean()
+        moved = residual(made, observations.wind, observations.physics, observations.source).mean() if observations.frames > 1 else torch.zeros(())
+        rows.append({"method": name, "inconsistency": float(agreement), "residual": float(moved)})
+    if trainer.is_global_zero:
+        log_table(trainer, "methods", rows)
+        print(f"the test split has no truth:\n{markdown(rows)}")
+    ours = rows[-1]
+    return Tested(rows, [], {"test/inconsistency": ours["inconsistency"], "test/residual": ours["residual"]})
