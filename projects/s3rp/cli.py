@@ -39,8 +39,9 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
         from projects.s3rp.tasks import train
-        from projects.s3rp.testing import test
+        from projects.s3rp.testing import check_members, test
 
+        check_members(members)
         train(self, model, datamodule, ckpt_path)
         return test(self, model, datamodule, members)
 

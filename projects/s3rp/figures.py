@@ -231,7 +231,7 @@ def draw_spectra(spectra: Mapping[str, Tensor], coarse_size: int) -> Figure:
         right.plot(waves, (power / true).where(true > FAINT * true.max(), torch.nan), marker=".", label=name)
     right.axhline(1, color="black", linewidth=2)
     floor = float(true.max()) * 1e-10
-    left.set(yscale="log", ylabel="power of a wave", ylim=(max(floor, 0.3 * float(true[true > 0].min())), None))
+    left.set(yscale="log", ylabel="power of a wave", ylim=(max(floor, 0.3 * float(true[true > 0].min())) if bool((true > 0).any()) else None, None))
     right.set(ylabel=f"power by that of {reference}", ylim=(0, 2))
     for axis in (left, right):
         axis.axvline(coarse_size / 2, color="grey", linestyle=":", label="coarse grid's finest wave" if axis is left else None)
@@ -263,7 +263,7 @@ def draw_calibration(counts: Mapping[str, Tensor]) -> Figure:
         axis.set_title(name, fontsize="medium")
         levels, covered = reliability(counts[name].cpu())
         right.plot(levels, covered, marker=".", label=name)
-    right.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
+    right.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="ideal")
     right.vlines(LEVELS, 0, 1, color="0.8", linewidth=1, zorder=0)
     right.set(xlabel="central interval", ylabel="part of the truth inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     right.legend(frameon=False, fontsize="small", loc="upper left")

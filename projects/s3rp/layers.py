@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from projects.s3rp.physics import Boundary
 
@@ -82,6 +83,36 @@ class ConvLSTM(nn.Module):
     def hidden(self, state: Tensor) -> Tensor:
         """Return h of a state, (B, channels, H, W)."""
         return state[:, : self.channels]
+
+
+class Propagator(nn.Module):
+    """Carries fields to the next frame by kernels that it makes of the winds: linear in the field, as the equation is, and without a solver.
+
+    Args:
+        boundary: of the domain.
+        channels: maps of the layers that make kernels.
+        reach: cells that a kernel reaches to each side; a field that moves further in a step is lost.
+        steps: kernels that are applied one after the other in a frame.
+    """
+
+    def __init__(self, boundary: Boundary, channels: int = 64, reach: int = 3, steps: int = 1) -> None:
+        super().__init__()
+        self.reach, self.steps = reach, steps
+        self.mode = "circular" if boundary == "periodic" else "replicate"
+        taps = (2 * reach + 1) ** 2
+        last = zeroed(nn.Conv2d(channels, taps, 1))
+        assert last.bias is not None
+        nn.init.constant_(last.bias[taps // 2 : taps // 2 + 1], 1.0)  # nothing moves to begin with
+        self.kernels = nn.Sequential(conv(2, channels, boundary), nn.SiLU(), nn.Conv2d(channels, channels, 1), nn.SiLU(), last)
+
+    def forward(self, fields: Tensor, courant: Tensor) -> Tensor:
+        """Carry fields (B, T, H, W) by the winds (B, T or 1, 2, H, W) in cells a frame."""
+        kernels = self.kernels(courant.flatten(0, 1) / self.steps).unflatten(0, courant.shape[:2])  # (B, T or 1, taps, H, W)
+        for _ in range(self.steps):
+            padded = F.pad(fields.flatten(0, 1)[:, None], [self.reach] * 4, mode=self.mode)
+            around = F.unfold(padded, 2 * self.reach + 1).view(*fields.shape[:2], -1, *fields.shape[2:])  # (B, T, taps, H, W)
+            fields = (kernels * around).sum(2)
+        return fields
 
 
 def build_cell(kind: Cell, inputs: int, channels: int, boundary: Boundary) -> ConvGRU | ConvLSTM:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from projects.s3rp.layers import Cell, build_cell, conv, zeroed
+from projects.s3rp.layers import Cell, Propagator, build_cell, conv, zeroed
 from projects.s3rp.observing import block_mean, filled, interpolate, project, repeat
 from projects.s3rp.physics import Boundary
 
@@ -58,7 +58,8 @@ class Fields(NamedTuple):
 class FineNet(nn.Module):
     """Encoder, recurrent cell and decoder, frame after frame: c_t = b_t + g(h_t), whose last layer starts at zero (section 2.3).
 
-    b_t is the bicubic frame; where it is missing, the field of the frame before, so that a frame without any observation is a forecast.
+    b_t is the bicubic frame; where it is missing, the field of the frame before, carried on if there is a propagator. With one, a frame without any
+    observation is that forecast, and nothing else; what forecasts are trained by leaves the frames before them alone.
 
     Args:
         factor: r.
@@ -73,6 +74,7 @@ class FineNet(nn.Module):
         gain: of the projection onto the observations; 1 for noise-free ones, 0 for none.
         source: looks for sources: a map of releases, the same in all frames (section 2.6).
         checkpointing: computes activations again in the backward pass, instead of keeping those of all frames.
+        propagation: kernels that carry a field from frame to frame where there are no observations; 0 for no propagator.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class FineNet(nn.Module):
         gain: float = 1.0,
         source: bool = False,
         checkpointing: bool = False,
+        propagation: int = 0,
     ) -> None:
         super().__init__()
         self.factor, self.boundary, self.gain, self.checkpointing = factor, boundary, gain, checkpointing
@@ -102,6 +105,7 @@ class FineNet(nn.Module):
         self.backward_encoder = nn.Sequential(conv((3 + mask_channel) * maps, channels, boundary), nn.SiLU()) if bidirectional else None
         self.backward_cell = build_cell(cell, channels, channels, boundary) if bidirectional else None
         self.release = _release(channels, maps, boundary) if source else None
+        self.propagator = Propagator(boundary, steps=propagation) if propagation else None
 
     def forward(self, seen: Seen, carry: Carry | None = None) -> Fields:
         """Super-resolve sequences, and forecast frames without observations.
@@ -115,11 +119,16 @@ class FineNet(nn.Module):
         field = first_guess(seen, self.factor, self.boundary)
         coming = self._backwards(seen, upsampled) if self.backward_cell is not None else [None] * seen.frames
         state, fields, hidden = None, [], []
+        is_seen = seen.mask.flatten(2).any(2)  # (B, T)
         for frame in range(seen.frames):
-            base = base_of(seen, frame, field, self.factor, self.boundary) if upsampled is None else upsampled[:, frame]
+            carried = field if upsampled is not None or not frame else self._carried(field, is_seen[:, frame - 1], seen.arriving(frame))
+            base = base_of(seen, frame, carried, self.factor, self.boundary) if upsampled is None else upsampled[:, frame]
             forecast = carry(field, frame - 1) if self.hybrid and carry is not None and frame else base
             arguments = (base, field if self.recurrent else base, forecast, seen, frame, coming[frame], state)
-            field, state = checkpoint(self._frame, *arguments, use_reentrant=False) if self.checkpointing else self._frame(*arguments)
+            made, later = checkpoint(self._frame, *arguments, use_reentrant=False) if self.checkpointing else self._frame(*arguments)
+            if upsampled is None and self.propagator is not None and frame:
+                made = torch.where(is_seen[:, frame, None, None], made, carried)
+            field, state = made, later
             fields.append(field)
             hidden.append(self.cell.hidden(state))
             state = state if self.recurrent else None
@@ -140,6 +149,12 @@ class FineNet(nn.Module):
         state = self.cell(encoded, self.cell.start(encoded) if state is None else state)
         made = forecast + self._from_grid(self.decoder(self.cell.hidden(state)))
         return (project(made, seen.coarse[:, frame], seen.mask[:, frame], self.gain) if self.gain else made), state
+
+    def _carried(self, field: Tensor, was_seen: Tensor, courant: Tensor) -> Tensor:
+        """Return the field before, carried on if there is a propagator; an observed one gets no gradient from where it is carried to."""
+        if self.propagator is None:
+            return field
+        return self.propagator(torch.where(was_seen[:, None, None], field.detach(), field)[:, None], courant[:, None])[:, 0]
 
     def _backwards(self, seen: Seen, upsampled: Tensor | None) -> list[Tensor | None]:
         """Return what a cell says of each frame that has seen those behind it, (B, C, H, W) each."""

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from projects.s3rp.calibration import crps
-from projects.s3rp.layers import Cell
+from projects.s3rp.layers import Cell, Propagator
 from projects.s3rp.losses import coarse_loss, negativity, residual_loss, roughness, step_loss
 from projects.s3rp.model import SRCNN, Carry, FineNet, Grid, Seen
 from projects.s3rp.physics import Boundary, Physics, Wind, centred
@@ -77,7 +77,8 @@ class PlumeSuperResolution(L.LightningModule):
         lambda_negative: weight of negative values; 0 for signed fields.
         lambda_smooth: weight of the first frame's slopes.
         lambda_source: weight of the mean release that is found.
-        forecast: last frames that are hidden from the network in every other step, so that it learns to forecast.
+        forecast: last frames that are hidden from the network in every other step, so that it learns to forecast; 0 for a network that does not.
+        propagation: kernels that an s3rp_d applies to carry a field over one frame, of 3 cells reach each.
         hide: part of the observed pixels that are hidden from the network in every step, so that it learns to fill gaps.
         find_source: looks for unknown sources, constant in time.
         learn_diffusivity: learns D too, from the data's value on.
@@ -86,7 +87,8 @@ class PlumeSuperResolution(L.LightningModule):
         divergence: mmd (inverse multi-quadratic kernels) or critic (adversarial).
         lambda_crps: weight of the score of hidden pixels, which rewards the right spread.
         members: fields that an s3rp_r draws of each sequence in a training step.
-        lr: learning rate of Adam, which falls along a line to 5 %.
+        lr: highest learning rate of Adam, which falls along a line to 5 %.
+        warm_up: part of the training in which the learning rate rises from 0; forecasts and hidden pixels need some.
         seed: seed of the weights, of what is hidden and of the latents.
     """
 
@@ -117,6 +119,7 @@ class PlumeSuperResolution(L.LightningModule):
         lambda_smooth: float = 0.0,
         lambda_source: float = 1e-3,
         forecast: int = 0,
+        propagation: int = 1,
         hide: float = 0.0,
         find_source: bool = False,
         learn_diffusivity: bool = False,
@@ -126,6 +129,7 @@ class PlumeSuperResolution(L.LightningModule):
         lambda_crps: float = 1.0,
         members: int = 2,
         lr: float = 3e-3,
+        warm_up: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -144,14 +148,18 @@ class PlumeSuperResolution(L.LightningModule):
         if given.net == "s3rp_r":
             return LatentNet(given.factor, given.channels, given.latents, given.cell, given.boundary, given.projection)
         switches = {name: given[name] for name in ("mask_channel", "hybrid", "bidirectional", "recurrent", "checkpointing")}
-        return FineNet(
-            given.factor, given.channels, given.cell, given.boundary, given.grid, gain=given.projection, source=given.find_source, **switches
-        )
+        propagation = given.propagation if given.forecast else 0
+        switches |= {"gain": given.projection, "source": given.find_source, "propagation": propagation}
+        return FineNet(given.factor, given.channels, given.cell, given.boundary, given.grid, **switches)
 
     @property
     def is_stochastic(self) -> bool:
         """Whether it draws from a distribution."""
         return isinstance(self.net, LatentNet)
+
+    @property
+    def _propagates(self) -> bool:
+        return isinstance(self.net, FineNet) and self.net.propagator is not None
 
     @property
     def factor(self) -> int:
@@ -222,7 +230,8 @@ class PlumeSuperResolution(L.LightningModule):
 
     def _known(self, split: str) -> Physics:
         data: PlumeData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.observations(split).physics
+        physics = data.observations(split).physics
+        return physics if self.log_factor is None else physics.with_options(substeps=2 * (physics.substeps or 1))  # D may grow
 
     def diffusivity(self, physics: Physics) -> Tensor | None:
         """Return the D that was learnt; None where it is known."""
@@ -237,6 +246,7 @@ class PlumeSuperResolution(L.LightningModule):
             "coarse": 1.0,
             "physics": given.lambda_physics,
             "forecast": given.lambda_forecast,
+            "carried": given.lambda_physics,
             "negative": given.lambda_negative,
             "smooth": given.lambda_smooth,
             "source": given.lambda_source,
@@ -273,17 +283,39 @@ class PlumeSuperResolution(L.LightningModule):
             shown = shown & (torch.rand(mask.shape, generator=rng, device=mask.device) >= given.hide)
         return shown, ahead & mask
 
+    def _shown_in_validation(self, batch: Batch) -> Tensor:
+        """Hide pixels and last frames as in training: a function of each sequence's number."""
+        given, shown = self.hparams, batch["mask"].clone()
+        if given.forecast and shown.shape[1] > given.forecast + 1:
+            shown[:, -given.forecast :] = False
+        if given.hide:
+            rngs = [generator(given.seed, "validation", number) for number in batch["index"].tolist()]
+            shown &= torch.stack([torch.rand(shown.shape[1:], generator=rng) for rng in rngs]).to(shown.device) >= given.hide
+        return shown
+
     def _parts(self, scaled: Scaled, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
         """Return the terms of section 2.4."""
         fields, found = self._fields(scaled, physics)
         parts = self._terms(fields, scaled, found, ahead, physics)
+        if isinstance(self.net, FineNet) and self.net.propagator is not None:
+            parts["carried"] = self._carried_loss(self.net.propagator, fields.detach(), scaled, physics)
         return parts if found is None else parts | {"source": found.mean() * physics.interval}
+
+    def _carried_loss(self, propagator: Propagator, fields: Tensor, scaled: Scaled, physics: Physics) -> Tensor:
+        """Return the mean of (P(c_t) - S_Delta(c_t))^2, by which the propagator learns the solver's step from the fields that there are."""
+        frames = fields.shape[1] - 1
+        wind = scaled.wind.frames(0, frames)
+        target = physics.advance(fields[:, :-1], wind, None, self.diffusivity(physics)).detach()
+        return (propagator(fields[:, :-1], scaled.seen.courant[:, :frames]) - target).square().mean()
 
     def _terms(self, fields: Tensor, scaled: Scaled, found: Tensor | None, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
         given = self.hparams
         parts = {"coarse": coarse_loss(fields, scaled.coarse, scaled.mask & ~ahead)}
-        if given.lambda_physics and fields.shape[1] > 1:
-            parts["physics"] = self.physics_loss(fields, scaled.wind, physics, scaled.source if found is None else found)
+        known = fields.shape[1] - (given.forecast if self._propagates and bool(ahead.any()) else 0)
+        if given.lambda_physics and known > 1:
+            source = scaled.source if found is None else found
+            source = source if source is None or source.shape[1] == 1 else source[:, :known]
+            parts["physics"] = self.physics_loss(fields[:, :known], scaled.wind.frames(0, known), physics, source)
         if given.lambda_forecast and given.forecast:
             parts["forecast"] = coarse_loss(fields, scaled.coarse, ahead)
         if given.lambda_negative:
@@ -328,9 +360,18 @@ class PlumeSuperResolution(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise ValueError("the learning rate falls to the end of the training: set trainer.max_epochs or trainer.max_steps")
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, FALLS_TO, int(steps))
+        learnt = [] if self.log_factor is None else [self.log_factor]
+        weights = [parameter for parameter in self.parameters() if parameter is not self.log_factor]
+        groups: list[dict[str, Any]] = [{"params": weights}, *({"params": [one], "lr": 10 * self.hparams.lr} for one in learnt)]
+        optimizer = torch.optim.Adam(groups, self.hparams.lr)  # a logarithm has far to go, in the steps that weights take
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.decay(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def decay(self, part: float) -> float:
+        """Return the factor of the learning rate after a part of the training."""
+        rise = self.hparams.warm_up
+        falling = 1 - (1 - FALLS_TO) * max(0.0, part - rise) / (1 - rise)
+        return min(part / rise, falling) if rise else falling
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_finite(self)
@@ -342,7 +383,7 @@ class PlumeSuperResolution(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         physics = self._known("val")
-        shown, _ = self._shown(batch["mask"], 1)
+        shown = self._shown_in_validation(batch)
         scaled = scale(batch, physics, shown)
         hidden = scaled.mask & ~shown
         judged = hidden if bool(hidden.any()) else scaled.mask
@@ -408,11 +449,19 @@ def _check(given: Mapping[str, Any]) -> None:
     for name in ("projection", "curriculum"):
         if not 0 <= given[name] <= 1:
             raise ValueError(f"model.{name} lies between 0 and 1, got {given[name]}")
-    if not 0 <= given["hide"] < 1:
-        raise ValueError(f"model.hide is a part, at least 0 and below 1, got {given['hide']}")
+    for name in ("hide", "warm_up"):
+        if not 0 <= given[name] < 1:
+            raise ValueError(f"model.{name} is a part, at least 0 and below 1, got {given[name]}")
     if given["lr"] <= 0:
         raise ValueError(f"model.lr must be positive, got {given['lr']}")
     if given["net"] == "srcnn" and (given["forecast"] or not given["mask_channel"]):
         raise ValueError("a srcnn knows single frames: it takes neither model.forecast nor model.mask_channel")
+    if not given["recurrent"] and (given["bidirectional"] or given["hybrid"]):
+        raise ValueError("model.recurrent false makes every frame by itself: leave out model.bidirectional and model.hybrid")
+    for name in ("find_source", "learn_diffusivity"):
+        if given[name] and not given["lambda_physics"]:
+            raise ValueError(f"model.{name} learns from the physics: set model.lambda_physics above 0")
+    if given["net"] == "s3rp_r" and given["members"] < 2 and given["lambda_crps"] and (given["hide"] or given["forecast"]):
+        raise ValueError("the score of hidden pixels compares draws: set model.members to 2 or more, or model.lambda_crps to 0")
     if given["find_source"] and given["net"] != "s3rp_d":
         raise ValueError("model.find_source needs the net s3rp_d")

@@ -20,6 +20,7 @@ from projects.s3rp.layouts import NETCDF, READABLE, Coordinates, read_placed
 from projects.s3rp.outlook import Outlook, inflation_of, look_out, prior_of
 from projects.s3rp.physics import RINGING
 from projects.s3rp.sets import Observations
+from projects.s3rp.testing import check_members
 from shared.checkpoints import weights_digest
 from shared.data.files import BadFileError
 from shared.data.inputs import Input, find_files, named
@@ -65,8 +66,7 @@ class Wish:
     def __post_init__(self) -> None:
         if self.horizon < 0:
             raise ValueError(f"horizon counts frames, 0 or more, got {self.horizon}")
-        if self.members < 0 or self.members == 1:
-            raise ValueError(f"members must be 0, for no spread, or 2 and more, got {self.members}")
+        check_members(self.members)
         if self.keep_members and not self.members:
             raise ValueError("there are no members to keep: set members")
 

@@ -96,8 +96,19 @@ class Testing(L.LightningModule):
         return metric.to("cpu")  # fields lie there: interpolations and the truth are not worth a GPU
 
 
+def check_members(members: int) -> None:
+    """Refuse ensembles without a spread, before any work.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if members < 0 or members == 1:
+        raise ValueError(f"members must be 0, for no spread, or 2 and more, got {members}")
+
+
 def test(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData, members: int) -> Tested:
     """Test a network, and write tables and pictures; where there is no truth, what can be told without it."""
+    check_members(members)
     observations = data.observations("test")
     if data.truth("test") is None:
         return _without_truth(trainer, module, observations)

@@ -19,6 +19,8 @@ Start = Literal["blobs", "random"]
 """Initial fields: a few Gaussian blobs, or a Gaussian random field of mean zero."""
 MODES = 2
 """Largest wave number of the winds' stream function."""
+AT_ONCE = 16
+"""Sequences that are computed at a time."""
 PEAKS = (0.5, 1.5)
 """Range of the blobs' peaks."""
 
@@ -122,21 +124,28 @@ def draw_plumes(world: World, count: int, split: str = "train", known_source: bo
         split: their winds and initial fields differ from split to split.
         known_source: tells the observations' user the sources.
     """
-    rngs = [generator(world.seed, "plume", split, number) for number in range(count)]
+    parts = [_draw(world, range(start, min(start + AT_ONCE, count)), split) for start in range(0, count, AT_ONCE)]
+    coarse, mask, u, v, truth = (torch.cat([part[name] for part in parts]) for name in ("coarse", "mask", "u", "v", "truth"))
+    source = torch.cat([part["source"] for part in parts]) if world.sources else None
+    names = [f"{split}-{number:05d}" for number in range(count)]
+    known = source if known_source else None
+    return Plumes(Observations(coarse, mask, Wind(u, v), world.physics, world.sigma, known, names), truth, source)
+
+
+def _draw(world: World, numbers: range, split: str) -> dict[str, Tensor]:
+    """Draw some sequences; the finer grid's fields and winds are not kept."""
+    rngs = [generator(world.seed, "plume", split, number) for number in numbers]
     drawn = [_draw_scene(world, rng) for rng in rngs]
     initial = torch.stack([one[0] for one in drawn])
     source = torch.stack([one[3] for one in drawn if one[3] is not None]) if world.sources else None
     fine_wind = Wind(torch.stack([one[1].u for one in drawn]), torch.stack([one[1].v for one in drawn]))
     truth = _roll_out(world, initial, fine_wind, source)
-    wind = Wind(torch.stack([one[2].u for one in drawn]).float(), torch.stack([one[2].v for one in drawn]).float())
-    shown = None if source is None else block_mean(source, world.refine)[:, None].float()
     coarse = block_mean(truth, world.factor).float()
     mask = torch.stack([_draw_mask(world, rng) for rng in rngs])
     noise = torch.stack([torch.randn(coarse.shape[1:], generator=rng) for rng in rngs])
-    coarse = (coarse + world.sigma * noise) * mask
-    names = [f"{split}-{number:05d}" for number in range(count)]
-    known = shown if known_source else None
-    return Plumes(Observations(coarse, mask, wind, world.physics, world.sigma, known, names), truth.float(), shown)
+    found = {"coarse": (coarse + world.sigma * noise) * mask, "mask": mask, "truth": truth.float()}
+    found |= {name: torch.stack([getattr(one[2], name) for one in drawn]).float() for name in ("u", "v")}
+    return found if source is None else found | {"source": block_mean(source, world.refine)[:, None].float()}
 
 
 def _draw_scene(world: World, rng: torch.Generator) -> tuple[Tensor, Wind, Wind, Tensor | None]:
@@ -218,10 +227,11 @@ def _roll_out(world: World, initial: Tensor, wind: Wind, source: Tensor | None) 
     truth = initial.new_empty(len(initial), world.frames, world.size, world.size)
     for substeps in steps.unique().tolist():  # each sequence has its own, so that a plume depends on no other
         rows = (steps == substeps).nonzero()[:, 0]
-        fields, own = [initial[rows]], None if source is None else source[rows]
+        field, own, now = initial[rows], None if source is None else source[rows], wind.select(rows)
+        truth[rows, 0] = block_mean(field, world.refine)
         for frame in range(world.frames - 1):
-            fields.append(physics.with_options(substeps=substeps).advance(fields[-1], wind.select(rows).at(frame), own))
-        truth[rows] = block_mean(torch.stack(fields, 1), world.refine)
+            field = physics.with_options(substeps=substeps).advance(field, now.at(frame), own)
+            truth[rows, frame + 1] = block_mean(field, world.refine)
     return truth
 
 

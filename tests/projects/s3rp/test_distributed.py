@@ -53,6 +53,7 @@ def test_two_processes_learn_what_one_learns(run_folder, small, options):
     main([*common, "--run=one"])
     run_together(command_line, [*common, "--run=two"], "s3rp")
     one, two = (load_checkpoint(run_folder / "s3rp" / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("one", "two"))
+    one.pop("net.decoder.4.bias")  # the projection takes a constant away: its gradient is rounding alone
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-4, rtol=1e-2)
     assert scores(run_folder / "s3rp" / "two") == pytest.approx(scores(run_folder / "s3rp" / "one"), rel=1e-3)

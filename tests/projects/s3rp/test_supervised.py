@@ -24,7 +24,7 @@ def test_its_first_loss_is_the_mean_square_error_of_bicubic_and_projection():
     plumes = draw_plumes(WORLD, 4, "train")
     fresh = SupervisedSuperResolution(channels=4)
     batch = plumes.observations.batch()
-    made, unit = fresh(batch, data.physics), scale(batch, data.physics).scale
+    made, unit = fresh(batch, data.observations("train").physics), scale(batch, data.observations("train").physics).scale
     expected = ((made - plumes.truth) / unit).square().mean()
     torch.testing.assert_close(run.callback_metrics["train/loss"], expected, rtol=1e-4, atol=1e-8)
 
@@ -34,7 +34,7 @@ def test_it_learns_the_truth():
     plumes = draw_plumes(WORLD, 8, "train")
 
     def error():
-        return float((module(plumes.observations.batch(), data.physics) - plumes.truth).square().mean())
+        return float((module(plumes.observations.batch(), data.observations("train").physics) - plumes.truth).square().mean())
 
     before = error()
     trainer(25).fit(module, data)

@@ -4,11 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from projects.s3rp.classical import METHODS
 from projects.s3rp.cli import main
-from projects.s3rp.data import PlumeData
 from projects.s3rp.layouts import write_observations
 from projects.s3rp.module import PlumeSuperResolution
 from projects.s3rp.worlds import World, draw_plumes
@@ -89,23 +87,3 @@ def test_without_a_truth_agreement_and_physics_are_told(run, tmp_path, capsys):
     assert set(rows["network"]) == {"method", "inconsistency", "residual"}
     assert rows["network"]["inconsistency"] < 1e-4 < rows["bicubic"]["inconsistency"]
     assert set(cli.result.summary) == {"test/inconsistency", "test/residual"}
-
-
-def test_the_spread_is_fitted_without_the_test_split(run, monkeypatch):
-    """The prior comes from the training's frames, the inflation from the validation's."""
-    from projects.s3rp import testing
-
-    asked, own = [], PlumeData.observations
-
-    def listen(self, split):
-        asked.append(split)
-        return own(self, split)
-
-    made = testing.Testing(network(run), PlumeData(world=WORLD, train=8, val=3, test=5), 20)
-    monkeypatch.setattr(PlumeData, "observations", listen)
-    monkeypatch.setattr(testing, "prior_of", lambda module, observations: len(observations))
-    monkeypatch.setattr(testing, "inflation_of", lambda trainer, module, observations, members: (float(len(observations)), ""))
-    made.trainer = None
-    made.on_test_start()
-    assert (asked, made.prior, made.kappa) == (["train", "val"], 8, 3.0)
-    assert torch.is_tensor(made.truth)
