@@ -113,7 +113,7 @@ class Trainer(ProjectTrainer):
             path: an .npz, .h5, .zarr or .nc file, a folder of them, or a pattern.
             horizon: frames to forecast beyond the last one; winds are those of the file, or the last ones held.
             members: fields of the ensemble that tells the spread; 0 for none.
-            calibrate: fits the spread to observations that are hidden from the network for it.
+            calibrate: fits the spread to observations that are hidden for it, of a network that has learnt to fill gaps (model.hide).
             keep_members: writes the members too.
             clean_wind: makes the winds free of divergence.
             diffusivity: D, in units of length squared by time, where the file does not say it.

@@ -73,11 +73,12 @@ class PlumeSuperResolution(L.LightningModule):
         checkpointing: computes activations again in the backward pass: memory of one frame instead of all.
         physics: step (the solver's step from frame to frame) or residual (of the equation at mid-point).
         lambda_physics: weight of the physics.
-        lambda_forecast: weight of the frames that the network had to forecast.
+        lambda_forecast: weight of last frames that are hidden in every other step, and compared with what was observed; a propagator learns better
+            from the physics alone, an s3rp_r learns to forecast by nothing else.
         lambda_negative: weight of negative values; 0 for signed fields.
         lambda_smooth: weight of the first frame's slopes.
         lambda_source: weight of the mean release that is found.
-        forecast: last frames that are hidden from the network in every other step, so that it learns to forecast; 0 for a network that does not.
+        forecast: last frames that are hidden to learn forecasts by, or to validate them; 0 for a network that does not forecast.
         propagation: kernels that an s3rp_d applies to carry a field over one frame, of 3 cells reach each.
         hide: part of the observed pixels that are hidden from the network in every step, so that it learns to fill gaps.
         find_source: looks for unknown sources, constant in time.
@@ -114,7 +115,7 @@ class PlumeSuperResolution(L.LightningModule):
         checkpointing: bool = False,
         physics: Form = "step",
         lambda_physics: float = 1.0,
-        lambda_forecast: float = 1.0,
+        lambda_forecast: float = 0.0,
         lambda_negative: float = 0.1,
         lambda_smooth: float = 0.0,
         lambda_source: float = 1e-3,
@@ -276,7 +277,7 @@ class PlumeSuperResolution(L.LightningModule):
         """
         given, rng = self.hparams, generator(self.hparams.seed, "hidden", step, rank(), device=mask.device)
         ahead = torch.zeros_like(mask)
-        if given.forecast and step % 2 and mask.shape[1] > given.forecast + 1:
+        if given.forecast and given.lambda_forecast and step % 2 and mask.shape[1] > given.forecast + 1:
             ahead[:, -given.forecast :] = True
         shown = mask & ~ahead
         if given.hide:

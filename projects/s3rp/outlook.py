@@ -124,6 +124,11 @@ def look_out(
     return Outlook(mean, drawn.std(0), drawn, source)
 
 
+def can_tell_hidden(module: PlumeSuperResolution) -> bool:
+    """Tell whether a network has learnt to say what is hidden from it, so that its spread can be fitted to that."""
+    return bool(module.hparams.hide)
+
+
 def inflation_of(trainer: ProjectTrainer, module: PlumeSuperResolution, observations: Observations, members: int) -> tuple[float, str]:
     """Return kappa, by which the spread is to be multiplied so that hidden observations lie in its 90 % interval as often, and a remark if it fails.
 

@@ -17,7 +17,7 @@ import torch
 from projects.s3rp.arrays import library_for, write_arrays
 from projects.s3rp.assembling import Reading
 from projects.s3rp.layouts import NETCDF, READABLE, Coordinates, read_placed
-from projects.s3rp.outlook import Outlook, inflation_of, look_out, prior_of
+from projects.s3rp.outlook import Outlook, can_tell_hidden, inflation_of, look_out, prior_of
 from projects.s3rp.physics import RINGING
 from projects.s3rp.sets import Observations
 from projects.s3rp.testing import check_members
@@ -54,7 +54,7 @@ class Wish:
     Attributes:
         horizon: frames to forecast.
         members: fields of an ensemble that tells the spread; 0 for none.
-        calibrate: fits the ensemble's spread to observations that are hidden from the network for it.
+        calibrate: fits the ensemble's spread to observations that are hidden from the network for it, if it has learnt to fill gaps.
         keep_members: writes the members too.
     """
 
@@ -158,7 +158,9 @@ def _file(
     todo = [number for number in range(len(names)) if number not in done]
     if not todo:
         return [done[number] for number in sorted(done)]
-    kappa, remark = inflation_of(trainer, module, observations, wish.members) if wish.calibrate and wish.members else (1.0, "")
+    kappa, remark = (
+        inflation_of(trainer, module, observations, wish.members) if wish.calibrate and wish.members and can_tell_hidden(module) else (1.0, "")
+    )
     prior = prior_of(module, observations) if wish.members else None
     remarks = [text for text in (_ringing(observations), remark) if text]
     for text in remarks:

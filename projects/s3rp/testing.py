@@ -14,7 +14,7 @@ from projects.s3rp.animation import animate
 from projects.s3rp.classical import METHODS, last_observed
 from projects.s3rp.figures import draw_by_frame, draw_calibration, draw_fields, draw_spectra
 from projects.s3rp.metrics import EnsembleErrors, FieldErrors, inconsistency, residual
-from projects.s3rp.outlook import draw_members, estimate, inflation_of, prior_of
+from projects.s3rp.outlook import can_tell_hidden, draw_members, estimate, inflation_of, prior_of
 from projects.s3rp.physics import Wind
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.results import markdown
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 REFERENCES = ("nearest", "bicubic", "spline", "bicubic+projection")
 FORECASTS = ("persistence", "fine solver from bicubic+projection")
 OURS = "network"
+ALIKE = 5.0
+"""Inflation above which draws were too alike to tell anything."""
 SHOWN = ("relative_l2", "rmse", "psnr", "ssim", "inconsistency", "residual", "mass_error")
 """Measures of fields in the table of methods."""
 SPREAD = ("coverage_50", "coverage_90", "plume_coverage_90", "spread_skill", "crps", "mae", "energy_score", "correlation")
@@ -64,7 +66,7 @@ class Testing(L.LightningModule):
         is_forecast = bool((last_observed(self.observations) < frames - 1).any())
         self.references = (*REFERENCES, *FORECASTS) if is_forecast else REFERENCES
         self.errors = nn.ModuleDict({name: FieldErrors(frames, shape, ("bicubic",)) for name in (*self.references, OURS)})
-        kinds = ("as drawn", "calibrated") if members else ()
+        kinds = () if not members else ("as drawn", "calibrated") if can_tell_hidden(network) else ("as drawn",)
         self.ensembles = nn.ModuleDict({kind: EnsembleErrors(frames, members) for kind in kinds})
         self.kappa, self.remark = 1.0, ""
 
@@ -72,7 +74,8 @@ class Testing(L.LightningModule):
         if self.members:
             trainer: ProjectTrainer = self.trainer  # type: ignore[assignment]
             self.prior = prior_of(self.network, self._data[0].observations("train"))
-            self.kappa, self.remark = inflation_of(trainer, self.network, self._data[0].observations("val"), self.members)
+            if "calibrated" in self.ensembles:
+                self.kappa, self.remark = inflation_of(trainer, self.network, self._data[0].observations("val"), self.members)
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         trainer: ProjectTrainer = self.trainer  # type: ignore[assignment]
@@ -83,8 +86,9 @@ class Testing(L.LightningModule):
         if self.members:
             drawn = draw_members(trainer, self.network, some, self.prior, self.members, "test", *some.names)
             index = batch["index"].cpu()
-            for kind, kappa in (("as drawn", 1.0), ("calibrated", self.kappa)):
-                self._metric(self.ensembles[kind]).update(torch.lerp(drawn.mean(0), drawn, kappa), truth, index)
+            for kind, metric in self.ensembles.items():
+                members = torch.lerp(drawn.mean(0), drawn, self.kappa) if kind == "calibrated" else drawn
+                self._metric(metric).update(members, truth, index)
 
     def metric(self, name: str) -> FieldErrors:
         """Return the errors of a method."""
@@ -149,9 +153,8 @@ def _summary(measured: Mapping[str, Mapping[str, Tensor]], spreads: Mapping[str,
         "test/ssim": ours["ssim"],
     }
     if spreads:
-        chosen = spreads["calibrated"]
-        values |= {f"test/{name}": chosen[name] for name in ("coverage_90", "spread_skill", "crps")}
-        values["test/inflation"] = torch.tensor(kappa)
+        *_, chosen = spreads.values()
+        values |= {f"test/{name}": chosen[name] for name in ("coverage_90", "spread_skill", "crps")} | {"test/inflation": torch.tensor(kappa)}
     return {name: round(float(value), 5) for name, value in values.items()}
 
 
@@ -175,8 +178,13 @@ def _write(
         print(
             markdown([{name: row[name] for name in ("ensemble", "coverage_90", "spread_skill", "crps", "mae", "correlation")} for row in ensembles])
         )
-        print(f"the spread is multiplied by {testing.kappa:.3g}, as hidden observations tell" if not testing.remark else testing.remark)
+        if "calibrated" in testing.ensembles:
+            print(testing.remark or f"the spread is multiplied by {testing.kappa:.3g}, as hidden observations tell{_doubt(testing.kappa)}")
         log_figure(trainer, "calibration", draw_calibration({kind: one["ranks"] for kind, one in spreads.items()}))
+
+
+def _doubt(kappa: float) -> str:
+    return ": the draws are nearly alike, and hardly a distribution" if kappa > ALIKE else ""
 
 
 def _draw(trainer: ProjectTrainer, module: PlumeSuperResolution, testing: Testing) -> None:
