@@ -29,6 +29,7 @@ class PlumeData(DataModule):
         batch_size: sequences of a training step over all processes together.
         num_workers: not used: the sequences lie in memory.
         seed: seed of the order of sequences; drawn plumes have one of their own, world.seed.
+        known_source: tells the network where drawn sources are; false to look for them.
 
     Attributes:
         factor: r, fine cells along a side of a coarse one.
@@ -51,8 +52,10 @@ class PlumeData(DataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
+        known_source: bool = True,
     ) -> None:
         super().__init__(source, root, batch_size, num_workers, seed)
+        self.known_source = known_source
         self.world, self.counts = world, {"train": train, "val": val, "test": test}
         if (least := min(self.counts, key=lambda split: self.counts[split])) and self.counts[least] < 1:
             raise ValueError(f"data.{least} must be at least 1, got {self.counts[least]}")
@@ -84,7 +87,7 @@ class PlumeData(DataModule):
 
             self._observations[split] = read_split(self.root, split)
         else:
-            self._observations[split] = draw_plumes(self.world, self.counts[split], split).observations
+            self._observations[split] = draw_plumes(self.world, self.counts[split], split, self.known_source).observations
         known = self._observations[split]
         physics = known.physics.with_options(substeps=known.physics.substeps or known.physics.stable_substeps(known.wind))
         self._observations[split] = replace(known, physics=physics)

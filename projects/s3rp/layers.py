@@ -49,7 +49,7 @@ class ConvGRU(nn.Module):
     def forward(self, inputs: Tensor, state: Tensor) -> Tensor:
         update, reset = self.gates(torch.cat([inputs, state], 1)).sigmoid().chunk(2, 1)
         candidate = self.candidate(torch.cat([inputs, reset * state], 1)).tanh()
-        return torch.lerp(state, candidate, update)
+        return state + update * (candidate - state)
 
     def hidden(self, state: Tensor) -> Tensor:
         """Return h of a state, (B, channels, H, W)."""
@@ -98,21 +98,28 @@ class Propagator(nn.Module):
     def __init__(self, boundary: Boundary, channels: int = 64, reach: int = 3, steps: int = 1) -> None:
         super().__init__()
         self.reach, self.steps = reach, steps
-        self.mode = "circular" if boundary == "periodic" else "replicate"
+        self.mode = "circular" if boundary == "periodic" else "constant"  # what flows in is clean
         taps = (2 * reach + 1) ** 2
         last = zeroed(nn.Conv2d(channels, taps, 1))
         assert last.bias is not None
         nn.init.constant_(last.bias[taps // 2 : taps // 2 + 1], 1.0)  # nothing moves to begin with
         self.kernels = nn.Sequential(conv(2, channels, boundary), nn.SiLU(), nn.Conv2d(channels, channels, 1), nn.SiLU(), last)
 
-    def forward(self, fields: Tensor, courant: Tensor) -> Tensor:
-        """Carry fields (B, T, H, W) by the winds (B, T or 1, 2, H, W) in cells a frame."""
+    def forward(self, fields: Tensor, courant: Tensor, release: Tensor | None = None) -> Tensor:
+        """Carry fields to the next frame.
+
+        Args:
+            fields: (B, T, H, W).
+            courant: (B, T or 1, 2, H, W) winds in cells a frame.
+            release: (B, T or 1, H, W) what known sources release in that time, one half at its beginning and one at its end; None for nothing.
+        """
+        fields = fields if release is None else fields + release / 2
         kernels = self.kernels(courant.flatten(0, 1) / self.steps).unflatten(0, courant.shape[:2])  # (B, T or 1, taps, H, W)
         for _ in range(self.steps):
             padded = F.pad(fields.flatten(0, 1)[:, None], [self.reach] * 4, mode=self.mode)
-            around = F.unfold(padded, 2 * self.reach + 1).view(*fields.shape[:2], -1, *fields.shape[2:])  # (B, T, taps, H, W)
+            around = F.unfold(padded, 2 * self.reach + 1).unflatten(2, fields.shape[2:]).unflatten(0, fields.shape[:2])  # (B, T, taps, H, W)
             fields = (kernels * around).sum(2)
-        return fields
+        return fields if release is None else fields + release / 2
 
 
 def build_cell(kind: Cell, inputs: int, channels: int, boundary: Boundary) -> ConvGRU | ConvLSTM:

@@ -27,11 +27,13 @@ class Seen(NamedTuple):
         coarse: (B, T, h, w) frames, of order 1; 0 where missing.
         mask: (B, T, h, w) bool, True where observed.
         courant: (B, T or 1, 2, H, W) velocities at the cells' centres, in cells a frame, x first.
+        release: (B, T or 1, H, W) what known sources release in a frame's time, by area; None for nothing.
     """
 
     coarse: Tensor
     mask: Tensor
     courant: Tensor
+    release: Tensor | None = None
 
     @property
     def frames(self) -> int:
@@ -58,8 +60,8 @@ class Fields(NamedTuple):
 class FineNet(nn.Module):
     """Encoder, recurrent cell and decoder, frame after frame: c_t = b_t + g(h_t), whose last layer starts at zero (section 2.3).
 
-    b_t is the bicubic frame; where it is missing, the field of the frame before, carried on if there is a propagator. With one, a frame without any
-    observation is that forecast, and nothing else; what forecasts are trained by leaves the frames before them alone.
+    b_t is the bicubic frame; where it is missing, the field of the frame before, carried on if there is a propagator, or a solver. Then the frames
+    after the last observation are such forecasts, and nothing else; what forecasts are trained by leaves the frames before them alone.
 
     Args:
         factor: r.
@@ -74,7 +76,7 @@ class FineNet(nn.Module):
         gain: of the projection onto the observations; 1 for noise-free ones, 0 for none.
         source: looks for sources: a map of releases, the same in all frames (section 2.6).
         checkpointing: computes activations again in the backward pass, instead of keeping those of all frames.
-        propagation: kernels that carry a field from frame to frame where there are no observations; 0 for no propagator.
+        propagation: kernels that carry a field over a frame where there are no observations; 0 for no propagator.
     """
 
     def __init__(
@@ -119,16 +121,16 @@ class FineNet(nn.Module):
         field = first_guess(seen, self.factor, self.boundary)
         coming = self._backwards(seen, upsampled) if self.backward_cell is not None else [None] * seen.frames
         state, fields, hidden = None, [], []
-        is_seen = seen.mask.flatten(2).any(2)  # (B, T)
+        is_ahead = seen.mask.flatten(2).any(2).int().flip(1).cumsum(1).flip(1) == 0  # (B, T): no observation then or later
         for frame in range(seen.frames):
-            carried = field if upsampled is not None or not frame else self._carried(field, is_seen[:, frame - 1], seen.arriving(frame))
+            carried = self._carried(field, seen, frame, is_ahead[:, frame], None if is_complete else self.propagator, carry) if frame else field
             base = base_of(seen, frame, carried, self.factor, self.boundary) if upsampled is None else upsampled[:, frame]
-            forecast = carry(field, frame - 1) if self.hybrid and carry is not None and frame else base
-            arguments = (base, field if self.recurrent else base, forecast, seen, frame, coming[frame], state)
-            made, later = checkpoint(self._frame, *arguments, use_reentrant=False) if self.checkpointing else self._frame(*arguments)
-            if upsampled is None and self.propagator is not None and frame:
-                made = torch.where(is_seen[:, frame, None, None], made, carried)
-            field, state = made, later
+            start = carried if self.hybrid and carry is not None and frame else base
+            arguments = (base, field if self.recurrent else base, start, seen, frame, coming[frame], state)
+            made, state = checkpoint(self._frame, *arguments, use_reentrant=False) if self.checkpointing else self._frame(*arguments)
+            if frame and not is_complete and (self.propagator is not None or self.hybrid):
+                made = torch.where(is_ahead[:, frame, None, None], carried, made)
+            field = made
             fields.append(field)
             hidden.append(self.cell.hidden(state))
             state = state if self.recurrent else None
@@ -136,25 +138,30 @@ class FineNet(nn.Module):
         return Fields(torch.stack(fields, 1), source)
 
     def _frame(
-        self, base: Tensor, field: Tensor, forecast: Tensor, seen: Seen, frame: int, coming: Tensor | None, state: Tensor | None
+        self, base: Tensor, field: Tensor, start: Tensor, seen: Seen, frame: int, coming: Tensor | None, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the field of a frame, (B, H, W), and the cell's state; `forecast` is what is corrected, the base itself but in a hybrid network."""
+        """Return the field of a frame, (B, H, W), and the cell's state; `start` is what is corrected, the base itself but in a hybrid network."""
         wind = seen.arriving(frame)
         wind = wind if self.recurrent else torch.zeros_like(wind)
         shown = [base[:, None], field[:, None], wind.expand(len(base), -1, -1, -1)]
-        shown += [forecast[:, None]] if self.hybrid else []
+        shown += [start[:, None]] if self.hybrid else []
         shown += [repeat(seen.mask[:, frame, None].to(base.dtype), self.factor)] if self.mask_channel else []
         maps = self._to_grid(torch.cat(shown, 1))
         encoded = self.encoder(maps if coming is None else torch.cat([maps, coming], 1))
         state = self.cell(encoded, self.cell.start(encoded) if state is None else state)
-        made = forecast + self._from_grid(self.decoder(self.cell.hidden(state)))
+        made = start + self._from_grid(self.decoder(self.cell.hidden(state)))
         return (project(made, seen.coarse[:, frame], seen.mask[:, frame], self.gain) if self.gain else made), state
 
-    def _carried(self, field: Tensor, was_seen: Tensor, courant: Tensor) -> Tensor:
-        """Return the field before, carried on if there is a propagator; an observed one gets no gradient from where it is carried to."""
-        if self.propagator is None:
+    def _carried(self, field: Tensor, seen: Seen, frame: int, is_ahead: Tensor, propagator: Propagator | None, carry: Carry | None) -> Tensor:
+        """Return the field before, carried on by the solver or the propagator; as it is without either. Forecasts teach an observed field nothing."""
+        if self.hybrid and carry is not None:
+            return carry(field, frame - 1)
+        if propagator is None:
             return field
-        return self.propagator(torch.where(was_seen[:, None, None], field.detach(), field)[:, None], courant[:, None])[:, 0]
+        was_seen = seen.mask[:, frame - 1].flatten(1).any(1) & is_ahead
+        release = None if seen.release is None else seen.release[:, min(frame - 1, seen.release.shape[1] - 1)][:, None]
+        known = torch.where(was_seen[:, None, None], field.detach(), field)
+        return propagator(known[:, None], seen.arriving(frame)[:, None], release)[:, 0]
 
     def _backwards(self, seen: Seen, upsampled: Tensor | None) -> list[Tensor | None]:
         """Return what a cell says of each frame that has seen those behind it, (B, C, H, W) each."""
@@ -224,7 +231,7 @@ class SRCNN(nn.Module):
         self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), zeroed(conv(32, 1, boundary, 5)))
 
     def forward(self, seen: Seen, carry: Carry | None = None) -> Fields:
-        """Super-resolve every frame by itself; frames without observations come out as their neighbours' filling, zero."""
+        """Super-resolve every frame by itself; of one without observations comes what the network makes of an empty frame."""
         coarse = filled(seen.coarse, seen.mask, self.boundary)
         base = interpolate(coarse, self.factor, "bicubic", self.boundary)
         fields = base + self.layers(base.flatten(0, 1)[:, None])[:, 0].view_as(base)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from projects.s3rp.calibration import crps
 from projects.s3rp.layers import Cell, Propagator
 from projects.s3rp.losses import coarse_loss, negativity, residual_loss, roughness, step_loss
-from projects.s3rp.model import SRCNN, Carry, FineNet, Grid, Seen
-from projects.s3rp.physics import Boundary, Physics, Wind, centred
+from projects.s3rp.model import SRCNN, FineNet, Grid
+from projects.s3rp.options import Divergence, Form, Net, check_options
+from projects.s3rp.physics import Boundary, Physics, Wind
+from projects.s3rp.scaling import Scaled, scale, solver_of
 from projects.s3rp.sets import Batch
 from projects.s3rp.stochastic import LatentCritic, LatentNet, latent_discrepancy, pooled_pairs
 from shared.distributed import rank
@@ -25,33 +28,10 @@ from shared.training import check_finite, evaluating
 if TYPE_CHECKING:
     from projects.s3rp.data import PlumeData
 
-Net = Literal["s3rp_d", "s3rp_r", "srcnn"]
-Form = Literal["step", "residual"]
-Divergence = Literal["mmd", "critic"]
 SHORT = 3
 """Frames of the sequences that a curriculum begins with."""
 FALLS_TO = 0.05
 """Part of the learning rate that is left at the end."""
-
-
-class Scaled(NamedTuple):
-    """A batch without units.
-
-    Attributes:
-        seen: what a network is shown.
-        coarse: (B, T, h, w) all frames, those that are hidden from the network too.
-        mask: (B, T, h, w) bool, where there are observations.
-        scale: (B, 1, 1, 1) unit of each sequence's field.
-        source: (B, T or 1, H, W) known release, in that unit; None if there is none.
-        wind: in the units of the data.
-    """
-
-    seen: Seen
-    coarse: Tensor
-    mask: Tensor
-    scale: Tensor
-    source: Tensor | None
-    wind: Wind
 
 
 class PlumeSuperResolution(L.LightningModule):
@@ -135,7 +115,7 @@ class PlumeSuperResolution(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check(self.hparams)
+        check_options(self.hparams)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "s3rp weights"))
             self.net = self._build()
@@ -149,7 +129,7 @@ class PlumeSuperResolution(L.LightningModule):
         if given.net == "s3rp_r":
             return LatentNet(given.factor, given.channels, given.latents, given.cell, given.boundary, given.projection)
         switches = {name: given[name] for name in ("mask_channel", "hybrid", "bidirectional", "recurrent", "checkpointing")}
-        propagation = given.propagation if given.forecast else 0
+        propagation = given.propagation if given.forecast and not given.hybrid else 0
         switches |= {"gain": given.projection, "source": given.find_source, "propagation": propagation}
         return FineNet(given.factor, given.channels, given.cell, given.boundary, given.grid, **switches)
 
@@ -214,17 +194,18 @@ class PlumeSuperResolution(L.LightningModule):
         Raises:
             TypeError: if the network was not trained to look for sources.
         """
+        if not self.hparams.find_source:
+            raise TypeError("this network looks for no sources: train one with --model.find_source true")
         with torch.no_grad(), evaluating(self.net):
             scaled = scale(batch, physics)
             found = self._fields(scaled, physics)[1]
-        if found is None:
-            raise TypeError("this network looks for no sources: train one with --model.find_source true")
+        assert found is not None
         return found * scaled.scale
 
     def _fields(self, scaled: Scaled, physics: Physics) -> tuple[Tensor, Tensor | None]:
         """Return fields and the rates of release that were found, in the batch's unit."""
         net = cast(nn.Module, self.net)
-        found = net(scaled.seen, _carry(scaled, physics) if self.hparams.hybrid else None)
+        found = net(scaled.seen, solver_of(scaled, physics) if self.hparams.hybrid else None)
         return found.fields, None if found.source is None else found.source / physics.interval
 
     # ---- training
@@ -298,7 +279,7 @@ class PlumeSuperResolution(L.LightningModule):
         """Return the terms of section 2.4."""
         fields, found = self._fields(scaled, physics)
         parts = self._terms(fields, scaled, found, ahead, physics)
-        if isinstance(self.net, FineNet) and self.net.propagator is not None:
+        if isinstance(self.net, FineNet) and self.net.propagator is not None and fields.shape[1] > 1:
             parts["carried"] = self._carried_loss(self.net.propagator, fields.detach(), scaled, physics)
         return parts if found is None else parts | {"source": found.mean() * physics.interval}
 
@@ -306,15 +287,26 @@ class PlumeSuperResolution(L.LightningModule):
         """Return the mean of (P(c_t) - S_Delta(c_t))^2, by which the propagator learns the solver's step from the fields that there are."""
         frames = fields.shape[1] - 1
         wind = scaled.wind.frames(0, frames)
-        target = physics.advance(fields[:, :-1], wind, None, self.diffusivity(physics)).detach()
-        return (propagator(fields[:, :-1], scaled.seen.courant[:, :frames]) - target).square().mean()
+        source = scaled.source if scaled.source is None or scaled.source.shape[1] == 1 else scaled.source[:, :frames]
+        target = physics.advance(fields[:, :-1], wind, source, self.diffusivity(physics)).detach()
+        courant, release = scaled.seen.courant, scaled.seen.release
+
+        def loss(frame: int) -> Tensor:
+            given = None if release is None else release[:, min(frame, release.shape[1] - 1)][:, None]
+            carried = propagator(fields[:, frame, None], courant[:, min(frame, courant.shape[1] - 1)][:, None], given)
+            return (carried - target[:, frame, None]).square().mean()
+
+        if self.hparams.checkpointing:
+            return torch.stack([checkpoint(loss, frame, use_reentrant=False) for frame in range(frames)]).mean()
+        released = release if release is None or release.shape[1] == 1 else release[:, :frames]
+        return (propagator(fields[:, :-1], courant[:, :frames], released) - target).square().mean()
 
     def _terms(self, fields: Tensor, scaled: Scaled, found: Tensor | None, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
         given = self.hparams
         parts = {"coarse": coarse_loss(fields, scaled.coarse, scaled.mask & ~ahead)}
         known = fields.shape[1] - (given.forecast if self._propagates and bool(ahead.any()) else 0)
         if given.lambda_physics and known > 1:
-            source = scaled.source if found is None else found
+            source = _together(scaled.source, found)
             source = source if source is None or source.shape[1] == 1 else source[:, :known]
             parts["physics"] = self.physics_loss(fields[:, :known], scaled.wind.frames(0, known), physics, source)
         if given.lambda_forecast and given.forecast:
@@ -398,71 +390,12 @@ class PlumeSuperResolution(L.LightningModule):
         size, loss = len(shown), score
         self.log("val/coarse", score, batch_size=size, sync_dist=True)
         if fields.shape[1] > 1:
-            moved = self.physics_loss(fields, scaled.wind, physics, scaled.source if found is None else found)
+            moved = self.physics_loss(fields, scaled.wind, physics, _together(scaled.source, found))
             self.log("val/physics", moved, batch_size=size, sync_dist=True)
             loss = score + moved
         self.log("val/loss", loss, batch_size=size, prog_bar=True, sync_dist=True)
 
 
-def scale(batch: Batch, physics: Physics, shown: Tensor | None = None) -> Scaled:
-    """Take the units off a batch: fields by the largest value that is shown of each sequence, winds in cells a frame.
-
-    Args:
-        batch: see `Batch`.
-        physics: of the sequences.
-        shown: (B, T, h, w) bool, what the network may see; None for all observations.
-    """
-    coarse, wind = batch["coarse"], Wind(batch["u"], batch["v"])
-    mask = batch["mask"] if shown is None else shown
-    unit = (coarse * mask).abs().amax((1, 2, 3), keepdim=True)
-    unit = torch.where(unit > 0, unit, 1)
-    courant = centred(wind.scaled(physics.interval / physics.spacing[1], physics.interval / physics.spacing[0]), physics.boundary)
-    source = batch["source"] / unit if "source" in batch else None
-    return Scaled(Seen(coarse * mask / unit, mask, courant), coarse / unit, batch["mask"], unit, source, wind)
-
-
-def _carry(scaled: Scaled, physics: Physics) -> Carry:
-    """Return the solver's step for a hybrid network."""
-
-    def carry(field: Tensor, frame: int) -> Tensor:
-        source = None if scaled.source is None else scaled.source[:, min(frame, scaled.source.shape[1] - 1)]
-        return physics.advance(field, scaled.wind.at(frame), source)
-
-    return carry
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    """Refuse options that would fail in the middle of the work.
-
-    Raises:
-        ValueError: naming them.
-    """
-    words = {"net": Net, "boundary": Boundary, "cell": Cell, "grid": Grid, "physics": Form, "divergence": Divergence}
-    for name, values in words.items():
-        if given[name] not in get_args(values):
-            raise ValueError(f"no model.{name} {given[name]!r}: choose among {', '.join(get_args(values))}")
-    for name in ("channels", "latents", "members", "factor"):
-        if given[name] < 1:
-            raise ValueError(f"model.{name} must be at least 1, got {given[name]}")
-    for name in (name for name in given if name.startswith("lambda_") or name in ("beta", "forecast")):
-        if given[name] < 0:
-            raise ValueError(f"model.{name} must be 0 or more, got {given[name]}")
-    for name in ("projection", "curriculum"):
-        if not 0 <= given[name] <= 1:
-            raise ValueError(f"model.{name} lies between 0 and 1, got {given[name]}")
-    for name in ("hide", "warm_up"):
-        if not 0 <= given[name] < 1:
-            raise ValueError(f"model.{name} is a part, at least 0 and below 1, got {given[name]}")
-    if given["lr"] <= 0:
-        raise ValueError(f"model.lr must be positive, got {given['lr']}")
-    if given["net"] == "srcnn" and (given["forecast"] or not given["mask_channel"]):
-        raise ValueError("a srcnn knows single frames: it takes neither model.forecast nor model.mask_channel")
-    if not given["recurrent"] and (given["bidirectional"] or given["hybrid"]):
-        raise ValueError("model.recurrent false makes every frame by itself: leave out model.bidirectional and model.hybrid")
-    for name in ("find_source", "learn_diffusivity"):
-        if given[name] and not given["lambda_physics"]:
-            raise ValueError(f"model.{name} learns from the physics: set model.lambda_physics above 0")
-    if given["net"] == "s3rp_r" and given["members"] < 2 and given["lambda_crps"] and (given["hide"] or given["forecast"]):
-        raise ValueError("the score of hidden pixels compares draws: set model.members to 2 or more, or model.lambda_crps to 0")
-    if given["find_source"] and given["net"] != "s3rp_d":
-        raise ValueError("model.find_source needs the net s3rp_d")
+def _together(known: Tensor | None, found: Tensor | None) -> Tensor | None:
+    """Return the rates of release of sources that are known and of those that were found."""
+    return found if known is None else known if found is None else known + found

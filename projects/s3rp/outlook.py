@@ -119,8 +119,8 @@ def look_out(
         return Outlook(estimate(trainer, module, one), source=source)
     drawn = draw_members(trainer, module, one, prior, members, key, *one.names)
     average = drawn.mean(0)
-    drawn = torch.lerp(average, drawn, kappa)
     mean = average if module.is_stochastic else estimate(trainer, module, one)
+    drawn = mean + kappa * (drawn - average)
     return Outlook(mean, drawn.std(0), drawn, source)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from projects.s3rp.arrays import library_for, write_arrays
 from projects.s3rp.assembling import Reading
+from projects.s3rp.assimilation import fixed_steps
 from projects.s3rp.layouts import NETCDF, READABLE, Coordinates, read_placed
 from projects.s3rp.outlook import Outlook, can_tell_hidden, inflation_of, look_out, prior_of
 from projects.s3rp.physics import RINGING
@@ -101,7 +102,7 @@ def predict(trainer: ProjectTrainer, module: PlumeSuperResolution, path: str, wi
         print(f"  {sentence(row)}")
     if len(rows) > PRINTED:
         print(f"  ... and {len(rows) - PRINTED} more")
-    print(f"{len(rows)} sequences; fields, pictures and the table sequences.csv are in {shown_path(folder)}")
+    print(f"{len(rows)} sequence{'' if len(rows) == 1 else 's'}; fields, pictures and the table sequences.csv are in {shown_path(folder)}")
     frames = sum(row["frames"] for row in rows)
     return Predicted(rows, {"sequences": len(rows), "frames": frames, "forecast": wish.horizon})
 
@@ -149,6 +150,7 @@ def _file(
 ) -> list[dict[str, Any]]:
     """Return the rows of a file's sequences, each made unless an earlier run of the same settings and content made it."""
     observations, places = _read(module, given, wish, reading)
+    observations = replace(observations, physics=fixed_steps(observations.physics, observations.wind))
     key = hashlib.sha256(f"{settings}{digest(given.file)}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     folder = artefact_folder(trainer)
     names = _result_names(stem, observations)

@@ -142,14 +142,14 @@ class LatentCritic(nn.Module):
     def own_loss(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """What the critic learns by: prior vectors are 1, posterior ones 0; the latents' networks get no gradient."""
         if not pairs:
-            return next(self.parameters()).new_zeros(())
+            return 0.0 * torch.stack([value.sum() for value in self.parameters()]).sum()
         losses = [F.softplus(self(posterior.detach())).mean() + F.softplus(-self(prior.detach())).mean() for posterior, prior in pairs]
         return torch.stack(losses).sum()
 
     def divergence(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """What posterior and prior learn by: to be taken for each other."""
         if not pairs:
-            return next(self.parameters()).new_zeros(())
+            return 0.0 * torch.stack([value.sum() for value in self.parameters()]).sum()
         weights = {name: value.detach() for name, value in self.named_parameters()}
         logits = [[torch.func.functional_call(self, weights, (latents,)) for latents in pair] for pair in pairs]
         return torch.stack([F.softplus(-posterior).mean() + F.softplus(prior).mean() for posterior, prior in logits]).sum()

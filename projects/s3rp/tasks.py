@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import lightning as L
 
 from projects.s3rp.figures import draw_fields
+from projects.s3rp.model import FineNet
 from projects.s3rp.outlook import estimate
 from projects.s3rp.physics import RINGING, Wind
 from shared.checkpoints import with_weights
@@ -38,7 +40,19 @@ def train(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData
     known = data.observations("train")
     if (peclet := known.physics.peclet(known.wind)) > RINGING and trainer.is_global_zero:
         print(f"the cells' Peclet number is {peclet:.0f}: the central scheme of the physics loss rings above {RINGING:g}; take a finer grid")
+    _check_reach(module, data, trainer.is_global_zero)
     trainer.callbacks.append(Pictures())  # type: ignore[attr-defined]
     L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=ckpt_path)
     best = trainer.run.checkpoints / "best.ckpt"
     with_weights(module, best if best.is_file() else None)
+
+
+def _check_reach(module: PlumeSuperResolution, data: PlumeData, is_told: bool) -> None:
+    """Say if winds carry fields further in a frame than a propagator reaches."""
+    propagator = module.net.propagator if isinstance(module.net, FineNet) else None
+    known = data.observations("train")
+    (dy, dx), interval = known.physics.spacing, known.physics.interval
+    cells = max(float(known.wind.u.abs().amax()) * interval / dx, float(known.wind.v.abs().amax()) * interval / dy)
+    if is_told and propagator is not None and cells > propagator.reach * propagator.steps:
+        reach, wanted = propagator.reach * propagator.steps, math.ceil(cells / propagator.reach)
+        print(f"winds carry up to {cells:.1f} cells a frame, forecasts reach {reach}: set model.propagation {wanted}")

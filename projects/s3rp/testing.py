@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from projects.s3rp.animation import animate
+from projects.s3rp.calibration import inflate
 from projects.s3rp.classical import METHODS, last_observed
 from projects.s3rp.figures import draw_by_frame, draw_calibration, draw_fields, draw_spectra
 from projects.s3rp.metrics import EnsembleErrors, FieldErrors, inconsistency, residual
@@ -80,14 +81,15 @@ class Testing(L.LightningModule):
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         trainer: ProjectTrainer = self.trainer  # type: ignore[assignment]
         some, truth = self.observations.select(batch["index"].tolist()), self.truth[batch["index"].cpu()]
-        fields = {name: METHODS[name](some) for name in self.references} | {OURS: estimate(trainer, self.network, some)}
+        drawn = draw_members(trainer, self.network, some, self.prior, self.members, "test", *some.names) if self.members else None
+        own = drawn.mean(0) if drawn is not None and self.network.is_stochastic else estimate(trainer, self.network, some)
+        fields = {name: METHODS[name](some) for name in self.references} | {OURS: own}
         for name, made in fields.items():
             self._metric(self.errors[name]).update(made, truth, some.batch(), some.physics, {"bicubic": fields["bicubic"]})
-        if self.members:
-            drawn = draw_members(trainer, self.network, some, self.prior, self.members, "test", *some.names)
+        if drawn is not None:
             index = batch["index"].cpu()
             for kind, metric in self.ensembles.items():
-                members = torch.lerp(drawn.mean(0), drawn, self.kappa) if kind == "calibrated" else drawn
+                members = inflate(drawn, self.kappa) if kind == "calibrated" else drawn
                 self._metric(metric).update(members, truth, index)
 
     def metric(self, name: str) -> FieldErrors:

@@ -97,9 +97,9 @@ def trained(kept: Path, setting: Setting, seed: int, kind: Kind = "own", options
         options: of the module, besides those of the setting.
     """
     given = {**setting.options, **(options or {})}
-    described = [kind, given, asdict(setting.world), setting.train, setting.epochs, seed]
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
     module = KINDS[kind](factor=setting.world.factor, boundary=setting.world.boundary, seed=seed, **given)
+    described = [kind, sorted(module.hparams.items()), asdict(setting.world), setting.train, setting.epochs, seed]
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     def fit() -> dict[str, Any]:
         data = PlumeData(world=replace(setting.world, seed=seed), train=setting.train, batch_size=min(8, setting.train), seed=seed)

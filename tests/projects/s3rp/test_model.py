@@ -150,7 +150,7 @@ def test_complete_frames_are_treated_as_masked_ones_are(options):
     """A sequence beside an incomplete one takes the way of masks, by itself the short one."""
     net, seen = awake(FineNet(FACTOR, 3, **options)), look()
     seen.mask[1, 1, 2, 2] = False
-    whole = Seen(*(part[:1] for part in seen))
+    whole = Seen(*(part[:1] for part in seen[:3]))
     torch.testing.assert_close(made(net, seen)[:1], made(net, whole), rtol=0, atol=1e-13)
 
 
@@ -220,7 +220,7 @@ def test_a_hybrid_sees_the_solver_and_is_asked_for_each_frame_but_the_first():
 def test_a_periodic_network_moves_with_the_domain_by_whole_coarse_cells(name):
     options, seen = VARIANTS[name], look(missing=0.2)
     net = awake(FineNet(FACTOR, 3, **options))
-    moved = Seen(*(part.roll((cells * 1, cells * -2), (-2, -1)) for part, cells in zip(seen, (1, 1, FACTOR), strict=True)))
+    moved = Seen(*(part.roll((cells * 1, cells * -2), (-2, -1)) for part, cells in zip(seen[:3], (1, 1, FACTOR), strict=True)))
 
     def still(field, frame):
         return 0.5 * field

@@ -93,7 +93,7 @@ def test_units_change_neither_losses_nor_fields(tmp_path, net, form):
     """Metres, seconds and kilograms by cubic metre in the place of the domain's side, the time and the peak."""
     world = World(size=16, frames=5, diffusivity=0.01, sigma=0.02, missing=0.2, sources=1)
     said, fields, units = [], [], (10_000.0, 3600.0, 7.5e-6)
-    options = {"hide": 0.3, "forecast": 2, "lambda_smooth": 0.1, "hybrid": net == "s3rp_d", "find_source": net == "s3rp_d"}
+    options = {"hide": 0.3, "forecast": 2, "lambda_forecast": 1.0, "lambda_smooth": 0.1, "hybrid": net == "s3rp_d", "find_source": net == "s3rp_d"}
     for number, scales in enumerate([(1.0, 1.0, 1.0), units]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -116,10 +116,10 @@ def test_units_change_neither_losses_nor_fields(tmp_path, net, form):
 
 
 def test_what_is_hidden_is_a_function_of_seed_and_step():
-    module, mask = PlumeSuperResolution(hide=0.3, forecast=2), torch.rand(3, 6, 8, 8) > 0.2
+    module, mask = PlumeSuperResolution(hide=0.3, forecast=2, lambda_forecast=1.0), torch.rand(3, 6, 8, 8) > 0.2
     for step in range(4):
         shown, ahead = module._shown(mask, step)
-        again = PlumeSuperResolution(hide=0.3, forecast=2)._shown(mask, step)
+        again = PlumeSuperResolution(hide=0.3, forecast=2, lambda_forecast=1.0)._shown(mask, step)
         assert torch.equal(shown, again[0])
         assert torch.equal(ahead, again[1])
         assert not bool((shown & ~mask).any() | (ahead & ~mask).any() | (shown & ahead).any())
@@ -129,17 +129,17 @@ def test_what_is_hidden_is_a_function_of_seed_and_step():
         left[:, -2:] &= not step % 2
         assert float(shown.sum() / left.sum()) == pytest.approx(0.7, abs=0.04)
     assert not torch.equal(module._shown(mask, 0)[0], module._shown(mask, 2)[0])
-    assert not torch.equal(module._shown(mask, 0)[0], PlumeSuperResolution(hide=0.3, forecast=2, seed=1)._shown(mask, 0)[0])
+    assert not torch.equal(module._shown(mask, 0)[0], PlumeSuperResolution(hide=0.3, forecast=2, lambda_forecast=1.0, seed=1)._shown(mask, 0)[0])
 
 
 def test_sequences_too_short_for_a_forecast_are_shown_whole():
     mask = torch.ones(2, 3, 4, 4, dtype=torch.bool)
-    assert torch.equal(PlumeSuperResolution(forecast=2)._shown(mask, 1)[0], mask)
+    assert torch.equal(PlumeSuperResolution(forecast=2, lambda_forecast=1.0)._shown(mask, 1)[0], mask)
 
 
 def test_the_network_is_not_shown_what_it_is_asked_for():
     watch, data = Watch(), drawn()
-    fit(PlumeSuperResolution(channels=4, hide=0.4, forecast=2), data, 2, callbacks=[watch])
+    fit(PlumeSuperResolution(channels=4, hide=0.4, forecast=2, lambda_forecast=1.0), data, 2, callbacks=[watch])
     first, second = watch.seen[:2]
     assert not bool(first.coarse[~first.mask].any())
     assert 0.4 < float(first.mask.float().mean()) < 0.8

@@ -75,3 +75,27 @@ def test_a_propagator_learns_the_solvers_step():
         optimiser.step()
         losses.append(float(loss))
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_a_hybrid_network_forecasts_by_the_solver_and_a_plain_one_with_the_known_releases():
+    seen = draw_plumes(World(size=16, frames=4, diffusivity=0.01, sources=1), 2).observations
+    physics = seen.physics.with_options(substeps=3)
+    mask = seen.mask.clone()
+    mask[:, 2:] = False
+    batch = seen.batch() | {"coarse": seen.coarse * mask, "mask": mask}
+    fields = PlumeSuperResolution(hybrid=True, forecast=2)(batch, physics)
+    torch.testing.assert_close(fields[:, 3], physics.advance(fields[:, 2], seen.wind.at(2), seen.source[:, 0]), rtol=1e-4, atol=1e-5)
+    still = PlumeSuperResolution(forecast=2)(batch, physics)  # kernels that move nothing yet: what is released stays where it was
+    torch.testing.assert_close(still[:, 3] - still[:, 2], physics.interval * seen.source[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_gap_between_observations_is_the_networks_and_not_a_forecast():
+    seen = draw_plumes(World(size=16, frames=4, diffusivity=0.01), 2).observations
+    mask = seen.mask.clone()
+    mask[:, 1] = False
+    net = FineNet(propagation=1)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    courant = centred(seen.wind.scaled(0.8, 0.8))
+    fields = net(Seen(seen.coarse * mask, mask, courant)).fields
+    assert not torch.allclose(fields[:, 1:2], net.propagator(fields[:, :1], courant))
