@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projects.s3rp.figures import SIGNED
+from projects.s3rp.figures import colours, frame_kinds
 from shared.data.selection import evenly_spaced
 from shared.runs import atomic
 
@@ -68,22 +68,15 @@ def animate(
 
 
 def _colours(parts: Sequence[Tensor]) -> dict[str, Any]:
-    """Return one scale for all: from 0 to the largest value, or to both sides of 0 for signed fields."""
+    """Return one scale for all."""
     finite = torch.cat([part[part.isfinite()].flatten() for part in parts])
-    low, high = float(finite.min()), float(finite.max())
-    largest = max(-low, high) or 1.0
-    return {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest} if -low > SIGNED * largest else {"cmap": "viridis", "vmin": 0.0, "vmax": largest}
+    return colours(float(finite.min()), float(finite.max()))
 
 
 def _titles(seen: Tensor, times: Sequence[str] | None) -> list[str]:
     """Return a frame's number or time, and whether it was observed."""
-    observed = seen.isfinite().flatten(1).any(1)
-    last = int(observed.nonzero().max()) if bool(observed.any()) else -1
-    titles = []
-    for frame, is_seen in enumerate(observed.tolist()):
-        title = f"frame {frame + 1} of {len(seen)}" + (f", {times[frame]}" if times else "")
-        titles.append(title + ("" if is_seen else " (forecast)" if frame > last else " (not observed)"))
-    return titles
+    kinds = frame_kinds(seen.isfinite())
+    return [f"frame {frame + 1} of {len(seen)}" + (f", {times[frame]}" if times else "") + kind for frame, kind in enumerate(kinds)]
 
 
 def _rendered(panels: Sequence[tuple[str, Tensor, dict[str, Any]]], titles: Sequence[str], unit: str) -> list[np.ndarray]:

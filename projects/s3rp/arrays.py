@@ -42,7 +42,7 @@ def read_arrays(path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
         ModuleNotFoundError: if the library for this kind of file is absent.
     """
     with opened(path) as content:
-        return {name: _loaded(content[name], name) for name in wanted if name in content}
+        return {name: _loaded(_stored(content, name), name) for name in wanted if name in content}
 
 
 @contextmanager
@@ -131,6 +131,15 @@ def check_room(name: str, shape: Collection[int], itemsize: int) -> None:
     if size > room:
         text = " x ".join(map(str, shape))
         raise BadFileError(f"{name} ({text}) takes {size / 2**30:.1f} GB, more than fits into memory: split it into files of fewer sequences")
+
+
+def _stored(content: Mapping[str, Any], name: str) -> Any:
+    try:
+        return content[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(f"{name} holds Python objects: save it as numbers") from error
 
 
 def _loaded(stored: Any, name: str) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -21,6 +22,8 @@ GAPS = 50
 """Regular frames for each given one at most: the others are absent, and become missing ones."""
 SUBSTEPS = 5000
 """Time steps of the solver in one frame above which units are taken to be wrong."""
+FILLER = 10
+"""Times the largest other value from which on a negative value that comes again is taken for one that stands for a missing one."""
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +78,7 @@ def assemble(arrays: Mapping[str, NDArray[Any]], reading: Reading, horizon: int 
     rows = np.arange(len(y))[:, None]
     coarse[rows, index], is_seen[rows, index] = y, mask
     shape = _fine_shape(arrays, y.shape[2:], reading, boundary)
+    _remark(arrays, reading, shape, y.shape[2:], file or "the file")
     bounds = _bounds(arrays)
     spacing = ((bounds[1] - bounds[0]) / shape[0], (bounds[3] - bounds[2]) / shape[1])
     physics = Physics(_scalar(arrays, "D", reading.diffusivity), interval, spacing, boundary)
@@ -87,7 +91,7 @@ def assemble(arrays: Mapping[str, NDArray[Any]], reading: Reading, horizon: int 
         raise ValueError(f"names holds {len(names)} names for {len(y)} sequences: give one each, or leave it out")
     sigma, unit = _scalar(arrays, "sigma", reading.sigma, 0.0), str(arrays["unit"]) if "unit" in arrays else ""
     observations = Observations(torch.from_numpy(coarse), torch.from_numpy(is_seen), wind, physics, sigma, source, names, unit)
-    _check_wind(observations, file)
+    _check_wind(observations, file or "the file")
     return observations
 
 
@@ -109,7 +113,36 @@ def _frames(arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], ND
         mask &= given.astype(bool)
     if empty := np.flatnonzero(~mask.reshape(len(y), -1).any(1)).tolist():
         raise ValueError(f"y has no observed value at all in sequence {empty[0]}, counted from 0: remove it")
+    _check_fillers(y[mask])
     return np.where(mask, y, 0).astype(np.float32), mask
+
+
+def _check_fillers(values: NDArray[np.float32]) -> None:
+    """Refuse a negative value that comes again and again and lies far from all others."""
+    lowest = values.min()
+    others = values[values != lowest]
+    count = len(values) - len(others)
+    if count > 1 and len(others) and -float(lowest) > FILLER * float(np.abs(others).max()):
+        raise ValueError(f"y holds {lowest:g} {count} times, which looks like a missing value ({lowest:g}): write NaN in its place")
+
+
+def _remark(arrays: Mapping[str, NDArray[Any]], reading: Reading, shape: tuple[int, int], coarse: tuple[int, ...], file: str) -> None:
+    """Remark on options that overrule the file, and on winds of neither the fine nor the coarse grid."""
+    for name, option in (("D", "diffusivity"), ("dt", "interval"), ("sigma", "sigma"), ("boundary", "boundary")):
+        given, stored = getattr(reading, option), arrays.get(name)
+        if given is None or stored is None or stored.size != 1:
+            continue
+        told = stored.item()
+        is_same = str(told) == given if isinstance(given, str) else stored.dtype.kind in "fiu" and math.isclose(told, given, rel_tol=1e-6)
+        if not is_same:
+            _log.warning("%s: the file says %s = %s; %s of the option %s is used in its place", file, name, _short(told), _short(given), option)
+    rows, columns = _wind_grid(arrays)
+    if (rows, columns) not in (shape, coarse):
+        _log.warning("%s: winds of %d x %d cells brought to %d x %d", file, rows, columns, *shape)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _numbers(name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -213,7 +246,8 @@ def _wind_grid(arrays: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
     names = ("u", "v") if "u" in arrays else ("u_centre", "v_centre")
     for name in names:
         if name not in arrays:
-            raise ValueError(f"it has no array {name}: expected winds u and v on the cells' faces, or u_centre and v_centre at their centres")
+            lacking = "u or u_centre" if name == "u_centre" else name
+            raise ValueError(f"it has no array {lacking}: expected winds u and v on the cells' faces, or u_centre and v_centre at their centres")
         if arrays[name].ndim < 2 or 0 in arrays[name].shape:
             raise ValueError(f"{name} has the shape {arrays[name].shape}: expected velocities (B, T or 1, ...) of the fine grid")
     return arrays[names[0]].shape[-2], arrays[names[1]].shape[-1]
@@ -284,7 +318,7 @@ def _check_wind(observations: Observations, file: str) -> None:
             f"{physics.diffusivity:g}, cells of {physics.spacing[0]:g} x {physics.spacing[1]:g}; give dt, D, bounds, u and v in the same units"
         )
     if (part := dilution(wind, physics)) > DILUTION:
-        message = (
-            "%s: the winds are not free of divergence, which adds or removes up to %.1f %% of a cell's content a frame; set clean_wind to mend them"
-        )
-        _log.warning(message, file or "the file", 100 * part)
+        message = f"the winds are not free of divergence, which adds or removes up to {100 * part:.1f} % of a cell's content a frame"
+        if part > 1:
+            raise ValueError(f"{message}: set --clean_wind true to mend them, or give dt, bounds, u and v in the same units")
+        _log.warning("%s: %s; set clean_wind to mend them", file, message)

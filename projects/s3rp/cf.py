@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projects.s3rp.arrays import check_room, complaint, library_for
+from projects.s3rp.arrays import check_room, library_for
 from shared.data.files import BadFileError
 
 EARTH = 6_371_000.0
@@ -89,22 +89,26 @@ def opened_netcdf(path: Path) -> Iterator[tuple[dict[str, Variable], dict[str, A
         raise FileNotFoundError(f"no file {path}: correct the path")
     with path.open("rb") as file:
         is_classic = file.read(3) == b"CDF"
-    library = None if is_classic else library_for(path)
+    library, is_open = None if is_classic else library_for(path), False
     try:
         if library is None:
             from scipy.io import netcdf_file
 
             with netcdf_file(path, "r", mmap=False) as content:
                 found = {name: Variable(name, tuple(one.dimensions), _own(one._attributes), one.data) for name, one in content.variables.items()}
+                is_open = True
                 yield found, _own(content._attributes)
         else:
             with library.File(path, "r") as content:
                 data = {name: one for name, one in content.items() if isinstance(one, library.Dataset)}
-                yield {name: Variable(name, _dims(one), dict(one.attrs), one) for name, one in data.items()}, dict(content.attrs)
+                opened = {name: Variable(name, _dims(one), dict(one.attrs), one) for name, one in data.items()}, dict(content.attrs)
+                is_open = True
+                yield opened
     except (BadFileError, ModuleNotFoundError):
         raise
     except Exception as error:  # a damaged file makes readers raise almost anything
-        raise BadFileError(f"cannot use {path}: {complaint(error)}") from error
+        is_own = is_open and isinstance(error, ValueError) and str(error).strip()
+        raise BadFileError(f"cannot use {path}: {error if is_own else 'it is damaged, or no netCDF file: write it again'}") from error
 
 
 def _own(attributes: Mapping[str, Any]) -> dict[str, Any]:

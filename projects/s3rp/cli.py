@@ -56,10 +56,10 @@ class Trainer(ProjectTrainer):
             members: fields of the ensembles that are judged; 0 for none.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
+        from projects.s3rp.tasks import loaded
         from projects.s3rp.testing import test
-        from shared.checkpoints import with_weights
 
-        return test(self, with_weights(model, ckpt_path), datamodule, members)
+        return test(self, loaded(model, ckpt_path), datamodule, members)
 
     def simulate(
         self,
@@ -95,6 +95,7 @@ class Trainer(ProjectTrainer):
         members: int = 32,
         calibrate: bool = True,
         keep_members: bool = False,
+        background: float = 0.0,
         clean_wind: bool = False,
         diffusivity: float | None = None,
         interval: float | None = None,
@@ -115,11 +116,12 @@ class Trainer(ProjectTrainer):
             members: fields of the ensemble that tells the spread; 0 for none.
             calibrate: fits the spread to observations that are hidden for it, of a network that has learnt to fill gaps (model.hide).
             keep_members: writes the members too.
+            background: level of the air that flows in and lies around the plume, in the scalar's unit; is taken off before and added after.
             clean_wind: makes the winds free of divergence.
-            diffusivity: D, in units of length squared by time, where the file does not say it.
-            interval: time between two frames, where the file does not say it.
-            sigma: standard deviation of the frames' noise, where the file does not say it.
-            boundary: periodic or open, where the file does not say it.
+            diffusivity: D, in units of length squared by time; null takes what the file says.
+            interval: time between two frames; null takes what the file says.
+            sigma: standard deviation of the frames' noise; null takes what the file says.
+            boundary: periodic or open; null takes what the file says.
             scalar: name of the scalar in a netCDF file; null finds it.
             wind_u: name of the wind along x in a netCDF file; null finds it.
             wind_v: name of the wind along y in a netCDF file; null finds it.
@@ -127,12 +129,12 @@ class Trainer(ProjectTrainer):
         """
         from projects.s3rp.assembling import Reading
         from projects.s3rp.prediction import Wish, predict
-        from shared.checkpoints import with_weights
+        from projects.s3rp.tasks import loaded
         from shared.distributed import in_one_process
 
         in_one_process(self)
         reading = Reading(model.factor, clean_wind, diffusivity, interval, sigma, boundary, scalar, wind_u, wind_v)
-        return predict(self, with_weights(model, ckpt_path), path, Wish(horizon, members, calibrate, keep_members), reading)
+        return predict(self, loaded(model, ckpt_path), path, Wish(horizon, members, calibrate, keep_members, background), reading)
 
     def reproduce(
         self,

@@ -26,6 +26,8 @@ FAINT = 1e-6
 """Part of the strongest wave's power below which a wave is too faint for a ratio."""
 SIGNED = 0.1
 """Part of the largest |value| below zero from which on a field is shown as signed."""
+RAISED = 0.5
+"""Part of the largest value above which, if all lie there, colours begin at the lowest value instead of 0."""
 _LEFT = {"rotation": 0, "ha": "right", "va": "center"}
 
 # ---- fields
@@ -40,6 +42,7 @@ def draw_fields(
     wind: Wind | None = None,
     unit: str = "",
     title: str = "",
+    times: Sequence[str] | None = None,
 ) -> Figure:
     """Draw a sequence: a column a frame; rows for the truth, what was observed, fields, the last one's error, and its standard deviation.
 
@@ -48,10 +51,11 @@ def draw_fields(
         fields: (T, H, W) by name, such as bicubic and S3RP-D; the error and the deviation are those of the last one.
         truth: (T, H, W), if it is known.
         deviation: (T, H, W) standard deviation of an ensemble.
-        mask: (T, h, w) False where `coarse` is missing, which is hatched.
+        mask: (T, h, w) False where `coarse` is missing, which is hatched; frames without any observation are marked as forecasts or gaps.
         wind: velocities at the faces, (T or 1, ...), drawn over the first row.
         unit: of the fields.
         title: of the sheet.
+        times: of the frames, below their numbers.
     """
     shown = chosen_frames(len(coarse))
     seen = coarse if mask is None else coarse.where(mask, torch.nan)
@@ -79,8 +83,9 @@ def draw_fields(
             row[0].set_ylabel(heading, **_LEFT)
         _bar(figure, images, part, list(group.values()), label + (f" [{unit}]" if unit else ""))
         start += len(group)
+    kinds = frame_kinds(seen.isfinite())
     for axis, frame in zip(axes[0], shown, strict=True):
-        axis.set_title(f"frame {frame + 1}", fontsize="medium")
+        axis.set_title(f"frame {frame + 1}{kinds[frame]}" + (f"\n{times[frame]}" if times else ""), fontsize="medium")
         if wind is not None:
             _arrows(axis, wind, frame, "white" if groups[0][2]["cmap"] == "viridis" else "black")
     if title:
@@ -122,6 +127,13 @@ def draw_members(members: Tensor, truth: Tensor | None = None, count: int = 7, u
     return figure
 
 
+def frame_kinds(seen: Tensor) -> list[str]:
+    """Say of (T, h, w) frames, True where there is an observation, which have none: after the last one " (forecast)", else " (gap)"."""
+    observed = seen.flatten(1).any(1).tolist()
+    last = max((frame for frame, is_seen in enumerate(observed) if is_seen), default=-1)
+    return ["" if is_seen else " (forecast)" if frame > last else " (gap)" for frame, is_seen in enumerate(observed)]
+
+
 def chosen_frames(frames: int, most: int = FRAMES) -> list[int]:
     """Return the numbers of at most so many frames, evenly from the first to the last."""
     return sorted({round(place) for place in np.linspace(0, frames - 1, min(frames, most)).tolist()})
@@ -140,12 +152,18 @@ def _sheet(rows: int, columns: int, aspect: float, titled: bool = False) -> tupl
 
 
 def _scale(fields: Any) -> dict[str, Any]:
-    """Return the colours of values: from 0 to the largest, or to both sides of 0 for signed ones."""
+    """Return the colours of fields, all finite."""
     parts = list(fields)
-    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+    return colours(min(float(part.min()) for part in parts), max(float(part.max()) for part in parts))
+
+
+def colours(low: float, high: float) -> dict[str, Any]:
+    """Return the colours of values: from 0 to the largest, from the lowest where it is far above 0, or to both sides of 0 for signed ones."""
     largest = max(-low, high) or 1.0
-    signed = -low > SIGNED * largest
-    return {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest} if signed else {"cmap": "viridis", "vmin": 0.0, "vmax": largest}
+    if -low > SIGNED * largest:
+        return {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}
+    is_raised = RAISED * high < low < (1 - FAINT) * high
+    return {"cmap": "viridis", "vmin": low if is_raised else 0.0, "vmax": largest}
 
 
 def _show(axis: Axes, field: Tensor, scale: Mapping[str, Any]) -> AxesImage:

@@ -148,5 +148,5 @@ def inflation_of(trainer: ProjectTrainer, module: PlumeSuperResolution, observat
 
 def _finite(fields: Tensor) -> Tensor:
     if not bool(fields.isfinite().all()):
-        raise ValueError("what the network says is not finite: use --trainer.precision 32, or another checkpoint")
+        raise ValueError("what the network says is not finite: use --trainer.precision 32, another checkpoint, or a larger unit for values as large as 1e38")
     return fields

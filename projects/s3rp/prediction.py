@@ -32,11 +32,18 @@ from shared.pictures import shortened
 from shared.runs import digest, remove, write_json
 
 if TYPE_CHECKING:
+    from projects.s3rp.fields import FieldPrior
     from projects.s3rp.module import PlumeSuperResolution
     from shared.cli import ProjectTrainer
 
 PICTURED, PRINTED = 20, 20
 """Sequences that pictures are drawn of, and lines that are printed, at most."""
+RAISED = 0.3
+"""Part of the largest value above which, if all lie there, a background is asked for."""
+HELD = 1e-6
+"""Part of the largest speed up to which winds count as the same."""
+GROWTH = 3
+"""Times the largest observed value from which on fields are not to be trusted."""
 _NAME = re.compile(r"\w[\w .+-]{0,99}")  # of a sequence that can be a file's
 
 
@@ -57,12 +64,14 @@ class Wish:
         members: fields of an ensemble that tells the spread; 0 for none.
         calibrate: fits the ensemble's spread to observations that are hidden from the network for it, if it has learnt to fill gaps.
         keep_members: writes the members too.
+        background: level of the air that flows in and lies around the plume, in the scalar's unit; is taken off before and added after.
     """
 
     horizon: int = 0
     members: int = 32
     calibrate: bool = True
     keep_members: bool = False
+    background: float = 0.0
 
     def __post_init__(self) -> None:
         if self.horizon < 0:
@@ -70,6 +79,8 @@ class Wish:
         check_members(self.members)
         if self.keep_members and not self.members:
             raise ValueError("there are no members to keep: set members")
+        if not math.isfinite(self.background):
+            raise ValueError(f"background is a level in the scalar's unit, got {self.background}")
 
 
 def predict(trainer: ProjectTrainer, module: PlumeSuperResolution, path: str, wish: Wish | None = None, reading: Reading | None = None) -> Predicted:
@@ -84,8 +95,7 @@ def predict(trainer: ProjectTrainer, module: PlumeSuperResolution, path: str, wi
 
     Raises:
         FileNotFoundError: if nothing is there.
-        BadFileError: if a file cannot be used, or does not go with the network.
-        ValueError: if what the network says is not finite.
+        BadFileError: if a file cannot be used, does not go with the network, or makes it say what is not finite; of several files after the others.
     """
     wish, reading = wish or Wish(), reading or Reading()
     module.to(trainer.strategy.root_device).eval()
@@ -95,16 +105,34 @@ def predict(trainer: ProjectTrainer, module: PlumeSuperResolution, path: str, wi
     if trainer.is_forced:
         remove(folder / "kept")  # what tells that results are done
     rows: list[dict[str, Any]] = []
+    complaints: list[str] = []
     for given, stem in zip(inputs, stems, strict=True):
-        rows += _file(trainer, module, given, stem, wish, reading, settings, len(inputs))
+        try:
+            rows += _file(trainer, module, given, stem, wish, reading, settings, len(inputs))
+        except BadFileError as error:
+            if len(inputs) == 1:
+                raise
+            print(f"  {error}", flush=True)
+            complaints.append(str(error))
+    _tell(trainer, rows, folder)
+    if rows and wish.calibrate and wish.members and not can_tell_hidden(module):
+        print("spreads are as drawn: this network has not learnt to fill gaps (model.hide)")
+    if complaints:
+        raise BadFileError(f"{len(inputs) - len(complaints)} of {len(inputs)} files were used; {complaints[0]}")
+    frames = sum(row["frames"] for row in rows)
+    return Predicted(rows, {"sequences": len(rows), "frames": frames, "forecast": wish.horizon})
+
+
+def _tell(trainer: ProjectTrainer, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Write the table, and print what it says."""
+    if not rows:
+        return
     log_table(trainer, "sequences", [{name: row.get(name) for name in dict.fromkeys(name for one in rows for name in one)} for row in rows])
     for row in rows[:PRINTED]:
         print(f"  {sentence(row)}")
     if len(rows) > PRINTED:
         print(f"  ... and {len(rows) - PRINTED} more")
     print(f"{len(rows)} sequence{'' if len(rows) == 1 else 's'}; fields, pictures and the table sequences.csv are in {shown_path(folder)}")
-    frames = sum(row["frames"] for row in rows)
-    return Predicted(rows, {"sequences": len(rows), "frames": frames, "forecast": wish.horizon})
 
 
 def find_sequences(path: str) -> list[Input]:
@@ -118,7 +146,7 @@ def find_sequences(path: str) -> list[Input]:
         return [Input(root, root.name)]
     stores = sorted(root.rglob("*.zarr")) if root.is_dir() else []
     try:
-        base, files = find_files(path, READABLE, "file of sequences", "sequences", "inbox/*.nc")
+        base, files = find_files(path, READABLE, "file", "sequences", "inbox/*.nc")
     except FileNotFoundError:
         if not stores:
             raise
@@ -139,13 +167,28 @@ def sentence(row: dict[str, Any]) -> str:
     """Say in a line what a row of the table says."""
     spread = "" if row.get("mean_sd") is None else f", standard deviation {row['mean_sd']:.3g} in the mean"
     unit = f" {row['unit']}" if row["unit"] else ""
-    return f"{row['sequence']}: {row['frames']} frames of {row['height']} x {row['width']}, peak {row['peak']:.4g}{unit}{spread}"
+    kinds = {"observed": row["frames"] - row["forecast"] - row["filled"], "forecast": row["forecast"], "filled": row["filled"]}
+    parts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    frames = f"{row['frames']} frame{'' if row['frames'] == 1 else 's'}" + ("" if kinds["observed"] == row["frames"] else f" ({parts})")
+    return f"{row['sequence']}: {frames} of {row['height']} x {row['width']}, peak {row['peak']:.4g}{unit}{spread}"
 
 
 # ---- one file
 
 
 def _file(
+    trainer: ProjectTrainer, module: PlumeSuperResolution, given: Input, stem: str, wish: Wish, reading: Reading, settings: str, files: int
+) -> list[dict[str, Any]]:
+    """Return the rows of a file's sequences; what the network cannot make of them is told with the file's name."""
+    try:
+        return _sequences(trainer, module, given, stem, wish, reading, settings, files)
+    except BadFileError:
+        raise
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        raise BadFileError(f"cannot use {given.file}: {error}") from error
+
+
+def _sequences(
     trainer: ProjectTrainer, module: PlumeSuperResolution, given: Input, stem: str, wish: Wish, reading: Reading, settings: str, files: int
 ) -> list[dict[str, Any]]:
     """Return the rows of a file's sequences, each made unless an earlier run of the same settings and content made it."""
@@ -163,15 +206,19 @@ def _file(
     kappa, remark = (
         inflation_of(trainer, module, observations, wish.members) if wish.calibrate and wish.members and can_tell_hidden(module) else (1.0, "")
     )
-    prior = prior_of(module, observations) if wish.members else None
-    remarks = [text for text in (_ringing(observations), remark) if text]
+    prior = _prior(module, observations) if wish.members else None
+    remarks = [text for text in (*_cautions(module, observations, wish), remark) if text]
     for text in remarks:
         print(f"{given.name}: {text}")
     pictured = set(evenly_spaced(len(names), max(1, PICTURED // files)))
     for number in todo:
         one = observations.select([number])
         outlook = look_out(trainer, module, one, prior, wish.members, kappa, key)
-        row = _row(names[number], one, outlook, kappa if wish.members else None, remarks)
+        further = [text for text in (_growth(one, outlook),) if text]
+        for text in further:
+            print(f"{names[number]}: {text}")
+        row = _row(names[number], one, outlook, kappa if wish.members else None, remarks + further, wish.background)
+        one, outlook = _lifted(one, outlook, wish.background)
         remove(_mark(folder, names[number]))
         row["results"] = _write(folder, names[number], given.file, one, outlook, places, wish.keep_members)
         if number in pictured:
@@ -191,13 +238,70 @@ def _read(module: PlumeSuperResolution, given: Input, wish: Wish, reading: Readi
     ):
         if have != takes:
             raise BadFileError(f"cannot use {given.file}: its {name} is {have}, the network's {takes}; use another network, or set the option {name}")
-    return observations, places
+    return replace(observations, coarse=(observations.coarse - wish.background) * observations.mask), places
+
+
+def _prior(module: PlumeSuperResolution, observations: Observations) -> FieldPrior | None:
+    try:
+        return prior_of(module, observations)
+    except ValueError as error:
+        raise ValueError(f"{error}; --members 0 gives fields without a spread") from error
+
+
+def _lifted(one: Observations, outlook: Outlook, background: float) -> tuple[Observations, Outlook]:
+    """Add the background again."""
+    members = None if outlook.members is None else outlook.members + background
+    return replace(one, coarse=(one.coarse + background) * one.mask), replace(outlook, mean=outlook.mean + background, members=members)
+
+
+# ---- remarks
+
+
+def _cautions(module: PlumeSuperResolution, observations: Observations, wish: Wish) -> tuple[str, ...]:
+    return _ringing(observations), _inflow(observations, wish.background), _beyond(module, observations), _held(observations)
+
+
+def _inflow(observations: Observations, background: float) -> str:
+    """Remark on values that all lie far above the 0 that flows in through open boundaries."""
+    seen = observations.coarse[observations.mask]
+    lowest, largest = float(seen.min()), float(seen.abs().max())
+    if background or observations.physics.boundary != "open" or lowest <= RAISED * largest:
+        return ""
+    return f"the lowest value is {lowest:.4g}: what flows in counts as clean, 0; say --background {lowest:.4g}"
+
+
+def _beyond(module: PlumeSuperResolution, observations: Observations) -> str:
+    """Remark on forecasts of more frames than the network learnt; one that corrects the solver's has none to learn."""
+    learnt, ahead = module.hparams.forecast, max(_forecast(observations.select([row])) for row in range(len(observations)))
+    if ahead <= learnt or module.hparams.hybrid:
+        return ""
+    if not learnt:
+        return "this network has not learnt to forecast (model.forecast)"
+    return f"{ahead} frames of forecast, and the network learnt {learnt} (model.forecast): the later ones are less sure"
+
+
+def _held(observations: Observations) -> str:
+    """Remark on winds that change, and hold after the last one that is known."""
+    parts = [part.flatten(2) for part in observations.wind]
+    if parts[0].shape[1] == 1:
+        return ""
+    apart = sum((part - part[:, -1:]).abs().amax((0, 2)) for part in parts)
+    differing = (apart > HELD * max(float(part.abs().max()) for part in parts)).nonzero()
+    count = observations.frames - 3 - int(differing.max()) if len(differing) else 0  # the last wind carries nothing, that before it is known
+    return f"the last wind is held for {count} frame{'' if count == 1 else 's'} more, beyond what the file has" if count > 0 else ""
+
+
+def _growth(one: Observations, outlook: Outlook) -> str:
+    grown = float(outlook.mean.abs().max()) > GROWTH * float(one.coarse.abs().max())
+    return "values grow beyond what was observed: not to be trusted" if grown else ""
 
 
 def _ringing(observations: Observations) -> str:
     peclet = observations.physics.peclet(observations.wind)
     if peclet <= RINGING:
         return ""
+    if not math.isfinite(peclet):
+        return "no diffusion: fields may ring (some diffusion mends it)"
     return f"cell Peclet number {peclet:.3g} above {RINGING:g}: fields may ring (more diffusion or finer cells mend it)"
 
 
@@ -223,22 +327,25 @@ def _mark(folder: Path, name: str) -> Path:
     return folder / "kept" / f"{name}.json"
 
 
-def _row(name: str, one: Observations, outlook: Outlook, kappa: float | None, remarks: Sequence[str]) -> dict[str, Any]:
-    """Measure a sequence; nothing here needs a truth."""
+def _row(name: str, one: Observations, outlook: Outlook, kappa: float | None, remarks: Sequence[str], background: float) -> dict[str, Any]:
+    """Measure a sequence, its background taken off; nothing here needs a truth."""
     from projects.s3rp.metrics import inconsistency, residual
 
-    mean, area = outlook.mean, math.prod(one.physics.spacing)
-    apart = inconsistency(mean, one.coarse, one.mask)
-    moved = residual(mean, one.wind, one.physics, one.source) if one.frames > 1 else torch.full((1, 1), torch.nan)
+    mean, area = outlook.mean + background, math.prod(one.physics.spacing)
+    apart = inconsistency(outlook.mean, one.coarse, one.mask)
+    moved = residual(outlook.mean, one.wind, one.physics, one.source) if one.frames > 1 else torch.full((1, 1), torch.nan)
+    ahead, empty = _forecast(one), int((~one.mask[0].flatten(1).any(1)).sum())
     return {
         "sequence": name,
         "frames": one.frames,
         "height": mean.shape[-2],
         "width": mean.shape[-1],
         "missing": round(1 - float(one.mask.float().mean()), 4),
-        "forecast": _forecast(one),
+        "forecast": ahead,
+        "filled": empty - ahead,
         "mean": float(mean.mean()),
         "peak": float(mean.max()),
+        "peak_frame": int(mean[0].flatten(1).amax(1).argmax()) + 1,
         "lowest": float(mean.min()),
         "mass_first": float(mean[0, 0].double().sum()) * area,
         "mass_last": float(mean[0, -1].double().sum()) * area,
@@ -293,8 +400,9 @@ def _draw(trainer: ProjectTrainer, name: str, one: Observations, outlook: Outloo
 
     deviation = None if outlook.deviation is None else outlook.deviation[0]
     fields = {"bicubic": interpolated(one)[0], "S3RP": outlook.mean[0]}
-    figure = draw_fields(one.coarse[0], fields, None, deviation, one.mask[0], one.wind.select(0), one.unit, shortened(name, 80))
-    log_figure(trainer, name, figure)
     unit = places.attributes.get(places.names[0], {}).get("units", "")
+    short = [f"{value:.6g} {unit.partition(' since ')[0]}".strip() if unit else f"time {value:.6g}" for value in places.time]
+    figure = draw_fields(one.coarse[0], fields, None, deviation, one.mask[0], one.wind.select(0), one.unit, shortened(name, 80), short)
+    log_figure(trainer, name, figure)
     times = [f"time {value:g} {unit}".strip() for value in places.time]
     animate(artefact_folder(trainer) / f"{name}.gif", one.coarse[0], outlook.mean[0], deviation, None, one.mask[0], times, one.unit)

@@ -11,7 +11,7 @@ from projects.s3rp.figures import draw_fields
 from projects.s3rp.model import FineNet
 from projects.s3rp.outlook import estimate
 from projects.s3rp.physics import RINGING, Wind
-from shared.checkpoints import with_weights
+from shared.checkpoints import load_checkpoint, with_weights
 from shared.loggers import log_figure
 
 if TYPE_CHECKING:
@@ -45,6 +45,22 @@ def train(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData
     L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=ckpt_path)
     best = trainer.run.checkpoints / "best.ckpt"
     with_weights(module, best if best.is_file() else None)
+
+
+def loaded(module: PlumeSuperResolution, ckpt_path: str | None) -> PlumeSuperResolution:
+    """Load a checkpoint's weights to test or predict with.
+
+    Raises:
+        ValueError: if they were trained for another factor or boundary, which their shapes do not tell.
+    """
+    learnt = {} if ckpt_path is None else load_checkpoint(ckpt_path)["hyper_parameters"]
+    for name in ("factor", "boundary"):
+        if name in learnt and learnt[name] != module.hparams[name]:
+            raise ValueError(
+                f"the weights of {ckpt_path} were trained for the {name} {learnt[name]}, the data or settings have {module.hparams[name]}: "
+                "take another checkpoint, or train one"
+            )
+    return with_weights(module, ckpt_path)
 
 
 def _check_reach(module: PlumeSuperResolution, data: PlumeData, is_told: bool) -> None:

@@ -172,6 +172,8 @@ def test_settings_that_make_no_sense_are_named_before_any_training(run_folder, s
         (["test", "--ckpt_path=/nowhere.ckpt"], "/nowhere.ckpt"),
         (["test", "--model.channels=5"], "does not fit the model that the settings describe"),
         (["test", "--model.net=s3rp_r", "--model.forecast=0"], "does not fit the model that the settings describe"),
+        (["test", "--data.world.factor=2"], "were trained for the factor 4"),
+        (["test", "--data.world.boundary=open"], "were trained for the boundary periodic"),
         (["test", FILES, "--data.root=truth"], "c_true has the shape"),
         (["fit", "--resume", "--model.channels=5"], "does not fit the model"),
         (["predict", "nowhere.npz"], "nowhere.npz"),
