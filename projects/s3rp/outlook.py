@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from projects.s3rp.observing import block_mean
+from projects.s3rp.physics import RINGING
 from projects.s3rp.sets import Observations
 from shared.seeding import generator
 
@@ -23,6 +25,12 @@ HIDDEN = 0.2
 """Part of the observed values that are hidden to fit the spread."""
 JUDGED = 8
 """Sequences that the spread is fitted on at most."""
+RAISED = 0.3
+"""Part of the largest value above which, if all lie there, a background is asked for."""
+HELD = 1e-6
+"""Part of the largest speed up to which winds count as the same."""
+GROWTH = 3
+"""Times the largest observed value from which on fields are not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -148,5 +156,66 @@ def inflation_of(trainer: ProjectTrainer, module: PlumeSuperResolution, observat
 
 def _finite(fields: Tensor) -> Tensor:
     if not bool(fields.isfinite().all()):
-        raise ValueError("what the network says is not finite: use --trainer.precision 32, another checkpoint, or a larger unit for values as large as 1e38")
+        raise ValueError(
+            "what the network says is not finite: use --trainer.precision 32, another checkpoint, or a larger unit for values as large as 1e38"
+        )
     return fields
+
+
+# ---- remarks
+
+
+def cautions(module: PlumeSuperResolution, observations: Observations, background: float) -> list[str]:
+    """Say what a user should know before trusting a network's fields: of ringing, inflow, forecasts and winds."""
+    found = (_ringing(observations), _inflow(observations, background), _beyond(module, observations), _held(observations))
+    return [text for text in found if text]
+
+
+def _inflow(observations: Observations, background: float) -> str:
+    """Remark on values that all lie far above the 0 that flows in through open boundaries."""
+    seen = observations.coarse[observations.mask]
+    lowest, largest = float(seen.min()), float(seen.abs().max())
+    if background or observations.physics.boundary != "open" or lowest <= RAISED * largest:
+        return ""
+    return f"the lowest value is {lowest:.4g}: what flows in counts as clean, 0; say --background {lowest:.4g}"
+
+
+def _beyond(module: PlumeSuperResolution, observations: Observations) -> str:
+    """Remark on forecasts of more frames than the network learnt; one that corrects the solver's has none to learn."""
+    learnt, ahead = module.hparams.forecast, max(forecast_frames(observations.select([row])) for row in range(len(observations)))
+    if ahead <= learnt or module.hparams.hybrid:
+        return ""
+    if not learnt:
+        return "this network has not learnt to forecast (model.forecast)"
+    return f"{ahead} frames of forecast, and the network learnt {learnt} (model.forecast): the later ones are less sure"
+
+
+def _held(observations: Observations) -> str:
+    """Remark on winds that change, and hold after the last one that is known."""
+    parts = [part.flatten(2) for part in observations.wind]
+    if parts[0].shape[1] == 1:
+        return ""
+    apart = torch.stack([(part - part[:, -1:]).abs().amax((0, 2)) for part in parts]).amax(0)
+    differing = (apart > HELD * max(float(part.abs().max()) for part in parts)).nonzero()
+    count = observations.frames - 3 - int(differing.max()) if len(differing) else 0  # the last wind carries nothing, that before it is known
+    return f"the last wind is held for {count} frame{'' if count == 1 else 's'} more, beyond what the file has" if count > 0 else ""
+
+
+def growth(one: Observations, outlook: Outlook) -> list[str]:
+    """Remark on fields far above all that was observed."""
+    grown = float(outlook.mean.abs().max()) > GROWTH * float(one.coarse.abs().max())
+    return ["values grow beyond what was observed: not to be trusted"] if grown else []
+
+
+def _ringing(observations: Observations) -> str:
+    peclet = observations.physics.peclet(observations.wind)
+    if peclet <= RINGING:
+        return ""
+    if not math.isfinite(peclet):
+        return "no diffusion: fields may ring (some diffusion mends it)"
+    return f"cell Peclet number {peclet:.3g} above {RINGING:g}: fields may ring (more diffusion or finer cells mend it)"
+
+
+def forecast_frames(one: Observations) -> int:
+    """Return the frames after the last one with an observation."""
+    return one.frames - 1 - int(one.mask[0].flatten(1).any(1).nonzero().max())

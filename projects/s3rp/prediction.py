@@ -18,8 +18,7 @@ from projects.s3rp.arrays import library_for, write_arrays
 from projects.s3rp.assembling import Reading
 from projects.s3rp.assimilation import fixed_steps
 from projects.s3rp.layouts import NETCDF, READABLE, Coordinates, read_placed
-from projects.s3rp.outlook import Outlook, can_tell_hidden, inflation_of, look_out, prior_of
-from projects.s3rp.physics import RINGING
+from projects.s3rp.outlook import Outlook, can_tell_hidden, cautions, forecast_frames, growth, inflation_of, look_out, prior_of
 from projects.s3rp.sets import Observations
 from projects.s3rp.testing import check_members
 from shared.checkpoints import weights_digest
@@ -38,12 +37,6 @@ if TYPE_CHECKING:
 
 PICTURED, PRINTED = 20, 20
 """Sequences that pictures are drawn of, and lines that are printed, at most."""
-RAISED = 0.3
-"""Part of the largest value above which, if all lie there, a background is asked for."""
-HELD = 1e-6
-"""Part of the largest speed up to which winds count as the same."""
-GROWTH = 3
-"""Times the largest observed value from which on fields are not to be trusted."""
 _NAME = re.compile(r"\w[\w .+-]{0,99}")  # of a sequence that can be a file's
 
 
@@ -207,14 +200,14 @@ def _sequences(
         inflation_of(trainer, module, observations, wish.members) if wish.calibrate and wish.members and can_tell_hidden(module) else (1.0, "")
     )
     prior = _prior(module, observations) if wish.members else None
-    remarks = [text for text in (*_cautions(module, observations, wish), remark) if text]
+    remarks = cautions(module, observations, wish.background) + [text for text in (remark,) if text]
     for text in remarks:
         print(f"{given.name}: {text}")
     pictured = set(evenly_spaced(len(names), max(1, PICTURED // files)))
     for number in todo:
         one = observations.select([number])
         outlook = look_out(trainer, module, one, prior, wish.members, kappa, key)
-        further = [text for text in (_growth(one, outlook),) if text]
+        further = growth(one, outlook)
         for text in further:
             print(f"{names[number]}: {text}")
         row = _row(names[number], one, outlook, kappa if wish.members else None, remarks + further, wish.background)
@@ -254,57 +247,6 @@ def _lifted(one: Observations, outlook: Outlook, background: float) -> tuple[Obs
     return replace(one, coarse=(one.coarse + background) * one.mask), replace(outlook, mean=outlook.mean + background, members=members)
 
 
-# ---- remarks
-
-
-def _cautions(module: PlumeSuperResolution, observations: Observations, wish: Wish) -> tuple[str, ...]:
-    return _ringing(observations), _inflow(observations, wish.background), _beyond(module, observations), _held(observations)
-
-
-def _inflow(observations: Observations, background: float) -> str:
-    """Remark on values that all lie far above the 0 that flows in through open boundaries."""
-    seen = observations.coarse[observations.mask]
-    lowest, largest = float(seen.min()), float(seen.abs().max())
-    if background or observations.physics.boundary != "open" or lowest <= RAISED * largest:
-        return ""
-    return f"the lowest value is {lowest:.4g}: what flows in counts as clean, 0; say --background {lowest:.4g}"
-
-
-def _beyond(module: PlumeSuperResolution, observations: Observations) -> str:
-    """Remark on forecasts of more frames than the network learnt; one that corrects the solver's has none to learn."""
-    learnt, ahead = module.hparams.forecast, max(_forecast(observations.select([row])) for row in range(len(observations)))
-    if ahead <= learnt or module.hparams.hybrid:
-        return ""
-    if not learnt:
-        return "this network has not learnt to forecast (model.forecast)"
-    return f"{ahead} frames of forecast, and the network learnt {learnt} (model.forecast): the later ones are less sure"
-
-
-def _held(observations: Observations) -> str:
-    """Remark on winds that change, and hold after the last one that is known."""
-    parts = [part.flatten(2) for part in observations.wind]
-    if parts[0].shape[1] == 1:
-        return ""
-    apart = sum((part - part[:, -1:]).abs().amax((0, 2)) for part in parts)
-    differing = (apart > HELD * max(float(part.abs().max()) for part in parts)).nonzero()
-    count = observations.frames - 3 - int(differing.max()) if len(differing) else 0  # the last wind carries nothing, that before it is known
-    return f"the last wind is held for {count} frame{'' if count == 1 else 's'} more, beyond what the file has" if count > 0 else ""
-
-
-def _growth(one: Observations, outlook: Outlook) -> str:
-    grown = float(outlook.mean.abs().max()) > GROWTH * float(one.coarse.abs().max())
-    return "values grow beyond what was observed: not to be trusted" if grown else ""
-
-
-def _ringing(observations: Observations) -> str:
-    peclet = observations.physics.peclet(observations.wind)
-    if peclet <= RINGING:
-        return ""
-    if not math.isfinite(peclet):
-        return "no diffusion: fields may ring (some diffusion mends it)"
-    return f"cell Peclet number {peclet:.3g} above {RINGING:g}: fields may ring (more diffusion or finer cells mend it)"
-
-
 def _result_names(stem: str, observations: Observations) -> list[str]:
     """Return the names of a file's results: the file's own, and below it those of its sequences where there are several."""
     if len(observations) == 1:
@@ -334,7 +276,7 @@ def _row(name: str, one: Observations, outlook: Outlook, kappa: float | None, re
     mean, area = outlook.mean + background, math.prod(one.physics.spacing)
     apart = inconsistency(outlook.mean, one.coarse, one.mask)
     moved = residual(outlook.mean, one.wind, one.physics, one.source) if one.frames > 1 else torch.full((1, 1), torch.nan)
-    ahead, empty = _forecast(one), int((~one.mask[0].flatten(1).any(1)).sum())
+    ahead, empty = forecast_frames(one), int((~one.mask[0].flatten(1).any(1)).sum())
     return {
         "sequence": name,
         "frames": one.frames,
@@ -361,11 +303,6 @@ def _row(name: str, one: Observations, outlook: Outlook, kappa: float | None, re
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _forecast(one: Observations) -> int:
-    """Return the frames after the last one with an observation."""
-    return one.frames - 1 - int(one.mask[0].flatten(1).any(1).nonzero().max())
 
 
 # ---- what is written

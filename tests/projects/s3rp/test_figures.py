@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from projects.s3rp.figures import chosen_frames, draw_by_frame, draw_calibration, draw_fields, draw_members, draw_spectra
+from projects.s3rp.figures import chosen_frames, colours, draw_by_frame, draw_calibration, draw_fields, draw_members, draw_spectra
 from projects.s3rp.physics import Wind
 from projects.s3rp.worlds import World, draw_plumes
 
@@ -50,6 +50,16 @@ def test_signed_fields_and_fields_of_nothing_have_a_scale(plumes):
     empty = draw_fields(coarse * 0, {"ours": signed * 0}, signed * 0, signed * 0)
     assert panels(empty)[0].images[0].get_clim() == (0.0, 1.0)
     empty.canvas.draw()
+
+
+def test_frames_without_observations_are_marked_and_times_shown(plumes):
+    mask = torch.tensor([True, False, True, False])[:, None, None].expand(4, 4, 4)
+    shown = panels(draw_fields(torch.ones(4, 4, 4), {"ours": torch.ones(4, 8, 8)}, mask=mask, times=["0 h", "1 h", "2 h", "3 h"]))
+    assert [axis.get_title() for axis in shown[:4]] == ["frame 1\n0 h", "frame 2 (gap)\n1 h", "frame 3\n2 h", "frame 4 (forecast)\n3 h"]
+
+
+def test_values_far_above_zero_have_colours_of_their_own():
+    assert [colours(*ends)["vmin"] for ends in ((6.0, 10.0), (4.0, 10.0), (10.0, 10.0), (-0.5, 10.0), (-2.0, 10.0))] == [6.0, 0.0, 0.0, 0.0, -10.0]
 
 
 def test_arrows_are_the_winds_at_the_cells(plumes):

@@ -109,10 +109,12 @@ WRONG = {
     "no y": ({"y": None}, "no array y"),
     "words": ({"y": np.array(["a"])}, "y holds <U1"),
     "flat y": ({"y": np.ones((4, 4))}, "y has the shape"),
+    "fillers": ({"y": np.where(np.arange(4) == 2, -9999, np.ones((2, 3, 4, 4)))}, r"-9999 24 times, which looks like a missing value .* write NaN"),
+    "divergence": ({"u": 3 * np.random.default_rng(0).random((16, 16))}, "set --clean_wind true"),
     "infinite y": ({"y": np.full((2, 3, 4, 4), np.inf)}, "infinite"),
     "empty sequence": ({"y": np.full((2, 3, 4, 4), np.nan)}, "no observed value at all in sequence 0"),
     "mask": ({"mask": np.ones((2, 3, 4, 5), bool)}, "mask is bool of"),
-    "no wind": ({"u": None}, "no array u_centre"),
+    "no wind": ({"u": None}, "no array u or u_centre"),
     "nan wind": ({"v": np.full((2, 1, 16, 16), np.nan)}, r"v holds NaN or infinity, first at \[0, 0, 0, 0\]"),
     "wind frames": ({"u": np.ones((2, 1 + 0, 16, 16)), "v": np.ones((3, 1, 16, 16))}, "v has the shape"),
     "dims": ({"u": np.ones((2, 1, 15, 15)), "v": np.ones((2, 1, 15, 15))}, "no whole multiple"),
@@ -156,7 +158,7 @@ def test_missing_and_doubled_files_are_told(tmp_path, arrays):
 
 def test_nothing_loaded_can_run(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays, names=np.array([{"an": "object"}], object))
-    with pytest.raises(BadFileError, match="allow_pickle=False"):
+    with pytest.raises(BadFileError, match="names holds Python objects: save it as numbers"):
         read_observations(tmp_path / "a.npz")
     write_arrays(tmp_path / "a.zarr", arrays)
     described = json.loads((tmp_path / "a.zarr" / "y" / ".zarray").read_text())
@@ -238,6 +240,27 @@ def test_divergence_is_remarked_on_and_mended(arrays, caplog):
     found = assemble(arrays | gust, Reading(clean_wind=True))
     assert not caplog.text
     assert float(divergence(found.wind, found.physics.spacing).abs().max()) < 1e-4
+
+
+def test_options_that_overrule_the_file_and_winds_of_another_grid_are_remarked_on(arrays, caplog):
+    told = arrays | {"boundary": np.array("periodic"), "sigma": np.array(0.1)}
+    with caplog.at_level(logging.WARNING):
+        assemble(told, Reading(4, diffusivity=1e-3, sigma=0.1, boundary="periodic"))
+    assert not caplog.messages
+    narrow = {name: array for name, array in told.items() if name not in "uv"} | {"u_centre": told["u"], "v_centre": told["v"]}
+    found = assemble(narrow | {"y": arrays["y"][..., :3]}, Reading(4, diffusivity=0.002, interval=0.05), file="a.npz")
+    assert caplog.messages == [
+        "a.npz: the file says D = 0.001; 0.002 of the option diffusivity is used in its place",
+        "a.npz: winds of 16 x 16 cells brought to 16 x 12",
+    ]
+    assert found.physics.diffusivity == 0.002
+
+
+def test_a_file_that_is_no_netcdf_is_told_so(tmp_path):
+    for content in (b"CDF\x01 and nothing else", b"hello"):
+        (tmp_path / "a.nc").write_bytes(content)
+        with pytest.raises(BadFileError, match=r"a\.nc: it is damaged, or no netCDF file: write it again"):
+            read_observations(tmp_path / "a.nc")
 
 
 def test_resampling_is_linear_and_goes_around():

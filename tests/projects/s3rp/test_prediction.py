@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import lightning as L
 import numpy as np
@@ -12,8 +13,8 @@ from projects.s3rp.assembling import Reading
 from projects.s3rp.layouts import write_observations, write_truth
 from projects.s3rp.module import PlumeSuperResolution
 from projects.s3rp.observing import block_mean
-from projects.s3rp.outlook import CELLS, estimate, look_out
-from projects.s3rp.prediction import Wish, find_sequences, predict, result_stems
+from projects.s3rp.outlook import CELLS, Outlook, cautions, estimate, growth, look_out
+from projects.s3rp.prediction import Wish, find_sequences, predict, result_stems, sentence
 from projects.s3rp.worlds import World, draw_plumes
 from shared.data.files import BadFileError
 
@@ -130,6 +131,61 @@ def test_what_was_made_is_not_made_again(tmp_path, trainer, module, file, unpict
     predict(trainer, module, str(file), Wish(members=0, horizon=1))
     predict(trainer, module, str(file), PLAIN)  # other settings have written over these results
     assert len(counted) == 5
+
+
+def test_a_background_is_taken_off_before_and_added_after(tmp_path, trainer, unpictured, capsys):
+    seen = draw_plumes(replace(WORLD, boundary="open"), 1, "test").observations
+    raised = replace(seen, coarse=(seen.coarse + 10) * seen.mask)
+    write_observations(tmp_path / "clean" / "a.npz", seen)
+    write_observations(tmp_path / "raised" / "a.npz", raised)
+    module = PlumeSuperResolution(channels=4, boundary="open")
+    clean = predict(trainer, module, str(tmp_path / "clean" / "a.npz"), Wish(members=3)).rows[0]
+    with np.load(_results(tmp_path) / "a.npz") as content:
+        expected = {name: content[name] for name in ("mean", "sd", "coarse")}
+    assert "spreads are as drawn" in capsys.readouterr().out
+    found = predict(trainer, module, str(tmp_path / "raised" / "a.npz"), Wish(members=3, background=10.0)).rows[0]
+    with np.load(_results(tmp_path) / "a.npz") as content:
+        np.testing.assert_allclose(content["mean"], expected["mean"] + 10, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(content["coarse"], expected["coarse"] + 10, rtol=0, atol=1e-5)
+    assert found["peak"] == pytest.approx(clean["peak"] + 10, abs=1e-4)
+    assert found["physics_residual"] == pytest.approx(clean["physics_residual"], rel=1e-2)
+    assert "say --background" not in found["remarks"] + clean["remarks"]
+    lowest = float(raised.coarse[raised.mask].min())
+    told = predict(trainer, module, str(tmp_path / "raised" / "a.npz"), PLAIN).rows[0]["remarks"]
+    assert f"what flows in counts as clean, 0; say --background {lowest:.4g}" in told
+
+
+def test_bad_files_among_others_are_told_at_the_end(tmp_path, trainer, module, file, unpictured, capsys):
+    (file.parent / "bad.npz").write_text("hello")
+    write_observations(file.parent / "c.npz", draw_plumes(WORLD, 1, "test").observations)
+    with pytest.raises(BadFileError, match=r"2 of 3 files were used; cannot use .*bad\.npz: it is cut off"):
+        predict(trainer, module, str(file.parent), PLAIN)
+    assert len(list(csv.DictReader((_results(tmp_path) / "sequences.csv").open()))) == 3
+    assert capsys.readouterr().out.count("bad.npz") == 1
+
+
+def test_forecasts_held_winds_and_growth_are_remarked_on(trainer, module, file, unpictured):
+    row = predict(trainer, module, str(file), Wish(members=0, horizon=3)).rows[0]
+    assert "has not learnt to forecast (model.forecast)" in row["remarks"]
+    assert "the last wind is held for 2 frames more" in row["remarks"]
+    assert (row["forecast"], row["filled"]) == (3, 0)
+    assert sentence(row).startswith(f"{row['sequence']}: 7 frames (4 observed, 3 forecast) of 16 x 16, peak")
+    assert sentence(row | {"frames": 1, "forecast": 0}).startswith(f"{row['sequence']}: 1 frame of")
+    seen = draw_plumes(WORLD, 1, "test").observations
+    assert not cautions(module, seen, 0.0)
+    fields = torch.zeros(1, 4, 16, 16)
+    fields[0, 1, 2, 3] = 3.1 * seen.coarse.max()
+    assert growth(seen, Outlook(fields)) == ["values grow beyond what was observed: not to be trusted"]
+    assert not growth(seen, Outlook(fields / 2))
+
+
+def test_what_a_spread_needs_is_told_with_the_file_and_the_mend(trainer, module, file, unpictured):
+    seen = draw_plumes(WORLD, 1, "test").observations
+    mask = torch.zeros_like(seen.mask)
+    mask[:, 0, 0, :2] = True
+    write_observations(file, replace(seen, mask=mask, coarse=seen.coarse * mask))
+    with pytest.raises(BadFileError, match=r"mine\.npz: 2 values are observed .* --members 0"):
+        predict(trainer, module, str(file), Wish(members=2))
 
 
 def test_sources_that_were_found_are_written(tmp_path, trainer, file, unpictured):
