@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.commands import failing
 
 from projects.cafe import attacking, recovery
 from projects.cafe.attacking import Keeper, settings
@@ -47,14 +48,7 @@ def attacked(run_folder, *options, name="one"):
     return cli, run_folder / "cafe" / name / "artefacts" / "attack"
 
 
-def fails(arguments, capsys, code=1):
-    """Run a command that must end with an exit code and without a traceback, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    message = capsys.readouterr().err
-    assert stop.value.code == code, message
-    assert "Traceback" not in message
-    return message
+fails = failing(main)
 
 
 def rows_of(path):

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from helpers.commands import failing
 from helpers.processes import run_together, start
 from helpers.workers import comad_until_killed, command_line
 from PIL import Image
@@ -26,14 +27,7 @@ PROJECT = REPOSITORY / "projects" / "comad"
 SMALL = ["--data.length=12", "--data.val_length=6", "--data.test_length=2", "--data.batch_size=4", "--model.patches=100", "--model.restarts=1"]
 
 
-def fails(arguments, capsys, code=1):
-    """Run a command that must end with an exit code and without a traceback, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    message = capsys.readouterr().err
-    assert stop.value.code == code, message
-    assert "Traceback" not in message
-    return message
+fails = failing(main)
 
 
 def same(one, other):

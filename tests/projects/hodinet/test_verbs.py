@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.commands import failing
 from helpers.processes import run_together, start
 from helpers.workers import command_line, fit_until_killed
 from PIL import Image
@@ -39,14 +40,7 @@ def last_of(run_folder, name):
     return load_checkpoint(run_folder / "hodinet" / name / "checkpoints" / "last.ckpt")["state_dict"]
 
 
-def fails(arguments, capsys, code=1):
-    """Run a command that must end with an exit code and without a traceback, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    message = capsys.readouterr().err
-    assert stop.value.code == code, message
-    assert "Traceback" not in message
-    return message
+fails = failing(main)
 
 
 @pytest.fixture(autouse=True)

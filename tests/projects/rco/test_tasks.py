@@ -8,6 +8,7 @@ import shutil
 import lightning as L
 import pytest
 import torch
+from helpers.commands import failing
 from helpers.distilling import EPOCHS, SHORT, SMALL, network_of, record, world
 from scipy.special import rel_entr, softmax
 from sklearn.metrics import accuracy_score
@@ -27,14 +28,7 @@ def without_report(monkeypatch):
     monkeypatch.setattr("shared.report.build_report", lambda folder: None)
 
 
-def fails(arguments, capsys, code=1):
-    """Run a command that must end with an exit code and without a traceback, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    message = capsys.readouterr().err
-    assert stop.value.code == code, message
-    assert "Traceback" not in message
-    return message
+fails = failing(main)
 
 
 # ---- finding a route

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from helpers.commands import failing, slow
 from helpers.processes import start
 from helpers.voices import pair_lines, write_musan, write_rirs, write_sitw, write_sound, write_speakers, write_voxceleb
 from helpers.workers import fit_until_killed
@@ -31,18 +32,7 @@ def without_report(monkeypatch):
     monkeypatch.setattr("shared.report.build_report", lambda folder: None)
 
 
-def fails(arguments, capsys, code=1):
-    """Run a command that must end with an exit code and without a traceback, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    message = capsys.readouterr().err
-    assert stop.value.code == code, message
-    assert "Traceback" not in message
-    return message
-
-
-def slow(*values, **options):
-    return pytest.param(*values, marks=pytest.mark.slow, **options)
+fails = failing(main)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.commands import failing, slow
 
 from projects.s3rp.cli import main
 from projects.s3rp.data import PlumeData
@@ -26,18 +27,7 @@ def without_report(monkeypatch):
     monkeypatch.setattr("shared.report.build_report", lambda folder: None)
 
 
-def fails(arguments, capsys, code=1):
-    """Run a command that must end with an exit code and without a traceback, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    message = capsys.readouterr().err
-    assert stop.value.code == code, message
-    assert "Traceback" not in message
-    return message
-
-
-def slow(*values, **options):
-    return pytest.param(*values, marks=pytest.mark.slow, **options)
+fails = failing(main)
 
 
 # ---- configurations

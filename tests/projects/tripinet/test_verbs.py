@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from helpers.commands import failing
 from helpers.manipulation_sets import save_mask, save_picture, write_casia_v1, write_casia_v2, write_coverage, write_folder
 from helpers.processes import run_together, start
 from helpers.workers import command_line, fit_until_killed
@@ -57,14 +58,7 @@ def decision_of(path):
     return {name: value for name, value in load_checkpoint(path)["state_dict"].items() if name.startswith("decision.")}
 
 
-def fails(arguments, capsys, code=1):
-    """Run a command that must end with an exit code and without a traceback, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    message = capsys.readouterr().err
-    assert stop.value.code == code, message
-    assert "Traceback" not in message
-    return message
+fails = failing(main)
 
 
 # ---- what verbs leave
