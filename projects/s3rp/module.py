@@ -16,6 +16,7 @@ from projects.s3rp.calibration import crps
 from projects.s3rp.layers import Cell, Propagator
 from projects.s3rp.losses import coarse_loss, negativity, residual_loss, roughness, step_loss
 from projects.s3rp.model import SRCNN, FineNet, Grid
+from projects.s3rp.observing import block_mean
 from projects.s3rp.options import Divergence, Form, Net, check_options
 from projects.s3rp.physics import Boundary, Physics, Wind
 from projects.s3rp.scaling import Scaled, scale, solver_of
@@ -66,7 +67,8 @@ class PlumeSuperResolution(L.LightningModule):
         curriculum: part of the training in which sequences have three frames only.
         beta: weight of the latents' divergence.
         divergence: mmd (inverse multi-quadratic kernels) or critic (adversarial).
-        lambda_crps: weight of the score of hidden pixels, which rewards the right spread.
+        lambda_crps: weight of the scores of hidden pixels and of what comes `ahead`, which reward the right spread of an s3rp_r.
+        ahead: frames over which the solver carries each draw of an s3rp_r, to be scored by what was observed then, which the draw did not see.
         members: fields that an s3rp_r draws of each sequence in a training step.
         lr: highest learning rate of Adam, which falls along a line to 5 %.
         warm_up: part of the training in which the learning rate rises from 0; forecasts and hidden pixels need some.
@@ -108,6 +110,7 @@ class PlumeSuperResolution(L.LightningModule):
         beta: float = 1.0,
         divergence: Divergence = "mmd",
         lambda_crps: float = 1.0,
+        ahead: int = 3,
         members: int = 2,
         lr: float = 3e-3,
         warm_up: float = 0.0,
@@ -234,6 +237,7 @@ class PlumeSuperResolution(L.LightningModule):
             "source": given.lambda_source,
             "latents": given.beta,
             "crps": given.lambda_crps,
+            "ahead": given.lambda_crps,
             "critic": 1.0,
         }
         loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
@@ -336,18 +340,31 @@ class PlumeSuperResolution(L.LightningModule):
             parts |= {"latents": self.critic.divergence(pairs) / len(draws), "critic": self.critic.own_loss(pairs) / len(draws)}
         hidden = scaled.mask & ~scaled.seen.mask
         if given.lambda_crps and (given.hide or given.forecast):
-            parts["crps"] = self._hidden_score(torch.stack([draw.fields for draw in draws]), scaled, hidden, rng)
+            parts["crps"] = self._score(torch.stack([draw.fields for draw in draws]), scaled, scaled.coarse, hidden, rng)
+        if given.lambda_crps and given.ahead and scaled.seen.frames > 1:
+            parts["ahead"] = self._score_ahead(torch.stack([draw.fields for draw in draws]), scaled, physics, rng)
         return parts
 
-    def _hidden_score(self, fields: Tensor, scaled: Scaled, hidden: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the mean score of pixels that were hidden from the network, (M, B, T, H, W) fields; the members are seen with the data's noise."""
-        from projects.s3rp.observing import block_mean
+    def _score_ahead(self, fields: Tensor, scaled: Scaled, physics: Physics, rng: torch.Generator) -> Tensor:
+        """Return the mean score of draws (M, B, T, H, W) that the solver carries on, by observations that they did not see.
 
+        A frame says nothing of what is finer than its pixels, but the wind brings that to light in later ones: a proper score of those rewards draws
+        of c_t that differ by as much as y_1 .. y_t leave open, without any high resolution.
+        """
+        scores = []
+        for step in range(1, min(self.hparams.ahead, fields.shape[2] - 1) + 1):
+            begin, end = step - 1, step - 2 + fields.shape[2]
+            source = scaled.source if scaled.source is None or scaled.source.shape[1] == 1 else scaled.source[:, begin:end]
+            fields = physics.advance(fields[:, :, :-1], scaled.wind.frames(begin, end), source)
+            scores.append(self._score(fields, scaled, scaled.coarse[:, step:], scaled.mask[:, step:], rng))
+        return torch.stack(scores).mean()
+
+    def _score(self, fields: Tensor, scaled: Scaled, observed: Tensor, judged: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the mean score of observed pixels, (M, B, T, H, W) fields; the members are seen with the data's noise."""
         data: PlumeData = self.trainer.datamodule  # type: ignore[attr-defined]
         coarse = block_mean(fields, self.factor)
         noise = torch.randn(coarse.shape, generator=rng, device=coarse.device) * (data.observations("train").sigma / scaled.scale)
-        scores = crps(coarse + noise, scaled.coarse, fair=True)
-        return (scores * hidden).sum() / hidden.sum().clamp_min(1)
+        return (crps(coarse + noise, observed, fair=True) * judged).sum() / judged.sum().clamp_min(1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches
@@ -383,7 +400,9 @@ class PlumeSuperResolution(L.LightningModule):
         if isinstance(self.net, LatentNet):
             rng = generator(self.hparams.seed, "validation", batch_idx, rank(), device=shown.device)
             draws = torch.stack([self.net(scaled.seen, rng).fields for _ in range(max(4, self.hparams.members))])
-            score, fields, found = self._hidden_score(draws, scaled, judged, rng), draws[0], None
+            score, fields, found = self._score(draws, scaled, scaled.coarse, judged, rng), draws[0], None
+            if self.hparams.ahead and scaled.seen.frames > 1:
+                score = score + self._score_ahead(draws, scaled, physics, rng)
         else:
             fields, found = self._fields(scaled, physics)
             score = coarse_loss(fields, scaled.coarse, judged)
@@ -392,7 +411,7 @@ class PlumeSuperResolution(L.LightningModule):
         if fields.shape[1] > 1:
             moved = self.physics_loss(fields, scaled.wind, physics, _together(scaled.source, found))
             self.log("val/physics", moved, batch_size=size, sync_dist=True)
-            loss = score + moved
+            loss = score + self.hparams.lambda_physics * moved
         self.log("val/loss", loss, batch_size=size, prog_bar=True, sync_dist=True)
 
 

@@ -27,7 +27,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     for name in ("channels", "latents", "members", "factor"):
         if given[name] < 1:
             raise ValueError(f"model.{name} must be at least 1, got {given[name]}")
-    for name in (name for name in given if name.startswith("lambda_") or name in ("beta", "forecast", "propagation")):
+    for name in (name for name in given if name.startswith("lambda_") or name in ("beta", "forecast", "propagation", "ahead")):
         if given[name] < 0:
             raise ValueError(f"model.{name} must be 0 or more, got {given[name]}")
     for name in ("projection", "curriculum"):
@@ -49,7 +49,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     for name in ("find_source", "learn_diffusivity"):
         if given[name] and not given["lambda_physics"]:
             raise ValueError(f"model.{name} learns from the physics: set model.lambda_physics above 0")
-    if given["net"] == "s3rp_r" and given["members"] < 2 and given["lambda_crps"] and (given["hide"] or given["forecast"]):
-        raise ValueError("the score of hidden pixels compares draws: set model.members to 2 or more, or model.lambda_crps to 0")
+    if given["net"] == "s3rp_r" and given["members"] < 2 and given["lambda_crps"] and (given["hide"] or given["forecast"] or given["ahead"]):
+        raise ValueError("scores compare draws: set model.members to 2 or more, or model.lambda_crps to 0")
     if given["find_source"] and given["net"] != "s3rp_d":
         raise ValueError("model.find_source needs the net s3rp_d")

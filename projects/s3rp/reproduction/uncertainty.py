@@ -32,8 +32,8 @@ MEMBERS = 32
 HIDDEN = 1 / 3
 """Part of the coarse values that are hidden to fit the spread of an S3RP-R."""
 SETTING = Setting(RANDOM, train=200, test=16, epochs=11, options={"lambda_negative": 0.0})
-DRAWS: dict[str, Any] = {"net": "s3rp_r", "hide": 0.2, "forecast": 4, "members": 2, "lambda_physics": 3.0, "lambda_forecast": 1.0}
-"""How an S3RP-R is trained: pixels and last frames are hidden from it, and its draws of them scored."""
+DRAWS: dict[str, Any] = {"net": "s3rp_r", "hide": 0.2, "ahead": 3, "members": 2, "lambda_physics": 0.0}
+"""How an S3RP-R is trained: by scores of hidden pixels, and of frames ahead to which the solver carries its draws."""
 MATHERON, RAW, CALIBRATED = "S3RP-D, Matheron's rule", "S3RP-R, as drawn", "S3RP-R, calibrated on hidden pixels"
 EXACT = {"kriging of single frames": "kriging", "ensemble Kalman filter": "filter", "Kalman smoother (exact)": "smoother"}
 

@@ -1,15 +1,20 @@
 """S3RP-R: where latents come from, that the divergence pulls, and that the critic and the networks do not teach each other by mistake."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from projects.s3rp.calibration import crps
 from projects.s3rp.losses import mmd_imq
 from projects.s3rp.model import Seen
+from projects.s3rp.module import PlumeSuperResolution
 from projects.s3rp.observing import block_mean, interpolate, project
+from projects.s3rp.scaling import scale
 from projects.s3rp.stochastic import LOG_DEVIATIONS, POOLED, Drawn, LatentCritic, LatentNet, Normal, latent_discrepancy, pooled_pairs
+from projects.s3rp.worlds import World, draw_plumes
 from shared.seeding import generator
 
 FACTOR, SIDE, FRAMES, LATENTS = 4, 4, 3, 2
@@ -192,3 +197,24 @@ def test_the_critics_loss_teaches_the_critic_alone_and_the_divergence_both_distr
     assert bool(posterior.grad.any())
     assert bool(prior.grad.any())
     assert all(parameter.grad is None for parameter in critic.parameters())
+
+
+def test_draws_are_scored_by_frames_ahead_that_the_solver_carries_them_to():
+    """The score is that of a loop over draws, frames and steps, and least where the spread of the first frame is the right one."""
+    world = World(size=16, frames=4, diffusivity=0.01, turning=2.0, sources=1)
+    plumes = draw_plumes(world, 2)
+    seen = plumes.observations
+    module = PlumeSuperResolution(net="s3rp_r", ahead=2)
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(observations=lambda split: seen))
+    physics = seen.physics.with_options(substeps=3)
+    scaled = scale(seen.batch(), physics)
+    fields = torch.stack([plumes.truth * factor / scaled.scale for factor in (0.9, 1.0, 1.2)])
+    scores = []
+    for step in (1, 2):
+        for frame in range(4 - step):
+            carried = fields[:, :, frame]
+            for later in range(step):
+                carried = physics.advance(carried, seen.wind.at(frame + later), seen.source[:, 0] / scaled.scale[:, 0])
+            scores.append((step, crps(block_mean(carried, 4), scaled.coarse[:, frame + step], fair=True).mean()))
+    expected = sum(torch.stack([score for step, score in scores if step == wanted]).mean() for wanted in (1, 2)) / 2
+    torch.testing.assert_close(module._score_ahead(fields, scaled, physics, generator(0, "noise")), expected, rtol=1e-4, atol=1e-6)
