@@ -284,5 +284,5 @@ def draw_calibration(counts: Mapping[str, Tensor]) -> Figure:
     right.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="ideal")
     right.vlines(LEVELS, 0, 1, color="0.8", linewidth=1, zorder=0)
     right.set(xlabel="central interval", ylabel="part of the truth inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    right.legend(frameon=False, fontsize="small", loc="upper left")
+    right.legend(frameon=False, fontsize="small", loc="lower right")
     return figure

@@ -36,7 +36,7 @@ def scores(folder):
 @pytest.mark.parametrize("net", ["s3rp_d", "s3rp_r"])
 def test_two_processes_test_as_one(run_folder, small, net):
     """Five sequences, of which one process gets three: each is counted once, and draws the same members wherever it lies."""
-    main(["fit", *small, "--run=one", "--members=20", "--trainer.max_epochs=1", f"--model.net={net}"])
+    main(["fit", *small, "--run=one", "--members=20", "--trainer.max_epochs=1", f"--model.net={net}", "--model.forecast=0"])
     run_together(command_line, ["test", "--run=one", "--members=20"], "s3rp")
     run = run_folder / "s3rp" / "one"
     agree(table(run, "test", "methods"), table(run, "fit", "methods"), 1e-3)
@@ -62,7 +62,7 @@ def test_two_processes_learn_what_one_learns(run_folder, small, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--model.divergence=mmd"], ["--model.divergence=critic"]], ids=["mmd", "critic"])
 def test_two_processes_train_a_stochastic_network(run_folder, small, options):
-    run_together(command_line, ["fit", *small, "--run=two", "--model.net=s3rp_r", "--members=0", *options], "s3rp")
+    run_together(command_line, ["fit", *small, "--run=two", "--model.net=s3rp_r", "--model.forecast=0", "--members=0", *options], "s3rp")
     last = load_checkpoint(run_folder / "s3rp" / "two" / "checkpoints" / "last.ckpt")
     assert last["global_step"] == 4
     assert all(bool(value.isfinite().all()) for value in last["state_dict"].values())
