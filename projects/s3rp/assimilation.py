@@ -11,7 +11,7 @@ from torch import Tensor
 from projects.s3rp.classical import completed, interpolated
 from projects.s3rp.fields import Estimate, FieldPrior, fit_field, noise_deviation
 from projects.s3rp.observing import block_mean
-from projects.s3rp.physics import Physics, Wind
+from projects.s3rp.physics import Physics, Wind, at_frame
 from projects.s3rp.sets import Observations
 
 Background = Literal["covariance", "gradient"]
@@ -28,14 +28,9 @@ def rolled(initial: Tensor, frames: int, physics: Physics, wind: Wind, source: T
 
     for frame in range(frames - 1):
         now = wind.at(frame)
-        rate = None if source is None else spread(source[:, min(frame, source.shape[1] - 1)])
+        rate = None if source is None else spread(at_frame(source, frame))
         fields.append(physics.advance(fields[-1], Wind(spread(now.u), spread(now.v)), rate))
     return torch.stack(fields, 1)
-
-
-def fixed_steps(physics: Physics, wind: Wind) -> Physics:
-    """Return the physics with the time steps that the fastest frame needs, so that they need not be found anew each time."""
-    return physics.with_options(substeps=physics.substeps or physics.stable_substeps(wind))
 
 
 def variational(
@@ -71,7 +66,7 @@ def variational(
     dtype = torch.float64 if double else torch.float32
     coarse, mask, sigma = observations.coarse.to(dtype), observations.mask, noise_deviation(observations)
     wind, known = observations.wind.to(coarse), None if observations.source is None else observations.source.to(dtype)
-    physics = fixed_steps(observations.physics, wind)
+    physics = observations.physics.fixed(wind)
     start = interpolated(observations).to(dtype)[:, 0]
     penalty: Callable[[Tensor], Tensor]
     if background == "covariance":
@@ -200,7 +195,7 @@ def _posterior(observations: Observations, prior: FieldPrior, sigma: float) -> t
         raise ValueError("the Kalman smoother takes linear physics: choose the scheme central or upwind in the place of vanleer")
     coarse, mask = observations.coarse[0].double().cpu(), observations.mask[0].cpu()
     wind = observations.wind.to(coarse)
-    physics, shape = fixed_steps(observations.physics, wind), observations.shape
+    physics, shape = observations.physics.fixed(wind), observations.shape
     source = None if observations.source is None else observations.source.to(coarse)
     centre = rolled(torch.full((1, *shape), prior.mean, dtype=torch.float64), observations.frames, physics, wind, source)[0]
     modes = rolled(prior.modes(shape)[None], observations.frames, physics, wind)[0]  # (T, K, H, W)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from projects.s3rp.observing import Interpolation, block_mean, filled, interpolate, project
-from projects.s3rp.physics import Boundary, Physics, Scheme, Wind
+from projects.s3rp.physics import Boundary, Physics, Scheme, Wind, at_frame
 from projects.s3rp.sets import Estimator, Observations
 
 
@@ -100,8 +100,7 @@ def rolled_out(fields: Tensor, last: Tensor, physics: Physics, wind: Wind, sourc
     frames = list(fields.unbind(1))
     for frame in range(1, len(frames)):
         if bool((last < frame).any()):
-            rate = None if source is None else source[:, min(frame - 1, source.shape[1] - 1)]
-            ahead = physics.advance(frames[frame - 1], wind.at(frame - 1), rate)
+            ahead = physics.advance(frames[frame - 1], wind.at(frame - 1), at_frame(source, frame - 1))
             frames[frame] = torch.where((last < frame)[:, None, None], ahead, frames[frame])
     return torch.stack(frames, 1)
 

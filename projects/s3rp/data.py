@@ -89,8 +89,7 @@ class PlumeData(DataModule):
         else:
             self._observations[split] = draw_plumes(self.world, self.counts[split], split, self.known_source).observations
         known = self._observations[split]
-        physics = known.physics.with_options(substeps=known.physics.substeps or known.physics.stable_substeps(known.wind))
-        self._observations[split] = replace(known, physics=physics)
+        self._observations[split] = replace(known, physics=known.physics.fixed(known.wind))
         self._check(split)
 
     def _check(self, split: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from projects.s3rp.observing import block_mean
-from projects.s3rp.physics import Wind
+from projects.s3rp.physics import Wind, at_frame
 from projects.s3rp.sets import Estimator, Observations
 
 CELLS = 2**22
@@ -70,7 +70,7 @@ def _roll_out(fields: Tensor, observations: Observations) -> None:
     source = observations.source
     for frame in range(observations.frames - 1):
         wind = observations.wind.at(frame).to(fields)
-        release = None if source is None else source[:, min(frame, source.shape[1] - 1)].to(fields)
+        release = None if source is None else at_frame(source, frame).to(fields)
         fields[:, :, frame + 1] = observations.physics.advance(fields[:, :, frame], wind, release)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projects.s3rp.assimilation import fixed_steps
 from projects.s3rp.fields import Estimate, FieldPrior, fit_field, noise_deviation
 from projects.s3rp.observing import block_mean
-from projects.s3rp.physics import Wind
+from projects.s3rp.physics import Wind, at_frame
 from projects.s3rp.sets import Observations
 
 
@@ -73,12 +72,12 @@ def ensemble_filter(
     coarse, count = observations.coarse, len(observations)
     tapers = _tapers(observations, reach)
     wind, source = observations.wind, observations.source
-    physics = fixed_steps(observations.physics, wind)
+    physics = observations.physics.fixed(wind)
     ensemble = prior.draw(observations.shape, count * members, rng).view(count, members, *observations.shape).to(coarse)
     frames = []
     for frame in range(observations.frames):
         if frame:
-            now, rate = wind.at(frame - 1), None if source is None else source[:, min(frame - 1, source.shape[1] - 1)][:, None]
+            now, rate = wind.at(frame - 1), None if source is None else at_frame(source, frame - 1)[:, None]
             ensemble = physics.advance(ensemble, Wind(now.u[:, None], now.v[:, None]), rate)
         noise = sigma * torch.randn(count, members, *coarse.shape[2:], generator=rng, dtype=torch.float64).to(coarse)
         ensemble = _updated(ensemble, coarse[:, frame], observations.mask[:, frame], noise, sigma, tapers, inflation)
@@ -123,12 +122,12 @@ def cycled_interpolation(observations: Observations, prior: FieldPrior | None = 
     along_y, along_x = (part.to(coarse) for part in prior.correlations(observations.shape))
     cross_y, cross_x = (part.unflatten(1, (-1, observations.factor)).mean(2) for part in (along_y, along_x))
     among = prior.deviation**2 * torch.kron(block_mean(along_y, observations.factor), block_mean(along_x, observations.factor))
-    wind, physics = observations.wind.to(coarse), fixed_steps(observations.physics, observations.wind)
+    wind, physics = observations.wind.to(coarse), observations.physics.fixed(observations.wind)
     field = coarse.new_full((len(coarse), *observations.shape), prior.mean)
     frames = []
     for frame in range(observations.frames):
         if frame:
-            rate = None if source is None else source[:, min(frame - 1, source.shape[1] - 1)].to(coarse)
+            rate = None if source is None else at_frame(source, frame - 1).to(coarse)
             field = physics.advance(field, wind.at(frame - 1), rate)
         seen = mask[:, frame].to(coarse)
         difference = (coarse[:, frame] - block_mean(field, observations.factor)) * seen

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from projects.s3rp.observing import block_mean
-from projects.s3rp.physics import Boundary, Physics, Wind, stencil
+from projects.s3rp.physics import Boundary, Physics, Wind, of_frames, stencil
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Scales a of the inverse multi-quadratic kernels."""
@@ -37,8 +37,7 @@ def step_loss(fields: Tensor, wind: Wind, physics: Physics, source: Tensor | Non
         diffusivity: learnt D, or None.
     """
     frames = fields.shape[1]
-    given = source if source is None or source.shape[1] == 1 else source[:, : frames - 1]
-    carried = physics.advance(fields[:, :-1], wind.frames(0, frames - 1), given, diffusivity)
+    carried = physics.advance(fields[:, :-1], wind.frames(0, frames - 1), of_frames(source, 0, frames - 1), diffusivity)
     return (fields[:, 1:] - carried).square().mean()
 
 
@@ -53,7 +52,7 @@ def residual_loss(fields: Tensor, wind: Wind, physics: Physics, source: Tensor |
     operator = stencil(wind.frames(0, frames - 1), known, physics.spacing, scheme, physics.boundary)
     rate = operator((fields[:, 1:] + fields[:, :-1]) / 2, physics.boundary)
     if source is not None:
-        rate = rate + (source if source.shape[1] == 1 else source[:, : frames - 1])
+        rate = rate + of_frames(source, 0, frames - 1)
     return (fields[:, 1:] - fields[:, :-1] - physics.interval * rate).square().mean()
 
 

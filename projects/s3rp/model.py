@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from projects.s3rp.layers import Cell, Propagator, build_cell, conv, zeroed
 from projects.s3rp.observing import block_mean, filled, interpolate, project, repeat
-from projects.s3rp.physics import Boundary
+from projects.s3rp.physics import Boundary, at_frame
 
 Grid = Literal["fine", "coarse"]
 """Where the network computes: on the fine grid, or on the coarse one with r x r cells as channels, which is cheaper for large factors."""
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
     def arriving(self, frame: int) -> Tensor:
         """Return the velocities that carried the field to a frame, those of the frame before, (B, 2, H, W); of the first, its own."""
-        return self.courant[:, min(max(frame - 1, 0), self.courant.shape[1] - 1)]
+        return at_frame(self.courant, max(frame - 1, 0))
 
 
 class Fields(NamedTuple):
@@ -159,7 +159,7 @@ class FineNet(nn.Module):
         if propagator is None:
             return field
         was_seen = seen.mask[:, frame - 1].flatten(1).any(1) & is_ahead
-        release = None if seen.release is None else seen.release[:, min(frame - 1, seen.release.shape[1] - 1)][:, None]
+        release = None if seen.release is None else at_frame(seen.release, frame - 1)[:, None]
         known = torch.where(was_seen[:, None, None], field.detach(), field)
         return propagator(known[:, None], seen.arriving(frame)[:, None], release)[:, 0]
 
@@ -170,7 +170,7 @@ class FineNet(nn.Module):
         state, found = None, list[Tensor | None]()
         later = interpolate(filled(seen.coarse, seen.mask, self.boundary), self.factor, "bicubic", self.boundary) if upsampled is None else upsampled
         for frame in reversed(range(seen.frames)):
-            leaving = -seen.courant[:, min(frame, seen.courant.shape[1] - 1)]
+            leaving = -at_frame(seen.courant, frame)
             shown = [later[:, frame, None], leaving.expand(len(later), -1, -1, -1)]
             shown += [repeat(seen.mask[:, frame, None].to(later.dtype), self.factor)] if self.mask_channel else []
             encoded = self.backward_encoder(self._to_grid(torch.cat(shown, 1)))

@@ -18,7 +18,7 @@ from projects.s3rp.losses import coarse_loss, negativity, residual_loss, roughne
 from projects.s3rp.model import SRCNN, FineNet, Grid
 from projects.s3rp.observing import block_mean
 from projects.s3rp.options import Divergence, Form, Net, check_options
-from projects.s3rp.physics import Boundary, Physics, Wind
+from projects.s3rp.physics import Boundary, Physics, Wind, at_frame, of_frames
 from projects.s3rp.scaling import Scaled, scale, solver_of
 from projects.s3rp.sets import Batch
 from projects.s3rp.stochastic import LatentCritic, LatentNet, latent_discrepancy, pooled_pairs
@@ -142,8 +142,9 @@ class PlumeSuperResolution(L.LightningModule):
         return isinstance(self.net, LatentNet)
 
     @property
-    def _propagates(self) -> bool:
-        return isinstance(self.net, FineNet) and self.net.propagator is not None
+    def propagator(self) -> Propagator | None:
+        """The part of an s3rp_d that forecasts; None without one."""
+        return self.net.propagator if isinstance(self.net, FineNet) else None
 
     @property
     def factor(self) -> int:
@@ -283,35 +284,32 @@ class PlumeSuperResolution(L.LightningModule):
         """Return the terms of section 2.4."""
         fields, found = self._fields(scaled, physics)
         parts = self._terms(fields, scaled, found, ahead, physics)
-        if isinstance(self.net, FineNet) and self.net.propagator is not None and fields.shape[1] > 1:
-            parts["carried"] = self._carried_loss(self.net.propagator, fields.detach(), scaled, physics)
+        if self.propagator is not None and fields.shape[1] > 1:
+            parts["carried"] = self._carried_loss(self.propagator, fields.detach(), scaled, physics)
         return parts if found is None else parts | {"source": found.mean() * physics.interval}
 
     def _carried_loss(self, propagator: Propagator, fields: Tensor, scaled: Scaled, physics: Physics) -> Tensor:
         """Return the mean of (P(c_t) - S_Delta(c_t))^2, by which the propagator learns the solver's step from the fields that there are."""
         frames = fields.shape[1] - 1
-        wind = scaled.wind.frames(0, frames)
-        source = scaled.source if scaled.source is None or scaled.source.shape[1] == 1 else scaled.source[:, :frames]
+        wind, source = scaled.wind.frames(0, frames), of_frames(scaled.source, 0, frames)
         target = physics.advance(fields[:, :-1], wind, source, self.diffusivity(physics)).detach()
         courant, release = scaled.seen.courant, scaled.seen.release
 
         def loss(frame: int) -> Tensor:
-            given = None if release is None else release[:, min(frame, release.shape[1] - 1)][:, None]
-            carried = propagator(fields[:, frame, None], courant[:, min(frame, courant.shape[1] - 1)][:, None], given)
+            given = None if release is None else at_frame(release, frame)[:, None]
+            carried = propagator(fields[:, frame, None], at_frame(courant, frame)[:, None], given)
             return (carried - target[:, frame, None]).square().mean()
 
         if self.hparams.checkpointing:
             return torch.stack([checkpoint(loss, frame, use_reentrant=False) for frame in range(frames)]).mean()
-        released = release if release is None or release.shape[1] == 1 else release[:, :frames]
-        return (propagator(fields[:, :-1], courant[:, :frames], released) - target).square().mean()
+        return (propagator(fields[:, :-1], of_frames(courant, 0, frames), of_frames(release, 0, frames)) - target).square().mean()
 
     def _terms(self, fields: Tensor, scaled: Scaled, found: Tensor | None, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
         given = self.hparams
         parts = {"coarse": coarse_loss(fields, scaled.coarse, scaled.mask & ~ahead)}
-        known = fields.shape[1] - (given.forecast if self._propagates and bool(ahead.any()) else 0)
+        known = fields.shape[1] - (given.forecast if self.propagator is not None and bool(ahead.any()) else 0)
         if given.lambda_physics and known > 1:
-            source = _together(scaled.source, found)
-            source = source if source is None or source.shape[1] == 1 else source[:, :known]
+            source = of_frames(_together(scaled.source, found), 0, known)
             parts["physics"] = self.physics_loss(fields[:, :known], scaled.wind.frames(0, known), physics, source)
         if given.lambda_forecast and given.forecast:
             parts["forecast"] = coarse_loss(fields, scaled.coarse, ahead)
@@ -338,11 +336,11 @@ class PlumeSuperResolution(L.LightningModule):
         else:
             pairs = [pair for draw in draws for pair in pooled_pairs(draw, rng)]
             parts |= {"latents": self.critic.divergence(pairs) / len(draws), "critic": self.critic.own_loss(pairs) / len(draws)}
-        hidden = scaled.mask & ~scaled.seen.mask
+        fields, hidden = torch.stack([draw.fields for draw in draws]), scaled.mask & ~scaled.seen.mask
         if given.lambda_crps and (given.hide or given.forecast):
-            parts["crps"] = self._score(torch.stack([draw.fields for draw in draws]), scaled, scaled.coarse, hidden, rng)
+            parts["crps"] = self._score(fields, scaled, scaled.coarse, hidden, rng)
         if given.lambda_crps and given.ahead and scaled.seen.frames > 1:
-            parts["ahead"] = self._score_ahead(torch.stack([draw.fields for draw in draws]), scaled, physics, rng)
+            parts["ahead"] = self._score_ahead(fields, scaled, physics, rng)
         return parts
 
     def _score_ahead(self, fields: Tensor, scaled: Scaled, physics: Physics, rng: torch.Generator) -> Tensor:
@@ -354,8 +352,7 @@ class PlumeSuperResolution(L.LightningModule):
         scores = []
         for step in range(1, min(self.hparams.ahead, fields.shape[2] - 1) + 1):
             begin, end = step - 1, step - 2 + fields.shape[2]
-            source = scaled.source if scaled.source is None or scaled.source.shape[1] == 1 else scaled.source[:, begin:end]
-            fields = physics.advance(fields[:, :, :-1], scaled.wind.frames(begin, end), source)
+            fields = physics.advance(fields[:, :, :-1], scaled.wind.frames(begin, end), of_frames(scaled.source, begin, end))
             scores.append(self._score(fields, scaled, scaled.coarse[:, step:], scaled.mask[:, step:], rng))
         return torch.stack(scores).mean()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from projects.s3rp.classical import last_observed
 from projects.s3rp.observing import block_mean
 from projects.s3rp.physics import RINGING
 from projects.s3rp.sets import Observations
@@ -182,7 +183,7 @@ def _inflow(observations: Observations, background: float) -> str:
 
 def _beyond(module: PlumeSuperResolution, observations: Observations) -> str:
     """Remark on forecasts of more frames than the network learnt; one that corrects the solver's has none to learn."""
-    learnt, ahead = module.hparams.forecast, max(forecast_frames(observations.select([row])) for row in range(len(observations)))
+    learnt, ahead = module.hparams.forecast, forecast_frames(observations)
     if ahead <= learnt or module.hparams.hybrid:
         return ""
     if not learnt:
@@ -216,6 +217,6 @@ def _ringing(observations: Observations) -> str:
     return f"cell Peclet number {peclet:.3g} above {RINGING:g}: fields may ring (more diffusion or finer cells mend it)"
 
 
-def forecast_frames(one: Observations) -> int:
-    """Return the frames after the last one with an observation."""
-    return one.frames - 1 - int(one.mask[0].flatten(1).any(1).nonzero().max())
+def forecast_frames(observations: Observations) -> int:
+    """Return the frames after a sequence's last one with an observation, the most that one has."""
+    return observations.frames - 1 - int(last_observed(observations).min())

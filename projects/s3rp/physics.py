@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,24 @@ CACHED = 2**16
 """Cells that are carried at a time on a CPU, so that they stay in its cache."""
 
 
+@overload
+def at_frame(values: Tensor, frame: int) -> Tensor: ...
+@overload
+def at_frame(values: None, frame: int) -> None: ...
+def at_frame(values: Tensor | None, frame: int) -> Tensor | None:
+    """Return what belongs to a frame of (B, T, ...), or the only one of (B, 1, ...); None of nothing."""
+    return None if values is None else values[:, min(frame, values.shape[1] - 1)]
+
+
+@overload
+def of_frames(values: Tensor, begin: int, end: int) -> Tensor: ...
+@overload
+def of_frames(values: None, begin: int, end: int) -> None: ...
+def of_frames(values: Tensor | None, begin: int, end: int) -> Tensor | None:
+    """Return what belongs to frames `begin` to `end` (exclusive) of (B, T, ...); that of (B, 1, ...) stays one, and nothing is None."""
+    return values if values is None or values.shape[1] == 1 else values[:, begin:end]
+
+
 class Wind(NamedTuple):
     """Face velocities, in units of length by units of time.
 
@@ -39,11 +57,11 @@ class Wind(NamedTuple):
 
     def at(self, frame: int) -> Wind:
         """Return the wind of a frame of (B, T, ...), or the only one of (B, 1, ...)."""
-        return Wind(self.u[:, min(frame, self.u.shape[1] - 1)], self.v[:, min(frame, self.v.shape[1] - 1)])
+        return Wind(at_frame(self.u, frame), at_frame(self.v, frame))
 
     def frames(self, begin: int, end: int) -> Wind:
         """Return the winds of frames `begin` to `end` (exclusive) of (B, T, ...); those of (B, 1, ...) stay one."""
-        return self if self.u.shape[1] == 1 else Wind(self.u[:, begin:end], self.v[:, begin:end])
+        return Wind(of_frames(self.u, begin, end), of_frames(self.v, begin, end))
 
     def select(self, rows: Any) -> Wind:
         """Return the winds of some sequences."""
@@ -193,6 +211,10 @@ class Physics:
     def with_options(self, **options: Any) -> Physics:
         """Return it with other settings."""
         return replace(self, **options)
+
+    def fixed(self, wind: Wind) -> Physics:
+        """Return it with the time steps that the fastest of these winds needs, so that they need not be found anew, and do not depend on a batch."""
+        return self.with_options(substeps=self.substeps or self.stable_substeps(wind))
 
     def stable_substeps(self, wind: Wind) -> int:
         """Return the fewest time steps a frame with max(|u|/dx + |v|/dy) h + 2 D h (1/dx^2 + 1/dy^2) <= 1 (section 2.2).

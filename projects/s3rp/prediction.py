@@ -16,7 +16,6 @@ import torch
 
 from projects.s3rp.arrays import library_for, write_arrays
 from projects.s3rp.assembling import Reading
-from projects.s3rp.assimilation import fixed_steps
 from projects.s3rp.layouts import NETCDF, READABLE, Coordinates, read_placed
 from projects.s3rp.outlook import Outlook, can_tell_hidden, cautions, forecast_frames, growth, inflation_of, look_out, prior_of
 from projects.s3rp.sets import Observations
@@ -186,7 +185,7 @@ def _sequences(
 ) -> list[dict[str, Any]]:
     """Return the rows of a file's sequences, each made unless an earlier run of the same settings and content made it."""
     observations, places = _read(module, given, wish, reading)
-    observations = replace(observations, physics=fixed_steps(observations.physics, observations.wind))
+    observations = replace(observations, physics=observations.physics.fixed(observations.wind))
     key = hashlib.sha256(f"{settings}{digest(given.file)}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     folder = artefact_folder(trainer)
     names = _result_names(stem, observations)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from projects.s3rp.model import Carry, Seen
-from projects.s3rp.physics import Physics, Wind, centred
+from projects.s3rp.physics import Physics, Wind, at_frame, centred
 from projects.s3rp.sets import Batch
 
 
@@ -54,7 +54,6 @@ def solver_of(scaled: Scaled, physics: Physics) -> Carry:
     """Return the solver's step for a hybrid network."""
 
     def carry(field: Tensor, frame: int) -> Tensor:
-        source = None if scaled.source is None else scaled.source[:, min(frame, scaled.source.shape[1] - 1)]
-        return physics.advance(field, scaled.wind.at(frame), source)
+        return physics.advance(field, scaled.wind.at(frame), at_frame(scaled.source, frame))
 
     return carry

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import lightning as L
 
 from projects.s3rp.figures import draw_fields
-from projects.s3rp.model import FineNet
 from projects.s3rp.outlook import estimate
 from projects.s3rp.physics import RINGING, Wind
 from shared.checkpoints import load_checkpoint, with_weights
@@ -65,8 +64,7 @@ def loaded(module: PlumeSuperResolution, ckpt_path: str | None) -> PlumeSuperRes
 
 def _check_reach(module: PlumeSuperResolution, data: PlumeData, is_told: bool) -> None:
     """Say if winds carry fields further in a frame than a propagator reaches."""
-    propagator = module.net.propagator if isinstance(module.net, FineNet) else None
-    known = data.observations("train")
+    propagator, known = module.propagator, data.observations("train")
     (dy, dx), interval = known.physics.spacing, known.physics.interval
     cells = max(float(known.wind.u.abs().amax()) * interval / dx, float(known.wind.v.abs().amax()) * interval / dy)
     if is_told and propagator is not None and cells > propagator.reach * propagator.steps:

@@ -15,7 +15,7 @@ from projects.s3rp.calibration import inflate
 from projects.s3rp.classical import METHODS, last_observed
 from projects.s3rp.figures import draw_by_frame, draw_calibration, draw_fields, draw_spectra
 from projects.s3rp.metrics import EnsembleErrors, FieldErrors, inconsistency, residual
-from projects.s3rp.outlook import can_tell_hidden, draw_members, estimate, inflation_of, prior_of
+from projects.s3rp.outlook import can_tell_hidden, draw_members, estimate, inflation_of, look_out, prior_of
 from projects.s3rp.physics import Wind
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.results import markdown
@@ -171,8 +171,8 @@ def _write(
     log_table(trainer, "methods", rows)
     print(markdown([{name: row[name] for name in ("method", "relative_l2", "gain", "first_frame", "last_frame", "psnr", "ssim")} for row in rows]))
     curves = {name: measured[name]["relative_l2_by_frame"].tolist() for name in testing.errors}
-    seen = testing.observations.mask.flatten(2).any(2).any(0)
-    log_figure(trainer, "error_by_frame", draw_by_frame(curves, observed=None if bool(seen[-1]) else int(seen.nonzero().max()) + 1))
+    observed = int(last_observed(testing.observations).max()) + 1
+    log_figure(trainer, "error_by_frame", draw_by_frame(curves, observed=observed if observed < testing.observations.frames else None))
     spectra = {"truth": testing.metric(OURS).true_power} | {name: testing.metric(name).power for name in ("bicubic", OURS)}
     log_figure(trainer, "spectra", draw_spectra(spectra, min(testing.observations.coarse.shape[-2:])))
     if ensembles:
@@ -193,10 +193,8 @@ def _draw(trainer: ProjectTrainer, module: PlumeSuperResolution, testing: Testin
     """Draw the first sequence, and write a moving picture of it."""
     module.to(trainer.strategy.root_device)
     one, truth = testing.observations.select([0]), testing.truth[0]
-    ours, deviation = estimate(trainer, module, one)[0], None
-    if testing.members:
-        drawn = draw_members(trainer, module, one, testing.prior, testing.members, "test", *one.names)
-        deviation = testing.kappa * drawn.std(0)[0]
+    outlook = look_out(trainer, module, one, testing.prior if testing.members else None, testing.members, testing.kappa, "test")
+    ours, deviation = outlook.mean[0], None if outlook.deviation is None else outlook.deviation[0]
     fields = {"bicubic": METHODS["bicubic"](one)[0], OURS: ours}
     figure = draw_fields(one.coarse[0], fields, truth, deviation, one.mask[0], Wind(one.wind.u[0], one.wind.v[0]), one.unit)
     log_figure(trainer, "fields", figure)

@@ -254,3 +254,12 @@ def test_pure_advection_runs_back_to_its_start_when_the_wind_turns():
 def test_impossible_physics_is_refused_by_name(name, options):
     with pytest.raises(ValueError, match=f"{name} must be a positive number"):
         Physics(*options)
+
+
+def test_a_wind_may_be_steady_along_one_axis_alone():
+    wind = Wind(torch.rand(2, 1, 4, 4), torch.rand(2, 5, 4, 4))
+    some = wind.frames(1, 4)
+    assert torch.equal(some.u, wind.u)
+    assert torch.equal(some.v, wind.v[:, 1:4])
+    assert torch.equal(wind.at(3).u, wind.u[:, 0])
+    assert torch.equal(wind.at(3).v, wind.v[:, 3])
