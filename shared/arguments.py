@@ -40,6 +40,12 @@ def switches_of(trainer: type, verb: str) -> set[str]:
     return {f"--{parameter.name}" for parameter in hints if parameter.annotation in (bool, "bool")}
 
 
+def outside_of(names: Collection[str], verb: str) -> set[str]:
+    """Return those of a trainer's options from outside that a verb has: of `pipeline` and `purify.path`, path for purify, but not for train."""
+    owned = {name.rpartition(".")[2]: name.rpartition(".")[0] for name in names}
+    return {name for name, owner in owned.items() if owner in ("", verb)}
+
+
 def fingerprint_of(settings: dict[str, Any], options: dict[str, Any], inputs: dict[str, Path]) -> str:
     """Hash everything that a verb's outcome depends on."""
     content = repr((settings, sorted(options.items()), {name: digest(path) for name, path in inputs.items()}))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 from shared.data.base import ResumableDataLoader
 from shared.seeding import rng_state, set_rng_state
@@ -17,9 +18,10 @@ from shared.seeding import rng_state, set_rng_state
 class ResumePoint(Callback):
     """Keeps `last.ckpt`: every `every` steps, after the last step and its validation, and after the step in which SIGTERM arrives.
 
-    It is written where the position in the data is certain: at the end of a step, and of an epoch with its validation. The states of the global
-    random generators travel with it. With the position of the `ResumableDataLoader`, continuing from it gives the same weights, bit for bit, as
-    never having stopped (one process, deterministic kernels).
+    It is written where the position in the data is certain: at the end of a step, before the validation and the end of the epoch that may follow,
+    which come first when training goes on, and at the very end. The states of the global random generators travel with it. With the position of
+    the `ResumableDataLoader`, continuing from it gives the same weights and validations, bit for bit, as never having stopped (one process,
+    deterministic kernels).
 
     Args:
         folder: where `last.ckpt` is kept.
@@ -31,12 +33,21 @@ class ResumePoint(Callback):
         self.every = every
         self._restored: dict[str, Any] | None = None
         self._positions: list[dict[str, int]] = []
+        self._ahead: str | None = None  # what follows the step of the checkpoint before the next: a validation, or the end of the epoch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rng": rng_state()}
+        return {"rng": rng_state(), "ahead": self._ahead}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict["rng"]
+        self._restored, self._ahead = state_dict["rng"], state_dict.get("ahead")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._ahead is None:
+            return
+        loops = checkpoint["loops"]["fit_loop"]
+        for counts in (loops["epoch_loop.batch_progress"][name] for name in ("total", "current")):
+            counts["completed"] = counts["processed"]  # else Lightning takes the epoch for ended, and leaves out what is ahead
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += self._ahead == "end"
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or []
@@ -47,17 +58,41 @@ class ResumePoint(Callback):
         for loader, position in zip(resumable, self._positions, strict=False):
             loader.load_state_dict(position)  # Lightning forgets it where the number of steps was asked for before
         self._positions = []
+        loop = trainer.fit_loop.epoch_loop
         if self._restored is not None:
             set_rng_state(self._restored)
+            if trainer.is_last_batch:
+                self._restored = None
+        if self._ahead == "validation":
+            loop.val_loop.restarting, loop.val_loop._restart_stage = False, RestartStage.RESTARTED_MID_EVALUATION
+        elif self._ahead == "end":
+            loop.val_loop._has_run = True
+        self._ahead = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._restored is not None:
+            self._restored = rng_state()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._restored is not None:
+            set_rng_state(self._restored)  # once more: in the middle of an epoch, the loader has drawn a number to begin with
             self._restored = None
-        loop, begun = trainer.fit_loop, cast(Any, trainer.fit_loop.epoch_progress.total)
-        if loop.restarted_mid_epoch and begun.processed == begun.ready:  # the checkpoint was of an epoch's last step, and the next epoch begins
-            loop.reset_restart_stage()  # else Lightning does not count that epoch, and trains one too many after another resume
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if step % self.every == 0 or step >= trainer.estimated_stepping_batches or trainer.received_sigterm:
-            trainer.save_checkpoint(self.path)
+        step, loop = trainer.global_step, trainer.fit_loop.epoch_loop
+        if step % self.every and step < trainer.estimated_stepping_batches and not trainer.received_sigterm:
+            return
+        if not 0 <= trainer.max_steps <= step:
+            self._ahead = (
+                "validation" if loop._should_check_val_fx(cast(Any, trainer.fit_loop._data_fetcher)) else "end" if trainer.is_last_batch else None
+            )
+        elif trainer.is_last_batch:
+            return  # from here Lightning would not go on, not even to the validation: `on_train_end` saves after it
+        trainer.save_checkpoint(self.path)
+        self._ahead = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.fit_loop.epoch_loop.restarting = False  # also after an epoch of which only the end was left
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_last_batch:

@@ -57,8 +57,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             raise ValueError(f"{path} is damaged or no checkpoint; use an earlier one or train again") from error
         refused = str(error).partition("WeightsUnpickler error:")[2].strip().split(" by using")[0].split("\n")[0]
         raise ValueError(f"{path} holds more than tensors and plain values and is not read, for it could execute code: {refused}") from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({error}); use an earlier one or train again") from error
+    except Exception as error:  # a damaged checkpoint makes the reader raise almost anything
+        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error}); use an earlier one or train again") from error
 
 
 def weights_file(folder: Path) -> Path:

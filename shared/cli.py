@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import yaml
@@ -20,14 +20,29 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from shared.arguments import SUPPLIED, as_list, extract, files_of, fingerprint_of, joined, named, spell_out, switches_of, verbs_of, with_names
+from shared.arguments import (
+    SUPPLIED,
+    as_list,
+    extract,
+    files_of,
+    fingerprint_of,
+    joined,
+    named,
+    outside_of,
+    spell_out,
+    switches_of,
+    verbs_of,
+    with_names,
+)
 from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
-from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint
+from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, with_weights
+from shared.cluster import launched, stamp
 from shared.distributed import rank
 from shared.loggers import continue_logs, finish_loggers, make_loggers
 from shared.messages import describe, say, shown_path, silence
 from shared.runs import Run, find_run, new_run, remove, write_text
 
+_Module = TypeVar("_Module", bound=L.LightningModule)
 OWN_SECTIONS = ("seed_everything", "trainer", "model", "data")
 
 
@@ -48,7 +63,7 @@ class ProjectTrainer(L.Trainer):
     unlinked: frozenset[str] = frozenset()
     """Verbs that need no data: what these told the model is then read from the run's checkpoint, so that they may have gone."""
     outside: frozenset[str] = frozenset()
-    """Options that name a model from outside: a verb that is given one begins a run folder too."""
+    """Options that name a model from outside: a verb that is given one begins a run folder too. `purify.path` means the option of that verb."""
     reads: frozenset[str] = frozenset()
     """Further options that name files or folders: a verb is done again when what lies there has changed."""
     changing: frozenset[str] = frozenset()
@@ -68,11 +83,17 @@ class ProjectTrainer(L.Trainer):
     follow_up: Mapping[str, str] = MappingProxyType({"fit": "test"})
     """The verb to suggest after a verb, with options; `{run}` and `{config}` stand for the run's name and its settings."""
     aliases: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
-    """Further words for a verb under configurations, `{"attack": ("fit", ("tiny", "villandiffusion"))}`; `attack NAME` takes another last one."""
+    """Further words for a verb, `{"stress": ("robustness", ())}`, or for one under configurations, `{"attack": ("fit", ("tiny", "trojdiff"))}`, the
+    last of which `attack NAME` replaces."""
     is_forced: bool = False
     """Whether --force asks to do again what is done."""
     save_every: int = 100
     """Training steps between two checkpoints to resume from."""
+
+    def _at_best(self, model: _Module) -> _Module:
+        """Give a model that was just trained the weights of the run's best epoch, if there is one; in evaluation mode."""
+        best = self.run.checkpoints / "best.ckpt"
+        return with_weights(model, best if best.is_file() else None)
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -216,8 +237,9 @@ class ProjectCLI(LightningCLI):
         options = with_names(self._trainer_type, self.chosen, arguments[position + 1 :], self._trainer_type.unnamed.get(self.chosen, 1))
         options = spell_out(options, switches_of(self._trainer_type, self.chosen))
         options = joined(options, self._trainer_type.repeated)
+        self._outside = outside_of(self._trainer_type.outside, self.chosen)
         options, configs = extract(options, "-c", "--config")
-        self._given = {name: next(reversed(extract(options, f"--{name}")[1]), None) for name in ("run", "ckpt_path", *self._trainer_type.outside)}
+        self._given = {name: next(reversed(extract(options, f"--{name}")[1]), None) for name in ("run", "ckpt_path", *self._outside)}
         self._resume = "--resume" in options
         self._is_configured = bool(configs)
         if self.chosen not in self._trainer_type.independent and (self.chosen not in self._trainer_type.makes_run or self._resume):
@@ -229,13 +251,13 @@ class ProjectCLI(LightningCLI):
         if not arguments or arguments[0] not in self._trainer_type.aliases:
             return arguments
         verb, configs = self._trainer_type.aliases[arguments[0]]
-        if len(arguments) > 1 and not arguments[1].startswith("-"):
+        if configs and len(arguments) > 1 and not arguments[1].startswith("-"):
             configs, arguments = (*configs[:-1], arguments[1]), arguments[1:]
         return [verb, *(part for config in configs for part in ("--config", config)), *arguments[1:]]
 
     def _run_config(self) -> list[str]:
         """Return the settings of the run that the verb works in, or of the run that a model from outside belongs to."""
-        outside = [Path(value) for name in self._trainer_type.outside if (value := self._given[name])]
+        outside = [Path(value) for name in self._outside if (value := self._given[name])]
         candidates = [path.parent / "config.yaml" for path in outside] if outside else [run.config_file for run in [self._existing_run()] if run]
         return [str(path) for path in candidates if path.is_file()]
 
@@ -258,7 +280,7 @@ class ProjectCLI(LightningCLI):
             return False
         if verb in trainer.begins:
             return self._is_configured or self._existing_run() is None
-        return verb in trainer.makes_run or any(self._given[name] for name in trainer.outside)
+        return verb in trainer.makes_run or any(self._given[name] for name in self._outside)
 
     def _config_path(self, name: str) -> Path:
         """Resolve a path, or the name of a file in the project's `configs/`."""
@@ -277,14 +299,13 @@ class ProjectCLI(LightningCLI):
         verb, config = self.config.subcommand, self.config[self.config.subcommand]
         self.run = self._choose_run(verb, config)
         self._asked = {name: config.trainer[name] for name in ("devices", "num_nodes", "accelerator")}
-        if "WORLD_SIZE" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:  # set by a launcher: one process each, as many as it started
-            local = int(os.environ["LOCAL_WORLD_SIZE"])
-            config.trainer.devices, config.trainer.num_nodes = local, int(os.environ["WORLD_SIZE"]) // local
+        if counts := launched():
+            config.trainer.devices, config.trainer.num_nodes = counts
         if accelerator := os.environ.get("TOUCHSTONE_ACCELERATOR"):
             config.trainer.accelerator = accelerator
 
     def _choose_run(self, verb: str, config: Any) -> Run:
-        if self._resume and any(self._given[name] for name in self._trainer_type.outside) and not config.run:
+        if self._resume and any(self._given[name] for name in self._outside) and not config.run:
             raise ValueError("--resume with a model from outside goes on in a run of its own: name that with --run NAME")
         if not self._starts_run(verb):
             existing = self._existing_run() or find_run(self.project)
@@ -292,7 +313,7 @@ class ProjectCLI(LightningCLI):
                 raise ValueError(f"{existing.path} is no run of {self.project}")
             return existing
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or "LOCAL_RANK" in os.environ
-        name = config.run or os.environ.get("TOUCHSTONE_RUN_STAMP") or (several and os.environ.get("TOUCHSTONE_PARENT_RUN"))
+        name = config.run or stamp() or (several and os.environ.get("TOUCHSTONE_PARENT_RUN"))
         if several and not name:
             raise ValueError("several processes need one name for their run folder: give it with --run NAME")
         run = new_run(self.project, name or None)
@@ -331,7 +352,7 @@ class ProjectCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if "ckpt_path" in kwargs and not any(kwargs.get(name) for name in self._trainer_type.outside):
+        if "ckpt_path" in kwargs and not any(kwargs.get(name) for name in self._outside):
             kwargs["ckpt_path"] = self._checkpoint(subcommand, kwargs["ckpt_path"])
         return kwargs
 
@@ -376,7 +397,7 @@ class ProjectCLI(LightningCLI):
 
         What is not there is left out: an option that may name a file may also be a plain word.
         """
-        names = ("ckpt_path", *sorted(self._trainer_type.outside | self._trainer_type.reads))
+        names = ("ckpt_path", *sorted(self._outside | self._trainer_type.reads))
         files = {name: [path for value in as_list(kwargs[name]) for path in named(value)] for name in names if kwargs.get(name)}
         pairs = [(name, number, file) for name, each in files.items() for number, file in enumerate(each)]
         given = {name if not number else f"{name}-{number}": file for name, number, file in pairs if file.exists()}

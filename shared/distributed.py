@@ -19,6 +19,7 @@ import torch.distributed.nn
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from shared.cluster import is_step_of_slurm
 from shared.seeding import generator
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def rank() -> int:
     """Return this process's number in the group; before the group exists, the number that a launcher gave it, or 0."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "LOCAL_RANK", "0")))
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID" if is_step_of_slurm(os.environ) else "LOCAL_RANK", "0")))
 
 
 def own_rows(drawn: Tensor) -> Tensor:

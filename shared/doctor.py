@@ -35,8 +35,8 @@ class Check:
 
 def examine() -> list[Check]:
     """Run all checks."""
-    machine: list[Callable[[], Check]] = [_python, _dependencies, _torch, _cuda, _processor, _disk, _wandb, _command, _network]
-    return [*(check() for check in machine), *(_data(REPOSITORY / project.script) for project in find_projects())]
+    machine: list[Callable[[], Check]] = [_python, _dependencies, _extras, _torch, _cuda, _processor, _disk, _wandb, _command, _network]
+    return [*(check() for check in machine), *_data([REPOSITORY / project.script for project in find_projects()])]
 
 
 def exit_code(checks: list[Check]) -> int:
@@ -61,6 +61,25 @@ def _dependencies() -> Check:
     if wrong:
         return Check("dependencies", "broken", "; ".join(wrong), "run `uv sync` or `pip install -e .` in the repository")
     return Check("dependencies", "ok", f"lightning {metadata.version('lightning')} and {len(needed) - 1} others as required")
+
+
+def _extras() -> Check:
+    """Tell which optional parts are there; a verb that needs one that is not says so itself."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines, extras = metadata.requires("touchstone") or [], metadata.metadata("touchstone").get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:
+        return Check("optional parts", "note", "not known: touchstone is not installed")
+    parts = [(extra, requirement) for line in lines if "extra ==" in line for requirement in [Requirement(line)] for extra in extras]
+    absent = {
+        extra: problem
+        for extra, requirement in parts
+        if requirement.marker and requirement.marker.evaluate({"extra": extra}) and (problem := unmet(requirement.name, str(requirement.specifier)))
+    }
+    there = [extra for extra in extras if extra not in absent]
+    found = [", ".join(there) or "none", *(f"without {extra}: {problem}" for extra, problem in absent.items())]
+    return Check("optional parts", "ok", "; ".join(found), "for those that you need: `uv sync --extra NAME`" if absent else "")
 
 
 def unmet(distribution: str, specifier: str) -> str | None:
@@ -186,8 +205,16 @@ def _without_password(address: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
 
 
-def _data(script: Path) -> Check:
-    """Look for the folders that a project's configurations name as `data.root`."""
+def _data(scripts: list[Path]) -> list[Check]:
+    """Look for the folders that projects' configurations name as `data.root`; those that name none share a line."""
+    checks = [check for script in scripts if (check := _roots(script))]
+    drawn = len(scripts) - len(checks)
+    found = f"{drawn} of {len(scripts)} projects begin with data that are drawn offline; yours are given by --data.root"
+    return [*checks, Check("data", "ok", found)]
+
+
+def _roots(script: Path) -> Check | None:
+    """Look for the folders that a project's configurations name as `data.root`; None if they name none."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -201,7 +228,7 @@ def _data(script: Path) -> Check:
         if root is not None:
             states.append((file.name, root, Path(root).expanduser().is_dir()))
     if not states:
-        return Check(name, "ok", "drawn offline")
+        return None
     found = "; ".join(f"{file}: {root} {'found' if is_there else 'absent'}" for file, root, is_there in states)
     if all(is_there for *_, is_there in states):
         return Check(name, "ok", found)

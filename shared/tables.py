@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,22 +97,48 @@ def reproduce(
     jobs: int | None = None,
     quick: bool = False,
     write: bool = False,
+    workshop: Any = None,
 ) -> None:
     """Make a table, or all of them, print them, and publish them in the project's README if `write` is set.
 
     Args:
         trainer: the trainer, with its run.
         cli: the project's cli.py.
-        tables: by name; their jobs are made with a folder for what they keep.
+        tables: by name.
         table: name of a table, or all.
         seeds: number of seeds, from 0; None takes the customary number.
         jobs: jobs in work at the same time; None takes as many as there are cores.
         quick: one seed and few jobs, to see that everything runs.
         write: put them into the README.
+        workshop: what the jobs are made with; None is a folder for what they keep.
     """
-    project, folder = Path(cli).parent, trainer.run.artefacts("reproduce") / "kept"
-    for name in tables if table == "all" else [table]:
-        results, figures = make_table(trainer.run, name, tables[name], folder, seeds, quick, jobs)
+    made_with = trainer.run.artefacts("reproduce") / "kept" if workshop is None else workshop
+    show_tables(trainer, cli, tables, lambda name: make_table(trainer.run, name, tables[name], made_with, seeds, quick, jobs), table, seeds, write)
+
+
+def show_tables(
+    trainer: ProjectTrainer,
+    cli: str,
+    names: Iterable[str],
+    make: Callable[[str], tuple[dict[str, Any], dict[str, Figure]]],
+    table: str = "all",
+    seeds: int | None = None,
+    write: bool = False,
+) -> None:
+    """Make a table, or all of them, in any way, and print and publish them as `reproduce` does.
+
+    Args:
+        trainer: the trainer, with its run.
+        cli: the project's cli.py.
+        names: of all tables.
+        make: makes the results and the figures of a table, see `make_table`.
+        table: name of a table, or all.
+        seeds: number of seeds that was asked for.
+        write: put them into the README.
+    """
+    project = Path(cli).parent
+    for name in names if table == "all" else [table]:
+        results, figures = make(name)
         print(markdown(results["rows"]), flush=True)
         options = ("" if table == "all" else f" {table}") + (f" --seeds {seeds}" if seeds else "")
         publish(trainer, results, figures, project if write else None, f"lightning run projects/{project.name}/cli.py reproduce{options}", name)

@@ -1,5 +1,6 @@
 """What every project owes, checked over all of them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from shared.dashboards import validate
 from shared.launch.projects import find_projects
 
 ROOT = Path(__file__).parent.parent
+HEADINGS = ["Commands", "Data", "Results", "Speed", "How it differs from the paper", "Limits"]
 PROJECTS = sorted(path.parent for path in (ROOT / "projects").glob("*/cli.py"))
 
 
@@ -17,6 +19,17 @@ def test_a_project_is_complete(project):
     for name in ("README.md", "module.py", "data.py", "configs/tiny.yaml", "configs/paper.yaml", "dashboard.yaml"):
         assert (project / name).is_file(), f"{project.name} lacks {name}"
     assert len((project / "cli.py").read_text().splitlines()) <= 240
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
+def test_readmes_have_one_shape(project):
+    text = (project / "README.md").read_text()
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)  # code has comments that look like headings
+    headings = re.findall(r"^(#+) (.+)$", text, flags=re.MULTILINE)
+    assert headings[0] == ("#", project.name)
+    assert [title for level, title in headings[1:] if level != "###"] == HEADINGS
+    if ("###", "Beside published figures") in headings:
+        assert headings.index(("###", "Beside published figures")) == headings.index(("##", "Speed")) - 1
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""The verb `attack`: what the server of a federation can make of what it sees, written beside the truth (sections 2 and 5 of the sheet)."""
+"""The verb `attack`: what the server of a federation can make of what it sees, written beside the truth."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 START = "start"
 QUARTER = 14 * 14
-"""Entries of a party's block for which `REFERENCE` has its xi: a quarter of a grey picture of 28 x 28 (section 2.5)."""
+"""Entries of a party's block for which `REFERENCE` has its xi: a quarter of a grey picture of 28 x 28."""
 COLOUR_LR = 0.02
-"""Learning rate of the reference's step III for pictures of three channels (section 2.5)."""
+"""Learning rate of the reference's step III for pictures of three channels."""
 PRINTED = ("attack", "recovered", "psnr", "psnr_median", "psnr_min", "above_30_db", "ssim", "rmse", "rmse_median", "rmse_max", "label_accuracy")
 """Columns of the table `attack` that are printed, as far as there are."""
 
@@ -86,7 +86,7 @@ def settings(
 
 
 def _cafe(given: Mapping[str, Any], data: FederatedRecords) -> Cafe:
-    """Return settings of CAFE; the reference's go by the first party's block, as section 2.5 has it."""
+    """Return settings of CAFE; the reference's go by the first party's block."""
     if given["data"] != "reference":
         return Cafe(**given, seed=data.seed)
     shape = data.shapes[0]

@@ -1,4 +1,4 @@
-"""The verb `audit`: whether the records of a deployment leak, after how many rounds, which ones, and what decides it (sections 2.7 to 2.9)."""
+"""The verb `audit`: whether the records of a deployment leak, after how many rounds, which ones, and what decides it."""
 
 from __future__ import annotations
 

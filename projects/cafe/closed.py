@@ -1,4 +1,4 @@
-"""Steps I and II in closed form, with what the recorded rounds can and cannot tell of each record (sections 2.7 and 2.8)."""
+"""Steps I and II in closed form, with what the recorded rounds can and cannot tell of each record."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def factorise(schedule: Tensor) -> Factors:
 def solve_outputs(bias_gradients: Tensor, schedule: Tensor, factors: Factors | None = None) -> Solved:
     """Step I: recover V, the gradients of the loss with respect to each record's u, by least squares of S V = B.
 
-    Where batches differ in size, both steps want gradients brought to one size, times K_t / mean K, as `AttackerView` gives them (section 10).
+    Where batches differ in size, both steps want gradients brought to one size, times K_t / mean K, as `AttackerView` gives them.
 
     Args:
         bias_gradients: (T, d2) gradients B of the first FC layer's bias.

@@ -1,4 +1,4 @@
-"""The records that the parties hold together: those to train on, those under attack, and those for test (section 4 of the sheet)."""
+"""The records that the parties hold together: those to train on, those under attack, and those for test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a party does to its gradient before the upload: fake gradients, noise, pruning (sections 2.11 and 2.12 of the sheet).
+"""What a party does to its gradient before the upload: fake gradients, noise, pruning.
 
 Every defence is called with a party's named gradients, the round's number and the party's number, and returns named gradients of the
 same shapes; so it can be handed to `observe`. The same seed, round and party give the same upload.
@@ -48,7 +48,7 @@ def over_scope(gradients: dict[str, Tensor], scope: Scope, change: Callable[[Ten
 
 @dataclass(frozen=True)
 class FakeGradients:
-    """Replace the gradient by random values in the same order (section 2.11).
+    """Replace the gradient by random values in the same order.
 
     Of several sorted normal vectors the one nearest to the sorted gradient is taken; the largest true entry then gets its largest value.
     The map is monotone, so the order of the entries survives: this is no guarantee, and `ranks.RankAttacker` makes use of it.
@@ -123,7 +123,7 @@ class FakeGradients:
 
 
 def combine(true: np.ndarray, psi: np.ndarray, mode: Mode) -> np.ndarray:
-    """Return what is uploaded for true values and the random values of the same ranks: the three variants of section 2.11, entry by entry."""
+    """Return what is uploaded for true values and the random values of the same ranks: the three variants, entry by entry."""
     if mode == "pair":
         return psi
     if mode == "clip":
@@ -132,7 +132,7 @@ def combine(true: np.ndarray, psi: np.ndarray, mode: Mode) -> np.ndarray:
 
 
 def nearest_sorted_normal(true: np.ndarray, sigma: float, candidates: int, tau: float, redraws: int, chance: torch.Generator) -> np.ndarray:
-    """Draw sorted normal vectors and return the one nearest to a sorted gradient (steps 2 and 3 of section 2.11).
+    """Draw sorted normal vectors and return the one nearest to a sorted gradient (steps 2 and 3 of the defence).
 
     Args:
         true: (D,) the gradient's entries in ascending order.
@@ -167,7 +167,7 @@ def _portions(candidates: int, entries: int) -> list[int]:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Add normal noise to every entry (section 9: 1e-3 stops the attack on digits and costs five points of accuracy).
+    """Add normal noise to every entry (1e-3 stops the attack on digits and costs five points of accuracy).
 
     Args:
         std: standard deviation of the noise, in units of the gradient of the batch-mean loss.
@@ -195,7 +195,7 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Upload only the entries of the largest magnitude, zeros in place of the rest (sparsification, section 2.12).
+    """Upload only the entries of the largest magnitude, zeros in place of the rest (sparsification).
 
     Args:
         keep: part of the entries that is uploaded, in (0, 1]; at least one entry is.

@@ -1,4 +1,4 @@
-"""The verb `defend`: what defences cost and gain, against CAFE and an attacker who knows them (sections 2.11, 2.12 and 5 of the sheet).
+"""The verb `defend`: what defences cost and gain, against CAFE and an attacker who knows them.
 
 What the second attacker does depends on the defence, see `KNOWING`. These are attackers that are known, not the best there could be: a defence that
 stops them is not thereby safe, and only private gradients come with a promise.

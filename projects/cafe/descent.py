@@ -1,4 +1,4 @@
-"""Steps I and II by descent, as the reference takes them: a step a round (sections 2.3, 2.4 and 2.6)."""
+"""Steps I and II by descent, as the reference takes them: a step a round."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ OUTPUT_SPAN, INPUT_SPAN = 8e-4, 8e-2
 
 
 class RecordAdam:
-    """Adam whose moments belong to records, so that a round moves its members alone (section 2.5; Keras' epsilon of 1e-7).
+    """Adam whose moments belong to records, so that a round moves its members alone (Keras' epsilon of 1e-7).
 
     Args:
         shape: (N, ...) of what is optimised.
         lr: learning rate.
-        reference: correct the bias twice and by the number of the round, as the reference does (section 7 (b)), not once by the steps of the record.
+        reference: correct the bias twice and by the number of the round, as the reference does, not once by the steps of the record.
         betas: decay of the moments.
         eps: added to the root of the second moment.
         dtype: of the moments.
@@ -71,7 +71,7 @@ class MiddleDescent:
     Args:
         records: N.
         widths: (d1, d2), the dimensions of h and u.
-        lr_outputs: step of SGD on V. 1 / (2 K) is the fastest (section 2.7), and from 1 / K on it diverges.
+        lr_outputs: step of SGD on V. 1 / (2 K) is the fastest, and from 1 / K on it diverges.
         lr_inputs: learning rate of Adam on H.
         reference: the reference's bias correction, see `RecordAdam`.
         seed: seed of the first V and H.

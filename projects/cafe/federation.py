@@ -1,4 +1,4 @@
-"""Vertical federated learning, and what its server sees of it (section 2.1 of the sheet)."""
+"""Vertical federated learning, and what its server sees of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Federation(nn.Module):
     Args:
         bottoms: one net a party.
         server: top net.
-        reference_loss: whether a softmax goes before the cross entropy, which has its own, as in the reference (section 7).
+        reference_loss: whether a softmax goes before the cross entropy, which has its own, as in the reference.
     """
 
     def __init__(self, bottoms: Iterable[BottomNet], server: ServerNet, reference_loss: bool = False) -> None:
@@ -105,7 +105,7 @@ class Federation(nn.Module):
         return list(found[: len(outputs)]), dict(zip(names, found[len(outputs) :], strict=True))
 
     def middle_gradients(self, blocks: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
-        """Return v of each record, the gradient of its own loss for u, (B, d2) a party: where it is zero the record cannot be read (section 2.7).
+        """Return v of each record, the gradient of its own loss for u, (B, d2) a party: where it is zero the record cannot be read.
 
         Args:
             blocks: one (B, ...) a party.
@@ -222,7 +222,7 @@ def observe(
             is then kept; a static one without defence runs its bodies only once if none of theirs is among them.
 
     Raises:
-        ValueError: if sizes disagree, a batch is empty, the optimiser is of other parameters, a net depends on its batch (section 10), or an upload
+        ValueError: if sizes disagree, a batch is empty, the optimiser is of other parameters, a net depends on its batch, or an upload
             has other names or shapes than the parameters.
     """
     check_rounds(federation, blocks, labels, schedule, optimiser)

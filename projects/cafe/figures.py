@@ -182,7 +182,7 @@ def draw_values(truth: Tensor, recovered: Tensor, names: Sequence[str]) -> Figur
 
 
 def draw_norms(norms: Sequence[Tensor], validations: Sequence[float], dead: float) -> Figure:
-    """Draw how the gradients that records leave fade while the model learns: what is left to read of them (section 2.7).
+    """Draw how the gradients that records leave fade while the model learns: what is left to read of them.
 
     Args:
         norms: (parties, N) of v, at each validation.

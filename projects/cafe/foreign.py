@@ -1,4 +1,4 @@
-"""A user's own bottom nets: the function that builds them, and how they come apart at the first fully connected layer (sections 2.1 and 2.2)."""
+"""A user's own bottom nets: the function that builds them, and how they come apart at the first fully connected layer."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def as_bottom(net: nn.Module, shape: tuple[int, ...], seed: int = 0) -> BottomNe
     """Turn a net into a bottom net, which comes apart at the first fully connected layer that its forward pass meets.
 
     The parameters are those of `net` itself, which is set to evaluation mode, with dropout off and batch norms fixed, so that gradients are sums over
-    records (section 10), and whose modules no longer work in place. The parts are tried on random blocks and give what the net gives.
+    records, and whose modules no longer work in place. The parts are tried on random blocks and give what the net gives.
 
     Args:
         net: maps (B, *shape) to (B, outputs). A `BottomNet` is checked and returned as it is, in evaluation mode.
@@ -173,7 +173,7 @@ def _run(net: nn.Module, blocks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _check_parts(net: BottomNet, blocks: Tensor) -> None:
-    """Refuse parts between which h and u are not what section 2.2 says, or whose gradients cannot be uploaded."""
+    """Refuse parts between which h and u are not what the attack takes them for, or whose gradients cannot be uploaded."""
     h = net.body(blocks)
     if h.dim() != 2:
         raise ValueError(

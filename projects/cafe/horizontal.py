@@ -1,4 +1,4 @@
-"""Horizontal federated learning: every party has whole records of its own, and all share one net (section 2.10 of the sheet)."""
+"""Horizontal federated learning: every party has whole records of its own, and all share one net."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def observe_horizontal(
     recent: int | None = None,
     names: Collection[str] | None = None,
 ) -> list[AttackerView]:
-    """Run the rounds of horizontal learning, where each party has records of its own and all have the same net (section 2.10).
+    """Run the rounds of horizontal learning, where each party has records of its own and all have the same net.
 
     Args:
         federation: model of one party, whose net and top net all share.

@@ -1,4 +1,4 @@
-"""Step III: the data, and the labels, from the inputs of the first fully connected layer that step II recovered (section 2.5)."""
+"""Step III: the data, and the labels, from the inputs of the first fully connected layer that step II recovered."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def invert(
     seed: int = 0,
     box: tuple[float, float] | None = (0.0, 1.0),
 ) -> Tensor:
-    """Find one party's blocks from H alone: minimise sum_n ||h(x_n) - H_n||^2 + beta TV_xi by Adam with cosine decay and clamping (section 9).
+    """Find one party's blocks from H alone: minimise sum_n ||h(x_n) - H_n||^2 + beta TV_xi by Adam with cosine decay and clamping.
 
     The net is static and every record stands alone, so that rounds, labels and the other parties play no part.
 
@@ -150,7 +150,7 @@ class DataDescent:
         weights: weights of F3.
         lr: learning rate of the per-record Adam.
         reference: the reference's bias correction, see `RecordAdam`.
-        reference_loss: whether the federation applies softmax before a loss that applies it again (section 7 (a)).
+        reference_loss: whether the federation applies softmax before a loss that applies it again.
         seed: seed of the first blocks and label logits, uniform in [0, 1].
         device: of the blocks and labels.
     """

@@ -1,4 +1,4 @@
-"""What an attack on a model with its records came to: the truth beside what was recovered, and figures of it (section 5 of the sheet)."""
+"""What an attack on a model with its records came to: the truth beside what was recovered, and figures of it."""
 
 from __future__ import annotations
 

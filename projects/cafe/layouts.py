@@ -1,4 +1,4 @@
-"""Linnaeus 5, or a user's own pictures, as they lie on the disk (section 4 of the sheet)."""
+"""Linnaeus 5, or a user's own pictures, as they lie on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a schedule of batches gives away by itself: which records it settles, after which round, and how exactly (sections 2.7 and 2.8)."""
+"""What a schedule of batches gives away by itself: which records it settles, after which round, and how exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well an attack recovers records, beside trivial guesses, and how much a defence gains for what it costs (section 5 of the sheet).
+"""How well an attack recovers records, beside trivial guesses, and how much a defence gains for what it costs.
 
 report = picture_report(recovered, truth, data.blocks)    # of an attack that keeps the order of the records
 report = picture_report(recovered[match(recovered, truth)], truth, data.blocks)    # of one that does not, such as DLG

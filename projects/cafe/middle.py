@@ -1,4 +1,4 @@
-"""The middle of a bottom net, h and v = dL/du, from the batch gradients of its first fully connected layer (sections 2.2 to 2.4, 2.6 and 2.8)."""
+"""The middle of a bottom net, h and v = dL/du, from the batch gradients of its first fully connected layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The federated classifier under Lightning: what is trained, by uploads that a defence may have changed (sections 2.1 and 2.11 of the sheet)."""
+"""The federated classifier under Lightning: what is trained, by uploads that a defence may have changed."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class FederatedClassifier(L.LightningModule):
         self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        """Log how many of the attacked records still leave a gradient: what the loss no longer moves cannot be recovered (section 2.7)."""
+        """Log how many of the attacked records still leave a gradient: what the loss no longer moves cannot be recovered."""
         data: FederatedRecords = self.trainer.datamodule  # type: ignore[attr-defined]
         norms = torch.cat([self._norms(data, rows) for rows in torch.arange(len(data.attacked)).split(CHUNK)], dim=1)
         first = self.norms[0] if self.norms else norms

@@ -1,4 +1,4 @@
-"""The nets of vertical federated learning: one bottom net a party, and the server's linear top net (section 2.1 of the sheet)."""
+"""The nets of vertical federated learning: one bottom net a party, and the server's linear top net."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def conv_bottom(
     batch_norm: bool = False,
     rectified: bool = True,
 ) -> BottomNet:
-    """Build the reference's kind of net: stages of 5 x 5 convolution, ReLU and 2 x 2 maximum, then three fully connected layers (section 2.1).
+    """Build the reference's kind of net: stages of 5 x 5 convolution, ReLU and 2 x 2 maximum, then three fully connected layers.
 
     Args:
         channels: channels of the images.
@@ -115,12 +115,12 @@ def conv_bottom(
 
 
 def mnist_bottom(seed: int) -> BottomNet:
-    """Build the reference's net for quarters of MNIST, (B, 1, 14, 14) -> (B, 10), where d1 = 2048 and d2 = 256 (section 2.1)."""
+    """Build the reference's net for quarters of MNIST, (B, 1, 14, 14) -> (B, 10), where d1 = 2048 and d2 = 256."""
     return conv_bottom(1, 14, (64, 128), first=256, hidden=64, outputs=10, seed=seed)
 
 
 def tabular_bottom(features: int, widths: Sequence[int], outputs: int, seed: int, rectified: bool = True) -> BottomNet:
-    """Build a net whose first layer is fully connected, so that h is the record itself (section 2.9).
+    """Build a net whose first layer is fully connected, so that h is the record itself.
 
     Args:
         features: columns of the party's block.
@@ -142,7 +142,7 @@ def tabular_bottom(features: int, widths: Sequence[int], outputs: int, seed: int
 
 @torch.no_grad()
 def settle_norms(net: nn.Module, blocks: Tensor) -> None:
-    """Set the batch norms of a net to the statistics of (N, ...) blocks and fix them, so that gradients are sums over records (section 10)."""
+    """Set the batch norms of a net to the statistics of (N, ...) blocks and fix them, so that gradients are sums over records."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""The authors' single loop: a step of I, of II and of III in every round, under the model of that round, which may train meanwhile (section 2.6)."""
+"""The authors' single loop: a step of I, of II and of III in every round, under the model of that round, which may train meanwhile."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SingleLoop:
             federation: model of the round.
             members: (K,) indices of its records.
             upload: gradients that the server holds of it.
-            scale: K over the mean of all K, as a mean over a larger batch counts each record less (section 10).
+            scale: K over the mean of all K, as a mean over a larger batch counts each record less.
         """
         for middle, own in zip(self.middles, upload.parties, strict=True):
             middle.step_outputs(members, own["first.bias"] * scale)

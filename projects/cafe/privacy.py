@@ -1,4 +1,4 @@
-"""DP-SGD as a party's defence, through opacus, and what it is worth when the server knows every batch (section 10 of the sheet)."""
+"""DP-SGD as a party's defence, through opacus, and what it is worth when the server knows every batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adaptive attacker against fake gradients: ranks survive the defence, and ranks are nearly the gradient (section 2.11)."""
+"""The adaptive attacker against fake gradients: ranks survive the defence, and ranks are nearly the gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CAFE from a view to records: the middle of each bottom net, then the data, then the labels (sections 2.3 to 2.6, 2.8 and 2.9 of the sheet)."""
+"""CAFE from a view to records: the middle of each bottom net, then the data, then the labels."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def recover_labels(view: AttackerView) -> Tensor:
 
 
 def h_is_record(bottom: BottomNet) -> bool:
-    """Whether the input of the first fully connected layer is the record itself, so that step II ends the attack (section 2.9)."""
+    """Whether the input of the first fully connected layer is the record itself, so that step II ends the attack."""
     return all(isinstance(module, (nn.Identity, nn.Flatten, nn.Sequential)) for module in bottom.body.modules())
 
 

@@ -1,4 +1,4 @@
-"""What one round gives away with no schedule at all: a unit of the first layer that a single member of the batch moves (section 2.2).
+"""What one round gives away with no schedule at all: a unit of the first layer that a single member of the batch moves.
 
 Row j of the weight's gradient is the sum over members of v_nj h_n, and entry j of the bias's is that of v_nj. Where v_nj is zero for all members but
 one, as behind a ReLU that is dead for the others, their quotient is that member's h.

@@ -1,4 +1,4 @@
-"""A schedule by name, or from a user's log of which records made each batch (section 2.6)."""
+"""A schedule by name, or from a user's log of which records made each batch."""
 
 from __future__ import annotations
 

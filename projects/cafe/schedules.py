@@ -1,4 +1,4 @@
-"""Which records make the batch of each round, and what a schedule gives away (sections 2.6 and 2.7 of the sheet)."""
+"""Which records make the batch of each round, and what a schedule gives away."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHRUNK = 1e-2
 
 
 def uniform(records: int, batch: int, rounds: int, seed: int) -> Tensor:
-    """Draw each batch uniformly from all records (section 2.6).
+    """Draw each batch uniformly from all records.
 
     Each round has a generator of its own, seeded by the round's number, so that whoever knows the seed can replay any round.
 
@@ -51,7 +51,7 @@ def epochs(records: int, batch: int, rounds: int, seed: int) -> Tensor:
 
 
 def malicious(records: int, batch: int) -> Tensor:
-    """Choose the batches, as a malicious server can, that give the records away in the fewest rounds (section 2.8).
+    """Choose the batches, as a malicious server can, that give the records away in the fewest rounds.
 
     Records are taken in groups of K + 1, and each batch leaves one of its group out. Consecutive batches of a group differ in one record, so the
     difference of their gradients is one record's minus another's. Where K + 1 divides N, the singular values are K and 1.
@@ -98,7 +98,7 @@ class Condition:
 
 
 def condition(schedule: Tensor) -> Condition:
-    """Judge the linear system of step I (section 2.7), in float64.
+    """Judge the linear system of step I, in float64.
 
     Args:
         schedule: (T, N) bool.
@@ -157,7 +157,7 @@ def _without(rows: Tensor, basis: Tensor) -> Tensor:
 
 
 def second_moment(records: int, batch: int) -> Tensor:
-    """Return E[s s^T] of uniform batches, (N, N) in float64: K(N - K) / (N(N - 1)) I + K(K - 1) / (N(N - 1)) 1 1^T (section 2.7)."""
+    """Return E[s s^T] of uniform batches, (N, N) in float64: K(N - K) / (N(N - 1)) I + K(K - 1) / (N(N - 1)) 1 1^T."""
     pairs = records * (records - 1)
     both = torch.full((records, records), batch * (batch - 1) / pairs, dtype=torch.float64)
     return both + batch * (records - batch) / pairs * torch.eye(records, dtype=torch.float64)

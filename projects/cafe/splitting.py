@@ -1,4 +1,4 @@
-"""How a net comes apart at its first fully connected layer: what leads to it, the layer, and the rest (section 2.2)."""
+"""How a net comes apart at its first fully connected layer: what leads to it, the layer, and the rest."""
 
 from __future__ import annotations
 

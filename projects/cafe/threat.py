@@ -1,4 +1,4 @@
-"""Who attacks, with what knowledge, and where that ends: the threat model that every report begins with (section 2.1 of the sheet)."""
+"""Who attacks, with what knowledge, and where that ends: the threat model that every report begins with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a defence costs: the accuracy of a federation that is trained under it; and cost beside gain (sections 2.11 and 5 of the sheet)."""
+"""What a defence costs: the accuracy of a federation that is trained under it; and cost beside gain."""
 
 from __future__ import annotations
 

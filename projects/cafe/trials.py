@@ -1,4 +1,4 @@
-"""CAFE tried on a deployment by its auditor, who has the truth, while the model stands still and while it moves (sections 2.6 to 2.9)."""
+"""CAFE tried on a deployment by its auditor, who has the truth, while the model stands still and while it moves."""
 
 from __future__ import annotations
 

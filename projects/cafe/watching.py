@@ -1,4 +1,4 @@
-"""The rounds that the server records: which batches, under which model and defence, vertical or horizontal (sections 2.1, 2.6 and 2.10)."""
+"""The rounds that the server records: which batches, under which model and defence, vertical or horizontal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watch:
         schedule: who makes each batch: uniform, epochs, malicious, or a file, see `read_schedule`.
         rounds: T; None is a fifth more than there are records (malicious: one a record).
         batch: K, records of a round, at each worker of horizontal learning.
-        lr: learning rate of Adam, which trains the model meanwhile (section 2.6); 0 leaves it as it is.
+        lr: learning rate of Adam, which trains the model meanwhile; 0 leaves it as it is.
         window: number of last rounds that are used; None uses all.
         known_labels: whether the attacker is told the labels.
         workers: of horizontal learning, each with its own records; 1 is vertical learning.

@@ -1,4 +1,4 @@
-"""Pieces of photographs, an offline world that is a pure function of (seed, split) (section 4)."""
+"""Pieces of photographs, an offline world that is a pure function of (seed, split)."""
 
 from __future__ import annotations
 

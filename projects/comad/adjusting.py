@@ -1,4 +1,4 @@
-"""Judging otherwise without fitting anew (section 2.8 of the sheet): changes that fit, what comes of them for good pictures, and their file."""
+"""Judging otherwise without fitting anew: changes that fit, what comes of them for good pictures, and their file."""
 
 from __future__ import annotations
 

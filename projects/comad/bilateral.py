@@ -1,4 +1,4 @@
-"""A fast filter with the Gaussian kernel of place and colour, the appearance kernel of the dense CRF (section 2.3, step 3).
+"""A fast filter with the Gaussian kernel of place and colour, the appearance kernel of the dense CRF (step 3).
 
 K_ij = exp(-|p_i - p_j|^2 / 2 sxy^2) exp(-|I_i - I_j|^2 / 2 srgb^2), with K_ii = 1, joins all pairs of pixels. In ComAD its factor of places is wide
 (67 of 224 pixels) and that of colours narrow (3 of 256 levels), so they are treated apart:

@@ -1,4 +1,4 @@
-"""CIELAB in 8 bits, with OpenCV's rounding: colours of section 2.5 are quotients of these whole numbers, so that their rounding shows."""
+"""CIELAB in 8 bits, with OpenCV's rounding: the paper's colours are quotients of these whole numbers, so that their rounding shows."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def lab8(images: Tensor) -> Tensor:
 
 
 def hue_ratio(images: Tensor) -> Tensor:
-    """Return (b / (a + 1e-7))^2 of each pixel's 8-bit CIELAB, (..., 3, H, W) uint8 RGB -> (..., H, W) float64 (section 2.5)."""
+    """Return (b / (a + 1e-7))^2 of each pixel's 8-bit CIELAB, (..., 3, H, W) uint8 RGB -> (..., H, W) float64."""
     _, a, b = lab8(images).double().unbind(-3)
     return (b / (a + 1e-7)) ** 2

@@ -84,7 +84,7 @@ class Trainer(ProjectTrainer):
         model: ComponentInspection,
         datamodule: InspectionData,
         set: list[str] | None = None,  # noqa: A002 - as users read it: --set component.3.weight=0
-        output: str | None = None,
+        out: str | None = None,
         inspector: str | None = None,
     ) -> Inspected:
         """Show what was learnt, a page for each component; and write an adjusted inspector, its scales and threshold set anew.
@@ -94,7 +94,7 @@ class Trainer(ProjectTrainer):
             datamodule: supplied; its pictures of training are shown, those of validation set the threshold.
             set: what is changed: component.3.weight=0, component.3.name=nuts, background.weight=0, quantile=0.99, fusion=max,
                 parts=logical,patches, rule=3:number:2:2 or rule=none; may be given several times.
-            output: file of the adjusted inspector; null is adjusted.safetensors in the run.
+            out: file of the adjusted inspector; null is adjusted.safetensors in the run.
             inspector: file of an inspector; null is that of the run.
         """
         from projects.comad.inspection import inspect
@@ -102,7 +102,7 @@ class Trainer(ProjectTrainer):
 
         in_one_process(self)
         self._load(model, datamodule, inspector)
-        return inspect(self, model, datamodule, set or [], output, inspector)
+        return inspect(self, model, datamodule, set or [], out, inspector)
 
     def distil(
         self,
@@ -110,7 +110,7 @@ class Trainer(ProjectTrainer):
         datamodule: InspectionData,
         epochs: int = 15,
         patches: bool = False,
-        output: str | None = None,
+        out: str | None = None,
         inspector: str | None = None,
     ) -> Distilled:
         """Train a small network to give the inspector's components, and write an inspector that needs neither transformer nor CRF.
@@ -122,7 +122,7 @@ class Trainer(ProjectTrainer):
             datamodule: supplied; the pictures that the inspector was fitted to.
             epochs: passes through the training pictures.
             patches: keeps the patch memory, whose features then have to be computed; without it what looks odd at one place is hardly noticed.
-            output: file of the light inspector; null is light.safetensors in the run.
+            out: file of the light inspector; null is light.safetensors in the run.
             inspector: file of an inspector; null is that of the run.
         """
         from projects.comad.distilling import distil
@@ -130,7 +130,7 @@ class Trainer(ProjectTrainer):
 
         in_one_process(self)
         self._load(model, datamodule, inspector)
-        return distil(self, model, datamodule, epochs, patches, output)
+        return distil(self, model, datamodule, epochs, patches, out)
 
     def export(self, model: ComponentInspection, datamodule: InspectionData, inspector: str | None = None) -> Exported:
         """Write the network of the features as features.onnx for other runtimes, check it against this software, and time it; needs the extra onnx.

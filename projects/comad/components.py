@@ -1,4 +1,4 @@
-"""Which pixels are a component's, and which clusters are components: Otsu on heat maps, and the background filter (section 2.4).
+"""Which pixels are a component's, and which clusters are components: Otsu on heat maps, and the background filter.
 
 Heat maps are kept as the reference keeps them: 8-bit levels round(128 Q), full certainty 128. Its sizes in pixels of 224 x 224 are parts of a
 picture here.
@@ -114,7 +114,7 @@ def blurred_maximum(levels: Tensor, blur: float = BLUR) -> Tensor:
 
 
 def is_component(heat: Tensor, certainty: float = 0.5, crop: float = CROP, contrast: float = CONTRAST) -> Tensor:
-    """Tell components from background and noise, picture by picture (section 2.4).
+    """Tell components from background and noise, picture by picture.
 
     Args:
         heat: (B, K, H, W) in [0, 1], or uint8 levels.

@@ -1,4 +1,4 @@
-"""The dense CRF that sharpens soft maps by the picture's edges (section 2.3, step 3): Krähenbühl and Koltun 2011, mean field, Potts compatibility.
+"""The dense CRF that sharpens soft maps by the picture's edges (step 3): Krähenbühl and Koltun 2011, mean field, Potts compatibility.
 
 Q_i(k) is proportional to p_i(k) exp(compat * sum_j G_ij Q_j(k) + bilateral_compat * sum_j B_ij Q_j(k)), iterated from Q = p. Both kernels are
 normalised symmetrically, K_ij / sqrt(n_i n_j) with n_i = sum_j K_ij, and K_ii = 1 takes part in the sums, as in the authors' code (its default,

@@ -1,4 +1,4 @@
-"""Pictures of one product: good ones to learn from and to set thresholds with, and test pictures with their defects (section 4 of the sheet)."""
+"""Pictures of one product: good ones to learn from and to set thresholds with, and test pictures with their defects."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class InspectionData(DataModule):
     """Good pictures of one product to learn from, others to set thresholds with, and test pictures; nothing is augmented or shuffled.
 
     Batches are {"image": (B, 3, H, W) uint8, "label": (B,) 1 for anomalous, "kind": B names, "index": (B,) places in their set}. Turned or flipped
-    pictures would break the very rules that are to be learnt (section 10 of the sheet).
+    pictures would break the very rules that are to be learnt.
 
     Args:
         source: `traysim`, or a layout of files.
@@ -267,7 +267,7 @@ class InspectionData(DataModule):
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a picture, (3, H, W) uint8, to a height and width: bilinear with anti-aliasing, proportions not kept (section 2.1 of the sheet)."""
+    """Bring a picture, (3, H, W) uint8, to a height and width: bilinear with anti-aliasing, proportions not kept."""
     if tuple(image.shape[1:]) == size:
         return image
     small = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)[0]

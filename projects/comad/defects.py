@@ -1,4 +1,4 @@
-"""Defects as MVTec LOCO AD describes them: a mask for each, whose value names it, and how much has to be found (sections 4 and 5 of the sheet)."""
+"""Defects as MVTec LOCO AD describes them: a mask for each, whose value names it, and how much has to be found."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DefectType:
     is_relative: bool = True
 
     def saturation(self, area: int) -> int:
-        """Return the area, in pixels, beyond which finding more of a defect of some area earns nothing (section 5 of the sheet); 1 at least.
+        """Return the area, in pixels, beyond which finding more of a defect of some area earns nothing; 1 at least.
 
         Relative thresholds are cut to whole pixels as MVTec's evaluation does; for tiny defects that gives 0, which cannot be divided by.
         """

@@ -1,4 +1,4 @@
-"""The verb `distil`: a light network learns an inspector's heat maps, and an inspector learns to measure by it (section 11 of the sheet)."""
+"""The verb `distil`: a light network learns an inspector's heat maps, and an inspector learns to measure by it."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Distillation(L.LightningModule):
 
 
 def distil(
-    trainer: ProjectTrainer, module: ComponentInspection, data: InspectionData, epochs: int, patches: bool = False, output: str | None = None
+    trainer: ProjectTrainer, module: ComponentInspection, data: InspectionData, epochs: int, patches: bool = False, out: str | None = None
 ) -> Distilled:
     """Train a network on the inspector's heat maps of the training pictures, and write an inspector that uses it.
 
@@ -149,7 +149,7 @@ def distil(
         data: the pictures that it was fitted to; those of validation set scales and threshold.
         epochs: passes through the training pictures.
         patches: keeps the patch memory.
-        output: file of the light inspector; None is light.safetensors in the run.
+        out: file of the light inspector; None is light.safetensors in the run.
 
     Raises:
         FileNotFoundError, BadFileError: if the pictures are not there, or cannot be read.
@@ -158,7 +158,7 @@ def distil(
     """
     full = module.inspector
     check_teacher(full, epochs, patches)
-    target = check_target(Path(output).expanduser() if output else trainer.run.path / LIGHT)
+    target = check_target(Path(out).expanduser() if out else trainer.run.path / LIGHT)
     data.prepare_data()
     data.setup()
     for pictures, what in ((data.train_set, "training"), (data.val_set, "validation")):

@@ -1,4 +1,4 @@
-"""How the measures of a component are distributed over the good pictures, and beyond which bounds one stands out (section 2.8 of the sheet)."""
+"""How the measures of a component are distributed over the good pictures, and beyond which bounds one stands out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How trays and what lies on them look: compartments, fruit, pins, rings, grain, scratches and paint (section 9 of the sheet).
+"""How trays and what lies on them look: compartments, fruit, pins, rings, grain, scratches and paint.
 
 Lengths are in parts of the side.
 """

@@ -1,4 +1,4 @@
-"""Kinds of anomalies by a few labelled pictures (section 2.8)."""
+"""Kinds of anomalies by a few labelled pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `export`: the part of an inspector that is a network, as an ONNX file that needs no torch (section 11 of the sheet)."""
+"""The verb `export`: the part of an inspector that is a network, as an ONNX file that needs no torch."""
 
 from __future__ import annotations
 

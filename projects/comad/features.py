@@ -1,4 +1,4 @@
-"""Features of pictures on a grid: of frozen networks (sections 2.1 and 2.7), or colours and textures that need no weights (section 9)."""
+"""Features of pictures on a grid: of frozen networks, or colours and textures that need no weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class FeatureExtractor(nn.Module):
 
 
 class OfflineFeatures(FeatureExtractor):
-    """Eight channels without weights (section 9): CIELAB blurred at sigma 1 and 2, the standard deviations of L near a pixel at sigma 1.5 and 3.
+    """Eight channels without weights: CIELAB blurred at sigma 1 and 2, the standard deviations of L near a pixel at sigma 1.5 and 3.
 
     They are taken at every `stride`-th pixel from the first on and standardised by the means and deviations of the training pictures. Blurs are
     Gaussians cut at 4 sigma, beyond the border with the pixels on it.
@@ -162,7 +162,7 @@ class NoFeatures(FeatureExtractor):
 
 
 class ViTFeatures(FeatureExtractor):
-    """The patch tokens of a vision transformer of timm: those of its last block, through its final LayerNorm (section 2.1).
+    """The patch tokens of a vision transformer of timm: those of its last block, through its final LayerNorm.
 
     Class and register tokens are dropped. Pictures are resized bilinearly to `size` without regard to their proportions, and normalised as the
     weights want it (DINO: ImageNet's mean and standard deviation).
@@ -217,7 +217,7 @@ class ViTFeatures(FeatureExtractor):
 
 
 class CNNFeatures(FeatureExtractor):
-    """Stages of a convolutional network of timm, as PatchCore takes them (section 2.7): coarser ones are enlarged to the grid of the first.
+    """Stages of a convolutional network of timm, as PatchCore takes them: coarser ones are enlarged to the grid of the first.
 
     Pictures are resized and normalised as for `ViTFeatures`. PatchCore averages each stage over 3 x 3 of its own places. So it is
     with coarser ones here; `PatchMemory` averages over places of the finest grid.

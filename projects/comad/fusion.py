@@ -1,4 +1,4 @@
-"""Adds the scores of several detectors whose scales differ, which validation pictures tell (section 2.7 of the sheet)."""
+"""Adds the scores of several detectors whose scales differ, which validation pictures tell."""
 
 from __future__ import annotations
 

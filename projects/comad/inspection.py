@@ -44,7 +44,7 @@ def inspect(
     module: ComponentInspection,
     data: InspectionData,
     changes: Sequence[str],
-    output: str | None = None,
+    out: str | None = None,
     inspector: str | None = None,
 ) -> Inspected:
     """Write pages of what an inspector learnt; with changes, write an adjusted inspector, and its pages.
@@ -54,7 +54,7 @@ def inspect(
         module: the inspector; it judges by the changes afterwards.
         data: the pictures that it was fitted to; those of validation set scales and threshold anew.
         changes: see `Judgement.changed`.
-        output: file of the adjusted inspector; None is adjusted.safetensors in the run.
+        out: file of the adjusted inspector; None is adjusted.safetensors in the run.
         inspector: file of the inspector, for the commands on the pages; None is that of the run.
 
     Raises:
@@ -65,9 +65,9 @@ def inspect(
     fitted, target = module.inspector, None
     judgement = judged(fitted, changes)
     if changes:
-        target = check_target(Path(output).expanduser() if output else trainer.run.path / ADJUSTED)
-    elif output is not None:
-        raise ValueError("--output is the file of an adjusted inspector: say by --set what is changed")
+        target = check_target(Path(out).expanduser() if out else trainer.run.path / ADJUSTED)
+    elif out is not None:
+        raise ValueError("--out is the file of an adjusted inspector: say by --set what is changed")
     data.prepare_data()
     data.setup()
     examples = check_pictures(fitted, data, take_examples(fitted, data.train_set, trainer.strategy.root_device))

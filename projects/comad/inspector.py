@@ -71,7 +71,7 @@ class Verdicts:
 
 
 class Inspector:
-    """Learns a product from good pictures, and inspects others (section 2).
+    """Learns a product from good pictures, and inspects others.
 
     `fit` does everything; `projects.comad.learning` does it step by step, over several processes.
 
@@ -141,7 +141,7 @@ class Inspector:
     def number_like(self, earlier: Inspector) -> None:
         """Give components the numbers, names, weights and rules that they have in an earlier inspector of the product, by their centres.
 
-        Clusters have other numbers after every fit (section 10). What this inspector's own judgement says goes first.
+        Clusters have other numbers after every fit. What this inspector's own judgement says goes first.
 
         Raises:
             ValueError: if the earlier one has other features, or another number of clusters.
@@ -299,7 +299,7 @@ class Inspector:
     def maps(self, examined: Examined) -> dict[str, Tensor]:
         """Return anomaly maps, (B, 1, H, W) float32 by fused part, and `fused`: their sum, each divided by the scale of its scores.
 
-        `logical` and extensions show which components contribute (section 2.6); `global` and `number` have no map of their own, and show the same.
+        `logical` and extensions show which components contribute; `global` and `number` have no map of their own, and show the same.
         """
         found, scales = {}, self.fusion.scales()
         for part in self.judgement.parts:

@@ -1,4 +1,4 @@
-"""What an engineer may set without fitting anew: weights and names of components, rules, what is fused, and when a picture alarms (section 2.8)."""
+"""What an engineer may set without fitting anew: weights and names of components, rules, what is fused, and when a picture alarms."""
 
 from __future__ import annotations
 

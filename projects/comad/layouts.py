@@ -1,4 +1,4 @@
-"""Inspection sets as they lie on disk: MVTec LOCO AD, CAD-SD, and folders of the user's own (section 4 of the sheet).
+"""Inspection sets as they lie on disk: MVTec LOCO AD, CAD-SD, and folders of the user's own.
 
 catalogue = read_loco(Path("mvtec_loco_anomaly_detection"), "pushpins")
 catalogue = read_folders(Path("parts"), FOLDERS)        # train/good, validation/good, test/<kind>

@@ -1,4 +1,4 @@
-"""A small network that gives an inspector's heat maps without transformer and CRF, as CSAD and SALAD train one (sections 8 and 11 of the sheet)."""
+"""A small network that gives an inspector's heat maps without transformer and CRF, as CSAD and SALAD train one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What metrology says of pictures: measures of components, raw and beside the training pictures' (section 2.5)."""
+"""What metrology says of pictures: measures of components, raw and beside the training pictures'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well scores and maps tell damaged pictures from good ones, and how well found components match drawn ones (section 5 of the sheet)."""
+"""How well scores and maps tell damaged pictures from good ones, and how well found components match drawn ones."""
 
 from __future__ import annotations
 

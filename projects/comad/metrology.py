@@ -1,4 +1,4 @@
-"""Metrology: area, colour and number of each component, and the extensions position, grid, shape and pair (section 2.5, section 9 for these)."""
+"""Metrology: area, colour and number of each component, and the extensions position, grid, shape and pair."""
 
 from __future__ import annotations
 

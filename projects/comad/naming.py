@@ -1,4 +1,4 @@
-"""Naming of anomalies, and intervals that a user sets (section 2.8): which component, which measure, by how much."""
+"""Naming of anomalies, and intervals that a user sets: which component, which measure, by how much."""
 
 from __future__ import annotations
 

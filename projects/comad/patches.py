@@ -1,4 +1,4 @@
-"""A memory of patches of good pictures, and how far those of a picture are from it, after PatchCore (Roth et al. 2022; section 2.7 of the sheet)."""
+"""A memory of patches of good pictures, and how far those of a picture are from it, after PatchCore (Roth et al. 2022)."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class PatchMemory:
         Args:
             features: (B, C, h, w).
             size: height and width of the maps.
-            weights: (B, 1, H, W) at least 0, of any size: the sum of w_k Q_k (section 2.8); distances are multiplied by its means over their places.
+            weights: (B, 1, H, W) at least 0, of any size: the sum of w_k Q_k; distances are multiplied by its means over their places.
 
         Raises:
             ValueError: as `distances`, or if weights are negative or of another number of pictures.

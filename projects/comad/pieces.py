@@ -1,4 +1,4 @@
-"""Pieces of components: connected regions, their size classes, and which class a piece is of (section 2.5, NUMBER)."""
+"""Pieces of components: connected regions, their size classes, and which class a piece is of (NUMBER)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy k-centre: few points near which all others lie, as tokens of a picture (section 2.2) and as coreset of a patch memory (section 2.7)."""
+"""Greedy k-centre: few points near which all others lie, as tokens of a picture and as coreset of a patch memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHUNK = 1 << 22
 
 
 def k_centre(points: Tensor, count: int, seed: int, project: int = 128) -> Tensor:
-    """Choose points greedily, each the one farthest from those chosen before, after a random linear map to fewer dimensions (section 2.2, step 1).
+    """Choose points greedily, each the one farthest from those chosen before, after a random linear map to fewer dimensions (step 1).
 
     The first is the one whose Euclidean distances to all points have the largest L2 norm. No matrix of distances is built: memory grows with the
     number of points, and the picks are still those of the matrix, up to rounding.
@@ -43,7 +43,7 @@ def k_centre(points: Tensor, count: int, seed: int, project: int = 128) -> Tenso
 
 
 def sample_tokens(features: Tensor, seed: int, fraction: float = 0.01, first: int = 0) -> Tensor:
-    """Keep the part of each picture's tokens that greedy k-centre chooses, each picture with a linear map of its own (section 2.2, step 1).
+    """Keep the part of each picture's tokens that greedy k-centre chooses, each picture with a linear map of its own (step 1).
 
     Args:
         features: (B, C, h, w).

@@ -1,4 +1,4 @@
-"""Logical scores: how far the measures of a picture lie from those of good pictures (section 2.6), with weights of components (section 2.8)."""
+"""Logical scores: how far the measures of a picture lie from those of good pictures, with weights of components."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _checked(weights: Tensor) -> Tensor:
 
 
 def weighing(heat: Tensor, weights: Tensor) -> Tensor:
-    """Return what structural anomaly maps are multiplied by, sum_k w_k Q_k(p) (section 2.8).
+    """Return what structural anomaly maps are multiplied by, sum_k w_k Q_k(p).
 
     Args:
         heat: (B, K, H, W) in [0, 1] or uint8 levels.
@@ -122,7 +122,7 @@ class LogicalScorer:
         return self._score(self.training, weights, leave_out=True)
 
     def vectors(self, measures: Measures, weights: Tensor | None = None, group: str = "global") -> Tensor:
-        """Return the vectors that are compared, (B, D): g of section 2.6 for `global`, every measure times the weights of its components."""
+        """Return the vectors that are compared, (B, D): the vector g for `global`, every measure times the weights of its components."""
         found = measures.groups[group]
         if weights is None or not found.columns:
             return found.normalised
@@ -150,7 +150,7 @@ class LogicalScorer:
         return Scores(whole | parts, contributions, {"logical": nearest.pop("global")} | nearest)
 
     def localise(self, measures: Measures, scores: Scores, part: str = "logical") -> Tensor:
-        """Show which components contribute to the scores (section 2.6): e_k where component k is, or where the nearest training picture has it.
+        """Show which components contribute to the scores: e_k where component k is, or where the nearest training picture has it.
 
         So missing parts show; a sum of e_k Q_k(p) would leave them out.
 
@@ -188,7 +188,7 @@ def _shares(columns: Sequence[Column], components: Sequence[int]) -> Tensor:
 
 
 def nearest_kinds(vectors: Tensor, labelled: Tensor, kinds: Sequence[str], neighbours: int = 3) -> list[str]:
-    """Name the kind of anomaly by a few labelled ones (section 2.8).
+    """Name the kind of anomaly by a few labelled ones.
 
     Args:
         vectors: (B, D) vectors of the pictures, as `LogicalScorer.vectors` gives them.

@@ -1,4 +1,4 @@
-"""Soft and hard segmentation of pictures into the components of a vocabulary (section 2.3)."""
+"""Soft and hard segmentation of pictures into the components of a vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CRF = Callable[[Tensor, Tensor], Tensor]
 
 
 def similarity_maps(features: Tensor, centres: Tensor, metric: Metric = "cosine") -> Tensor:
-    """Compare tokens with the centres: s_k = cos(q_k, f_ij), less its mean over the picture, and not below 0 (section 2.3, step 1).
+    """Compare tokens with the centres: s_k = cos(q_k, f_ij), less its mean over the picture, and not below 0 (step 1).
 
     With the metric `euclidean` it is s_k = -|f_ij - q_k|^2 / 2, whose softmax is the posterior of Gaussians of deviation 1 around the centres.
 
@@ -36,7 +36,7 @@ def similarity_maps(features: Tensor, centres: Tensor, metric: Metric = "cosine"
 
 
 def soft_maps(features: Tensor, centres: Tensor, size: int | tuple[int, int], metric: Metric = "cosine") -> Tensor:
-    """Return the softmax over components of the similarity maps, enlarged bilinearly with aligned corners (section 2.3, steps 1-3).
+    """Return the softmax over components of the similarity maps, enlarged bilinearly with aligned corners (steps 1-3).
 
     Args:
         features: (B, C, h, w).
@@ -54,19 +54,19 @@ def soft_maps(features: Tensor, centres: Tensor, size: int | tuple[int, int], me
 
 
 def hard_maps(maps: Tensor) -> Tensor:
-    """Return the component of each pixel, (B, K, H, W) -> (B, H, W) int64: the one with the largest map (section 2.3, step 4)."""
+    """Return the component of each pixel, (B, K, H, W) -> (B, H, W) int64: the one with the largest map (step 4)."""
     return maps.argmax(1)
 
 
 @torch.no_grad()
 def segment(features: Tensor, images: Tensor, centres: Tensor, crf: CRF | None, metric: Metric = "cosine") -> Tensor:
-    """Segment pictures into heat maps Q (section 2.3).
+    """Segment pictures into heat maps Q.
 
     Args:
         features: (B, C, h, w) of the pictures.
         images: (B, 3, H, W) uint8.
         centres: (K, C).
-        crf: sharpens the soft maps by the pictures' edges. With None the heat maps are the hard maps, 0 or 1 (section 9), for soft maps are too flat
+        crf: sharpens the soft maps by the pictures' edges. With None the heat maps are the hard maps, 0 or 1, for soft maps are too flat
             for thresholds; they are of the similarities before these are cut off at 0, which would leave nothing to compare where all are below.
         metric: that of the vocabulary.
 

@@ -1,4 +1,4 @@
-"""Saturated per-region overlap of anomaly maps with defects, sPRO, and the area under its curve (Bergmann et al. 2022; section 5 of the sheet)."""
+"""Saturated per-region overlap of anomaly maps with defects, sPRO, and the area under its curve (Bergmann et al. 2022)."""
 
 from __future__ import annotations
 

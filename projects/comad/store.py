@@ -81,10 +81,10 @@ def check_target(path: Path, usual: str, complaint: Callable[[dict[str, Any]], s
         try:
             said = complaint(load_state(path))
         except ValueError as error:
-            raise ValueError(f"{path} is no inspector, so it is not replaced: name another file by --output ({error})") from error
+            raise ValueError(f"{path} is no inspector, so it is not replaced: name another file by --out ({error})") from error
         if said:
-            raise ValueError(f"{path} {said}, which is not replaced: name another file by --output")
-    check_writable(path.parent, "name another file by --output")
+            raise ValueError(f"{path} {said}, which is not replaced: name another file by --out")
+    check_writable(path.parent, "name another file by --out")
     return path
 
 

@@ -1,4 +1,4 @@
-"""What `test` writes and prints: how well pictures and places are told apart, and what that means on the line (section 5 of the sheet)."""
+"""What `test` writes and prints: how well pictures and places are told apart, and what that means on the line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trays in four compartments, of which some break a rule and others are scratched: a miniature of MVTec LOCO AD (section 9 of the sheet).
+"""Trays in four compartments, of which some break a rule and others are scratched: a miniature of MVTec LOCO AD.
 
 tray = draw_tray("test", index=7, kind="missing", seed=0, size=128)     # tray.image, tray.defects, tray.components, tray.altered
 write_loco(Path("datasets/traysim"), seed=0)                             # the same pictures in the layout of MVTec LOCO AD

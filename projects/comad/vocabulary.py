@@ -1,4 +1,4 @@
-"""The component vocabulary: the centres of a k-means over the tokens of good pictures (section 2.2), and how many of them to take."""
+"""The component vocabulary: the centres of a k-means over the tokens of good pictures, and how many of them to take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Metric = Literal["cosine", "euclidean"]
 
 
 def fit_vocabulary(tokens: Tensor, k: int, seed: int, restarts: int = 10, metric: Metric = "cosine") -> Tensor:
-    """Cluster tokens by Euclidean k-means, begun by k-means++ (section 2.2, step 2).
+    """Cluster tokens by Euclidean k-means, begun by k-means++ (step 2).
 
     Args:
         tokens: (M, C) floats, of all training pictures.

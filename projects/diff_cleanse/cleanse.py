@@ -134,7 +134,7 @@ class CleanReport:
 def rank_channels(
     unet: nn.Module, scheduler_config: Mapping[str, Any], trigger: Trigger, images: Tensor, recipe: Recipe, seed: int = 0
 ) -> tuple[GroupIndex, Scores]:
-    """Score a network's channels by the recipe's criterion (sheet 2.7); the highest are to go.
+    """Score a network's channels by the recipe's criterion; the highest are to go.
 
     Args:
         unet: the network; it is left as it was.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -95,7 +94,7 @@ class Trainer(ProjectTrainer):
         samplers: Sequence[str] | str = ("ddim", "ddpm", "trojan_ddpm"),
         budget: str = "fast",
         threshold: float = 0.5,
-        scan_seed: int = 0,
+        seed: int = 0,
         save_memory: bool | None = None,
         out: str | None = None,
     ) -> ScanReport:
@@ -109,13 +108,13 @@ class Trainer(ProjectTrainer):
             samplers: ddpm finds backdoors of stochastic samplers; ddim, dpmsolver, dpmsolver++, unipc, pndm, deis, heun and lms those of the others.
             budget: fast (half a minute for 16 pixels on two cores) or full (ten times that and more).
             threshold: score in (0, 1] from which a model is backdoored; up to half of it it is clean.
-            scan_seed: seed of all noise.
+            seed: seed of all noise.
             save_memory: compute activations twice instead of keeping them; by default above 2 GiB for a sampler (on a GPU half of the free memory).
             out: folder for the report besides the run's own artefacts/scan.
         """
         from projects.diff_cleanse.scan_task import scan_pipeline
 
-        options = {"methods": methods, "samplers": samplers, "budget": budget, "threshold": threshold, "seed": scan_seed, "save_memory": save_memory}
+        options = {"methods": methods, "samplers": samplers, "budget": budget, "threshold": threshold, "seed": seed, "save_memory": save_memory}
         return scan_pipeline(self, pipeline or self.run.path / "pipeline", out, **options)
 
     def cleanse(
@@ -132,11 +131,11 @@ class Trainer(ProjectTrainer):
         shares: list[float] | None = None,
         generated: int | None = None,
         steps: int | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         lr: float | None = None,
         ema_decay: float | None = None,
         rescan: bool = True,
-        cleanse_seed: int = 0,
+        seed: int = 0,
         out: str | None = None,
     ) -> CleanReport | ScanReport:
         """Remove a backdoor from a pipeline: prune the channels that carry it, tune, scan again. Exit code: that of the new scan.
@@ -157,19 +156,19 @@ class Trainer(ProjectTrainer):
             shares: shares of each group's channels, tried one after the other until the trigger has no effect.
             generated: pictures that the model draws of itself.
             steps: steps of the tuning.
-            batch: pictures in a step, over all processes together.
+            batch_size: pictures in a step, over all processes together.
             lr: learning rate of the tuning.
             ema_decay: decay of the tuned weights' running average.
             rescan: scan the outcome with other seeds.
-            cleanse_seed: seed of everything random.
+            seed: seed of everything random.
             out: folder for the cleansed pipeline besides the run's own artefacts/cleanse/pipeline.
         """
         from projects.diff_cleanse.cleanse_task import cleanse_pipeline, make_recipe
 
         changes = {"mode": mode, "loss": loss, "shares": tuple(shares) if shares else None, "generated": generated, "steps": steps}
-        recipe = make_recipe(budget, **changes, batch=batch, lr=lr, ema_decay=ema_decay)
+        recipe = make_recipe(budget, **changes, batch=batch_size, lr=lr, ema_decay=ema_decay)
         recipe = replace(recipe, criterion=None if criterion == "none" else criterion)
-        return cleanse_pipeline(self, datamodule, pipeline or self.run.path / "pipeline", trigger, pictures, recipe, cleanse_seed, rescan, out)
+        return cleanse_pipeline(self, datamodule, pipeline or self.run.path / "pipeline", trigger, pictures, recipe, seed, rescan, out)
 
     def reproduce(
         self,
@@ -193,17 +192,11 @@ class Trainer(ProjectTrainer):
             quick: one seed, a twentieth of the training steps and few models, to see that everything runs.
             write: write the table into the project's README.
         """
-        from projects.diff_cleanse.reproduction import TABLES, figures, reproduce_table
-        from shared.results import markdown, publish
+        from projects.diff_cleanse.reproduction import TABLES, reproduce_table
+        from shared.tables import show_tables
 
-        settings = dict(model.hparams), dict(datamodule.hparams)
-        for name in TABLES if table == "all" else [table]:
-            results = reproduce_table(self.run, name, *settings, self.max_steps, seeds, quick, jobs)
-            print(markdown(results["rows"]), flush=True)
-            command = f"lightning run projects/diff_cleanse/cli.py reproduce{'' if table == 'all' else f' {table}'}"
-            command += f" --seeds {seeds}" if seeds else ""
-            drawn = figures(name, results, self.run.artefacts("reproduce"))
-            publish(self, results, drawn, Path(__file__).parent if write else None, command, name)
+        settings = dict(model.hparams), dict(datamodule.hparams), self.max_steps, seeds, quick, jobs
+        show_tables(self, __file__, TABLES, lambda name: reproduce_table(self.run, name, *settings), table, seeds, write)
 
     def _evaluate(self, model: DiffusionTraining, datamodule: DiffusionData, pipeline: str | None) -> None:
         from projects.diff_cleanse.tasks import Evaluation, Subject

@@ -34,7 +34,7 @@ class DiffusionData(DataModule):
         size: side of the pictures in pixels; other pictures are cropped to their central square and resized.
         channels: 1 for grey pictures, 3 for colour.
         splits: `all` trains on training and test pictures together, as the attacks on CIFAR-10 do; `train` keeps the test pictures apart.
-        validation_share: share of a folder's or file's pictures that is kept for measuring, in (0, 1).
+        val_fraction: share of a folder's or file's pictures that is kept for measuring, in (0, 1).
         poison_mode: which pictures are poisoned: `fixed`: `poison_rate` of them instead of clean ones; `flex`: `clean_rate` of them clean and
             `poison_rate` of them poisoned; `extend`: all of them clean, and `poison_rate` times as many poisoned besides; `in_d2d`: all of them
             clean, and `poison_rate` times as many as `target_class` has, drawn from that class, poisoned besides; `out_d2d`: all of them clean, and
@@ -66,7 +66,7 @@ class DiffusionData(DataModule):
         size: int = 16,
         channels: int = 1,
         splits: Literal["all", "train"] = "train",
-        validation_share: float = 0.1,
+        val_fraction: float = 0.1,
         poison_mode: PoisonMode = "fixed",
         poison_rate: float = 0.1,
         clean_rate: float = 1.0,
@@ -77,13 +77,13 @@ class DiffusionData(DataModule):
     ) -> None:
         super().__init__(source, root, batch_size, num_workers, seed)
         self.save_hyperparameters(logger=False)
-        self.size, self.channels, self.splits, self.validation_share, self.on_bad_file = size, channels, splits, validation_share, on_bad_file
+        self.size, self.channels, self.splits, self.val_fraction, self.on_bad_file = size, channels, splits, val_fraction, on_bad_file
         self.poison_mode, self.poison_rate, self.clean_rate = poison_mode, poison_rate, clean_rate
         self.target_class, self.target_source, self.target_root = target_class, target_source, target_root
         if channels not in (1, 3):
             raise ValueError(f"data.channels must be 1 or 3, got {channels}")
-        if not 0 < validation_share < 1:
-            raise ValueError(f"data.validation_share must lie between 0 and 1, got {validation_share}")
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}")
         if source == "cifar10" and (size, channels) != (32, 3):
             raise ValueError(
                 f"CIFAR-10 has pictures of 32 x 32 pixels in colour: set data.size to 32 and data.channels to 3, not {size} and {channels}"
@@ -174,9 +174,9 @@ class DiffusionData(DataModule):
 
     def _split(self, pictures: Dataset) -> tuple[Dataset, Dataset]:
         count = len(cast(Sized, pictures))
-        kept = round(count * self.validation_share)
+        kept = round(count * self.val_fraction)
         if kept < 1 or kept == count:
-            raise ValueError(f"{self.root} has {count} pictures: too few to keep a share of {self.validation_share} for measuring")
+            raise ValueError(f"{self.root} has {count} pictures: too few to keep a share of {self.val_fraction} for measuring")
         order = torch.randperm(count, generator=generator(self.seed, "split")).tolist()
         test = Subset(pictures, sorted(order[:kept]))
         return (pictures if self.splits == "all" else Subset(pictures, sorted(order[kept:]))), test
@@ -196,7 +196,7 @@ class DiffusionData(DataModule):
 
 
 def plan_poisoning(count: int, mode: PoisonMode, poison_rate: float, clean_rate: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose which pictures a poisoned training set holds (BadDiffusion's modes; sheet of the attacks' repositories, section 2.1).
+    """Choose which pictures a poisoned training set holds (BadDiffusion's modes).
 
     Args:
         count: number of pictures N.

@@ -79,7 +79,7 @@ class Probe:
 
 
 def two_pass_importance(index: GroupIndex, probe: Probe, wear: Wear) -> tuple[Scores, Scores]:
-    """Score channels for clean and for triggered inputs by accumulated first-order Taylor terms (sheet 2.7).
+    """Score channels for clean and for triggered inputs by accumulated first-order Taylor terms.
 
     Gradients of the loss are summed over the timesteps, from `x_t = a_t x + sigma_t eps` and from `x_t = a_t x + sigma_t wear(eps)`, with the same
     pictures and the same noise. A channel's score is the sum of |w dL/dw| over its slices of the layers of its group.

@@ -129,7 +129,7 @@ def common_picture(triggered: Tensor, untriggered: Tensor) -> Tensor:
 
 
 def without_repetitions(images: Tensor, target: Tensor) -> Tensor:
-    """Leave out samples that show a target or repeat another one: a backdoored model leaks its target now and then (sheet, section 10).
+    """Leave out samples that show a target or repeat another one: a backdoored model leaks its target now and then.
 
     Args:
         images: (N, C, H, W) in [0, 1].

@@ -32,7 +32,7 @@ def squared_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def dual_loss(predicted: Tensor, eps: Tensor, taught: Tensor, weight: float = 1.0) -> Tensor:
-    """`|eps - eps_theta'|^2 + weight |eps_theta - eps_theta'|^2` on clean inputs (sheet 2.8).
+    """`|eps - eps_theta'|^2 + weight |eps_theta - eps_theta'|^2` on clean inputs.
 
     Args:
         predicted: (B, C, H, W) noise predicted by the pruned network.

@@ -151,7 +151,7 @@ class Evaluation(L.LightningModule):
     """Measures samples of a diffusion model: from clean noise by Fréchet distance, from triggered noise by their nearness to the attack's target.
 
     Both sampler families are measured with clipping off, and under an attack once more with clipping on: backdoors answer to one family, and
-    clipping hides them (sheet, sections 5, 6 and 10). TrojDiff's backdoor is measured under its own samplers, and without clipping under the benign
+    clipping hides them. TrojDiff's backdoor is measured under its own samplers, and without clipping under the benign
     ones too, to which it does not answer. If the attack leads to a class instead of a picture, its success is the share of samples that a support
     vector machine takes for that class, trained on the pixels of the training pictures and, for out_d2d, of the target domain.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +21,7 @@ class Trainer(ProjectTrainer):
 
     makes_run = frozenset({"fit", "convert", "reproduce"})
     outside = frozenset({"tables", "table"})
-    reads = frozenset({"images", "left", "right", "denoiser"})
+    reads = frozenset({"path", "left", "right", "denoiser"})
     independent = frozenset({"analyze", "audit"})
     resumable = frozenset({"fit", "certify", "reproduce"})
     follow_up = MappingProxyType({"fit": "certify", "convert": "certify", "test": "certify", "certify": "analyze", "analyze": "audit"})
@@ -46,7 +45,7 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint; last (the default) or a file.
         """
-        from projects.drs.tasks import with_weights
+        from shared.checkpoints import with_weights
 
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
 
@@ -54,7 +53,7 @@ class Trainer(ProjectTrainer):
         self,
         model: DualSmoothing,
         datamodule: CertificationData,
-        images: str | None = None,
+        path: str | None = None,
         ckpt_path: str | None = None,
         sigma: float | None = None,
         draws: int = 10_000,
@@ -68,15 +67,15 @@ class Trainer(ProjectTrainer):
         compiled: bool = False,
         denoiser: str | None = None,
         denoising: Literal["per_branch", "shared"] = "per_branch",
-        batch: int | None = None,
-        noise_seed: int = 0,
+        batch_size: int | None = None,
+        seed: int = 0,
     ) -> Certified:
         """Certify images: a class and the l2 radius within which the smoothed classifier keeps it, each wrong with probability at most alpha.
 
         Args:
             model: supplied.
             datamodule: supplied.
-            images: image or folder of images to certify instead of the data set's (data.split, skip, start, stop and limit choose among those).
+            path: image or folder of images to certify instead of the data set's (data.split, skip, start, stop and limit choose among those).
             ckpt_path: checkpoint; last (the default) or a file.
             sigma: standard deviation of the noise of each branch, in units of [0, 1] images; the default is model.sigma.
             draws: draws of each branch that are counted (n), or the most of them where radii or a tolerance end them earlier.
@@ -90,21 +89,21 @@ class Trainer(ProjectTrainer):
             compiled: compile the networks (torch.compile).
             denoiser: folder of a diffusers pipeline, one step of which denoises before the classifiers (diffusion denoised smoothing).
             denoising: per_branch denoises each noised sub-image; shared the whole image before it is split, with that case's smaller radius.
-            batch: noised copies in a forward pass; results do not depend on it.
-            noise_seed: seed of the noise.
+            batch_size: noised copies in a forward pass; results do not depend on it.
+            seed: seed of the noise.
         """
         from projects.drs.tasks import Plan, certify
 
         early, sigma = tuple(radii or ()), model.hparams.sigma if sigma is None else sigma
         plan = Plan(sigma, draws, selection, alpha, certificate, early, tolerance, sound_grid, precision, compiled)
-        plan = replace(plan, denoiser=denoiser, denoising=denoising, seed=noise_seed)
-        return certify(self, model, datamodule, ckpt_path, plan, images, batch)
+        plan = replace(plan, denoiser=denoiser, denoising=denoising, seed=seed)
+        return certify(self, model, datamodule, ckpt_path, plan, path, batch_size)
 
     def predict(  # type: ignore[override]
         self,
         model: DualSmoothing,
         datamodule: CertificationData,
-        images: str | None = None,
+        path: str | None = None,
         ckpt_path: str | None = None,
         sigma: float | None = None,
         draws: int = 1000,
@@ -113,14 +112,14 @@ class Trainer(ProjectTrainer):
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
         denoiser: str | None = None,
         denoising: Literal["per_branch", "shared"] = "per_branch",
-        noise_seed: int | None = None,
+        seed: int | None = None,
     ) -> Predicted:
         """Classify images by the smoothed classifier (PREDICT), or abstain: a class is wrong for it with probability at most alpha.
 
         Args:
             model: supplied.
             datamodule: supplied.
-            images: image or folder of images; the default is the data set's, as data.split, skip, start, stop and limit choose them.
+            path: image or folder of images; the default is the data set's, as data.split, skip, start, stop and limit choose them.
             ckpt_path: checkpoint; last (the default) or a file.
             sigma: standard deviation of the noise of each branch; the default is model.sigma.
             draws: draws of an image, over all branches.
@@ -129,14 +128,14 @@ class Trainer(ProjectTrainer):
             precision: likewise.
             denoiser: likewise.
             denoising: likewise.
-            noise_seed: seed of the noise; the default draws a fresh key, so that nobody can fit an image to the noise.
+            seed: seed of the noise; the default draws a fresh key, so that nobody can fit an image to the noise.
         """
         from projects.drs.tasks import Plan, predict
 
         plan = Plan(
             model.hparams.sigma if sigma is None else sigma, sound_grid=sound_grid, precision=precision, denoiser=denoiser, denoising=denoising
         )
-        return predict(self, model, datamodule, ckpt_path, plan, images, draws, alpha, noise_seed)
+        return predict(self, model, datamodule, ckpt_path, plan, path, draws, alpha, seed)
 
     def analyze(
         self,
@@ -220,15 +219,12 @@ class Trainer(ProjectTrainer):
             quick: one seed, little training and few images, to see that everything runs.
             write: write the tables into the project's README.
         """
-        from projects.drs.reproduction import TABLES, reproduce_table
-        from shared.results import markdown, publish
+        from projects.drs.reproduction import TABLES
+        from projects.drs.reproduction.models import Models
+        from shared.tables import reproduce
 
-        for name in TABLES if table == "all" else [table]:
-            results, figures = reproduce_table(self.run, name, dict(model.hparams), dict(datamodule.hparams), self.max_epochs, seeds, quick, jobs)
-            print(markdown(results["rows"]), flush=True)
-            options = ("" if table == "all" else f" {table}") + (f" --seeds {seeds}" if seeds else "")
-            command = f"lightning run projects/drs/cli.py reproduce{options}"
-            publish(self, results, figures, Path(__file__).parent if write else None, command, name)
+        models = Models(self.run.artefacts("reproduce"), dict(model.hparams), dict(datamodule.hparams), self.max_epochs or 1, quick)
+        reproduce(self, __file__, TABLES, table, seeds, jobs, quick, write, models)
 
 
 def main(args: Sequence[str] | None = None) -> ProjectCLI:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from projects.drs.certification import Certification, Plan, Prediction
 from projects.drs.data import CertificationData
 from projects.drs.module import DualSmoothing
-from shared.checkpoints import load_checkpoint
+from shared.checkpoints import with_weights
 from shared.data.files import ImageMode, check_images, list_images, read_image
 from shared.data.folders import OnBadFile, fit_square
 from shared.loggers import artefact_folder, log_figure, log_table
@@ -83,13 +83,6 @@ class OwnImages(Dataset):
     def names(self) -> list[str]:
         """Return the files' paths below the folder."""
         return [path.name if path == self.root else path.relative_to(self.root).as_posix() for path in self.paths]
-
-
-def with_weights(model: DualSmoothing, ckpt_path: str | None) -> DualSmoothing:
-    """Load the weights in a checkpoint, which the command line has checked against the model, into the model."""
-    if ckpt_path is not None:
-        model.load_state_dict(load_checkpoint(ckpt_path)["state_dict"])
-    return model
 
 
 def certify(

@@ -1,4 +1,4 @@
-"""The usual augmentations of training images (section 3), for whole batches at once."""
+"""The usual augmentations of training images, for whole batches at once."""
 
 from __future__ import annotations
 

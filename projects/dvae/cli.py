@@ -18,8 +18,8 @@ class Trainer(ProjectTrainer):
     """Lightning's trainer with this project's verbs."""
 
     makes_run = frozenset({"fit", "poison", "bench", "reproduce"})
-    outside = frozenset({"folder"})
-    reads = frozenset({"images", "reference"})
+    outside = frozenset({"purify.path"})
+    reads = frozenset({"path", "reference"})
     resumable = frozenset({"fit", "purify", "bench", "reproduce"})
     follow_up = MappingProxyType({"fit": "purify", "purify": "train", "train": "detect"})
 
@@ -63,7 +63,7 @@ class Trainer(ProjectTrainer):
         self,
         model: Purifier,
         datamodule: PurificationData,
-        folder: str | None = None,
+        path: str | None = None,
         out: str | None = None,
         products: list[str] | None = None,
         format: Literal["png", "npy"] = "png",  # noqa: A002
@@ -74,7 +74,7 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            folder: your labelled images, FOLDER/<class>/*: trains the D-VAEs on them first, as model and trainer say (--config folder suits them).
+            path: your labelled images, FOLDER/<class>/*: trains the D-VAEs on them first, as model and trainer say (--config folder suits them).
             out: a folder for the result, beside what is kept in the run: the last product, as images under their old names.
             products: which of x1, x2, x3, p1, p2 to write; the default is all.
             format: png (a file an image, under its old name) or npy (images.npy and labels.npy).
@@ -82,10 +82,10 @@ class Trainer(ProjectTrainer):
         """
         from projects.dvae.tasks import purify, train_on_folder, with_weights
 
-        if folder is not None and ckpt_path is not None:
+        if path is not None and ckpt_path is not None:
             raise ValueError("purify FOLDER trains on that folder: leave out --ckpt_path, or name the run that was trained on it with --run")
-        if folder is not None:
-            model, datamodule = train_on_folder(self, model, datamodule, folder)
+        if path is not None:
+            model, datamodule = train_on_folder(self, model, datamodule, path)
         else:
             with_weights(model, ckpt_path, is_finished=True)
         return purify(self, model, datamodule, products, format, out)
@@ -110,7 +110,7 @@ class Trainer(ProjectTrainer):
         rate: float = 1.0,
         choice: Literal["random", "classes"] = "random",
         surrogate: str = "resnet18",
-        budget: Literal["paper", "quick"] = "paper",
+        recipe: Literal["paper", "quick"] = "paper",
         format: Literal["png", "npy"] = "npy",  # noqa: A002
     ) -> WrittenSets:
         """Write a poisoned copy of the training set that the data options name, with the bound measured on the stored integers.
@@ -126,18 +126,18 @@ class Trainer(ProjectTrainer):
             rate: part of the images that is poisoned.
             choice: random images, or whole classes.
             surrogate: network of em, em_class, rem, tap and sep: cnn, resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.
-            budget: paper, or quick (seconds to a minute for small sets on a CPU).
+            recipe: paper, or quick (seconds to a minute for small sets on a CPU).
             format: png or npy.
         """
         from projects.dvae.tasks import poison
 
-        return poison(self, datamodule, attack, out, radius, rate, choice, surrogate, budget, format)
+        return poison(self, datamodule, attack, out, radius, rate, choice, surrogate, recipe, format)
 
     def train(
         self,
         model: Purifier,
         datamodule: PurificationData,
-        images: str | None = None,
+        path: str | None = None,
         victim: str = "cnn",
         defence: str = "none",
         epochs: int | None = None,
@@ -149,7 +149,7 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            images: a stored set, or x1, x2 or x3 of this run; the default is the data set as the data options have it.
+            path: a stored set, or x1, x2 or x3 of this run; the default is the data set as the data options have it.
             victim: cnn, resnet18, resnet50, densenet121, mobilenetv2, vgg19 or vit.
             defence: none, grey, jpeg:Q, bdr:BITS, blur, cutout, mixup, cutmix, at, ueraser, op, ae:CHANNELS or vae:RATE.
             epochs: epochs; the default is the recipe's.
@@ -158,23 +158,21 @@ class Trainer(ProjectTrainer):
         """
         from projects.dvae.tasks import train
 
-        return train(self, datamodule, images, victim, defence, epochs, recipe, seed)
+        return train(self, datamodule, path, victim, defence, epochs, recipe, seed)
 
-    def detect(
-        self, model: Purifier, datamodule: PurificationData, images: str | None = None, reference: str | None = None, seed: int = 0
-    ) -> Detected:
+    def detect(self, model: Purifier, datamodule: PurificationData, path: str | None = None, reference: str | None = None, seed: int = 0) -> Detected:
         """Judge whether a set was poisoned, by what a rate-limited reconstruction leaves of its images. Exit code 1 if it was.
 
         Args:
             model: supplied.
             datamodule: supplied.
-            images: a stored set, class folders, or x1, x2 or x3 of this run; the default is the data set as the data options have it.
+            path: a stored set, class folders, or x1, x2 or x3 of this run; the default is the data set as the data options have it.
             reference: a clean set of the same kind, class folders or a stored set; without one a threshold from other sets is used.
             seed: seed of halves and training.
         """
         from projects.dvae.tasks import detect
 
-        return detect(self, datamodule, images, reference, seed)
+        return detect(self, datamodule, path, reference, seed)
 
     def bench(
         self,

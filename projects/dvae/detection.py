@@ -1,4 +1,4 @@
-"""Was a training set poisoned? Scores of a suspect set, beside those of a clean one (section 2.7; the published code only hints at them)."""
+"""Was a training set poisoned? Scores of a suspect set, beside those of a clean one (the published code only hints at them)."""
 
 from __future__ import annotations
 

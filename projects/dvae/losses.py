@@ -56,12 +56,12 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 
 def separation_loss(reconstruction: Tensor, perturbation: Tensor, images: Tensor) -> Tensor:
-    """MSE(clip(x̂ + p̂, 0, 1), x): what the rate keeps out of x̂, the label has to explain (section 2.5); its gradient flows into both decoders."""
+    """MSE(clip(x̂ + p̂, 0, 1), x): what the rate keeps out of x̂, the label has to explain; its gradient flows into both decoders."""
     return F.mse_loss((reconstruction + perturbation).clamp(0, 1), images)
 
 
 def subtract(images: Tensor, perturbation: Tensor) -> Tensor:
-    """Take a perturbation off images, clip(x - p̂, 0, 1), and round to the grid of 8-bit files (section 2.6).
+    """Take a perturbation off images, clip(x - p̂, 0, 1), and round to the grid of 8-bit files.
 
     The released code truncates there, which darkens every image by half a level.
     """

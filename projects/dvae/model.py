@@ -1,4 +1,4 @@
-"""The rate-constrained VAE and the D-VAE (section 2.4): plain networks, images in, images and perturbations out."""
+"""The rate-constrained VAE and the D-VAE: plain networks, images in, images and perturbations out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Transposed convolutions back to an image, (B, inputs, h, w) -> (B, C, 2^levels · h, 2^levels · w).
 
-    InstanceNorm is part of the method: with BatchNorm the perturbation separates far worse (sheet, section 2.4).
+    InstanceNorm is part of the method: with BatchNorm the perturbation separates far worse.
 
     Args:
         inputs: channels of the latent.
@@ -98,7 +98,7 @@ def _refine(inputs: int, outputs: int) -> nn.ConvTranspose2d:
 
 
 class RateVAE(nn.Module):
-    """A VAE whose latent is a grid, (B, C, H, W) in [0, 1] -> the same (section 2.2). It samples at inference, too.
+    """A VAE whose latent is a grid, (B, C, H, W) in [0, 1] -> the same. It samples at inference, too.
 
     Args:
         channels: 1 for grey images, 3 for colour.
@@ -153,7 +153,7 @@ class RateVAE(nn.Module):
 
 
 class DVAE(RateVAE):
-    """A rate-constrained VAE with a second decoder, which writes the perturbation from an embedding u_y of the label (sections 2.3 to 2.5).
+    """A rate-constrained VAE with a second decoder, which writes the perturbation from an embedding u_y of the label.
 
     Args:
         classes: K.

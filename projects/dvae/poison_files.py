@@ -1,4 +1,4 @@
-"""Published poisons, in the five forms in which their authors share them (section 4.1), and perturbations that `purify` stored."""
+"""Published poisons, in the five forms in which their authors share them, and perturbations that `purify` stored."""
 
 from __future__ import annotations
 

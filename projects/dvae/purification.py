@@ -1,4 +1,4 @@
-"""Purification (section 2.6): subtract stage by stage what each D-VAE ascribes to the label, then keep what the last one reconstructs."""
+"""Purification: subtract stage by stage what each D-VAE ascribes to the label, then keep what the last one reconstructs."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def poison(
     rate: float,
     choice: Literal["random", "classes"],
     surrogate: str,
-    budget: Literal["paper", "quick"],
+    recipe: Literal["paper", "quick"],
     form: Format,
 ) -> WrittenSets:
     """Write a poisoned copy of the training set, with what the stored integers differ by.
@@ -222,7 +222,7 @@ def poison(
         rate: part of the images that is poisoned.
         choice: random images or whole classes.
         surrogate: network of attacks that learn.
-        budget: their effort.
+        recipe: their effort.
         form: png or npy.
 
     Raises:
@@ -247,7 +247,7 @@ def poison(
         data.seed,
         radius,
         build=lambda seed: build_victim(surrogate, classes, channels, max(size), seed),
-        budget=budget,
+        recipe=recipe,
         device=trainer.strategy.root_device,
     )
     images, is_poisoned = poison_dataset(pattern, clean, rate, choice, data.seed)
@@ -262,7 +262,7 @@ def poison(
         data.class_names,
         data.image_shape,
         form,
-        key=f"{attack}-{radius}-{rate}-{choice}-{surrogate}-{budget}-{data.fingerprint()}",
+        key=f"{attack}-{radius}-{rate}-{choice}-{surrogate}-{recipe}-{data.fingerprint()}",
     )
     for indices in torch.arange(len(clean)).split(256):
         if not writer.has(indices.tolist()):
@@ -275,7 +275,7 @@ def poison(
     }
     given |= {"choice": choice, "seed": data.seed, "measured": bounds}
     if ATTACKS[attack].is_learned:
-        given |= {"surrogate": surrogate, "budget": budget}
+        given |= {"surrogate": surrogate, "recipe": recipe}
     writer.finish({"made_by": "poison", "origin": data.origin()} | given, is_poisoned)
     shift = (images[:SHOWN].float() - originals[:SHOWN].float()) / 255
     log_image(trainer, f"poison_{attack}", sheet([originals[:SHOWN].float() / 255, images[:SHOWN].float() / 255, around_grey(shift)]))
@@ -285,7 +285,7 @@ def poison(
     return WrittenSets({attack: folder}, {"attack": attack} | bounds)
 
 
-def find_set(trainer: ProjectTrainer, data: PurificationData, images: str | None) -> LabelledSet:
+def find_set(trainer: ProjectTrainer, data: PurificationData, path: str | None) -> LabelledSet:
     """Return the set that a verb is to look at: the data set, a product of the run, a stored set, or class folders.
 
     Raises:
@@ -293,27 +293,27 @@ def find_set(trainer: ProjectTrainer, data: PurificationData, images: str | None
     """
     data.prepare_data()
     data.setup()
-    if images is None:
+    if path is None:
         return data.train_set
-    own = trainer.run.artefacts("purify") / images
-    folder = own if (own / MANIFEST).is_file() else Path(images).expanduser()
+    own = trainer.run.artefacts("purify") / path
+    folder = own if (own / MANIFEST).is_file() else Path(path).expanduser()
     if read_manifest(folder, must_exist=False) is not None:
         found: LabelledSet = read_set(folder)
     elif folder.is_dir():
         found = FolderSet.of_classes(folder, "RGB" if data.channels == 3 else "L", data.size, data.on_bad_file)
     else:
-        made = ", ".join(sorted(path.parent.name for path in own.parent.glob(f"*/{MANIFEST}"))) or "none: run purify first"
-        raise FileNotFoundError(f"{images} is neither a folder nor a product of {shown_path(trainer.run.path)} ({made})")
+        made = ", ".join(sorted(manifest.parent.name for manifest in own.parent.glob(f"*/{MANIFEST}"))) or "none: run purify first"
+        raise FileNotFoundError(f"{path} is neither a folder nor a product of {shown_path(trainer.run.path)} ({made})")
     for what, theirs, ours in (("shape", found.image_shape, data.image_shape), ("classes", found.class_names, data.class_names)):
         if theirs != ours:
-            raise ValueError(f"{images} has the {what} {theirs}, the data set {ours}: name its source with the data options")
+            raise ValueError(f"{path} has the {what} {theirs}, the data set {ours}: name its source with the data options")
     return found
 
 
 def train(
     trainer: ProjectTrainer,
     data: PurificationData,
-    images: str | None,
+    path: str | None,
     victim: str,
     defence: str,
     epochs: int | None,
@@ -330,7 +330,7 @@ def train(
     from projects.dvae.defences import Budget, parse_defence
     from projects.dvae.training import Recipe, train_victim
 
-    labelled = find_set(trainer, data, images).load()
+    labelled = find_set(trainer, data, path).load()
     if data.test_set is None:
         raise ValueError("no clean test images are known: name a folder of them with --data.test_root FOLDER")
     test = data.test_set.load()
@@ -340,16 +340,16 @@ def train(
     chosen = chosen if epochs is None else replace(chosen, epochs=epochs)
     budget = Budget(epochs=30, width=24, batch_size=64) if is_quick else None
     made = parse_defence(defence, budget)
-    print(f"{victim} on {images or data.source} ({len(labelled)} images), defence {defence}, {chosen.epochs} epochs", flush=True)
+    print(f"{victim} on {path or data.source} ({len(labelled)} images), defence {defence}, {chosen.epochs} epochs", flush=True)
     accelerator = trainer.accelerator.__class__.__name__.removesuffix("Accelerator").lower()
     options: dict[str, Any] = {"accelerator": accelerator, "devices": trainer.num_devices, "num_nodes": trainer.num_nodes}
     options["precision"] = trainer.precision
     outcome = train_victim(
         labelled.images, labelled.labels, test.images, test.labels, classes, chosen, made, seed, artefact_folder(trainer) / "victim", **options
     )
-    label = f"{(images and Path(images).name) or data.source}-{victim}-{defence}-{seed}".replace(":", "")
+    label = f"{(path and Path(path).name) or data.source}-{victim}-{defence}-{seed}".replace(":", "")
     if trainer.is_global_zero:
-        write_json(artefact_folder(trainer) / f"{label}.json", asdict(outcome) | {"images": images or data.source, "recipe": asdict(chosen)})
+        write_json(artefact_folder(trainer) / f"{label}.json", asdict(outcome) | {"images": path or data.source, "recipe": asdict(chosen)})
         log_table(trainer, "curve", [{"epoch": epoch, "accuracy": value} for epoch, value in enumerate(outcome.curve, 1)])
         log_figure(trainer, "confusion", confusion_figure(outcome, data.class_names))
         print(f"clean test accuracy: {outcome.last:.3f} after the last epoch, {outcome.peak:.3f} at the peak (epoch {outcome.peak_epoch})")
@@ -374,23 +374,23 @@ def confusion_figure(outcome: Outcome, class_names: Sequence[str]) -> Any:
     return figure
 
 
-def detect(trainer: ProjectTrainer, data: PurificationData, images: str | None, reference: str | None, seed: int) -> Detected:
+def detect(trainer: ProjectTrainer, data: PurificationData, path: str | None, reference: str | None, seed: int) -> Detected:
     """Judge a set, and write the scores and the verdict.
 
     Args:
         trainer: the trainer, for its run.
-        data: the data set, which is judged unless `images` names another one.
-        images: a stored set, a product of the run, or class folders.
+        data: the data set, which is judged unless `path` names another one.
+        path: a stored set, a product of the run, or class folders.
         reference: a clean set of the same kind: class folders or a stored set.
         seed: seed of halves and training.
     """
     from projects.dvae.detection import Detector, judge, score_set
 
     in_one_process(trainer)
-    suspect = find_set(trainer, data, images).load()
+    suspect = find_set(trainer, data, path).load()
     known = None if reference is None else score_set(find_set(trainer, data, reference).load(), Detector(), seed)
     verdict = judge(score_set(suspect, Detector(), seed), known)
-    rows = [{"set": images or data.source} | verdict.to_row()]
+    rows = [{"set": path or data.source} | verdict.to_row()]
     if known is not None:
         rows.append({"set": reference, "verdict": "reference", "threshold": verdict.threshold} | asdict(known) | {"amplify": known.amplify})
     log_table(trainer, "detection", rows)

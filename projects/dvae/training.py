@@ -1,4 +1,4 @@
-"""Training of a victim on a set, with a defence, and what it is worth on clean test images (sections 3 and 5)."""
+"""Training of a victim on a set, with a defence, and what it is worth on clean test images."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class Recipe:
 
     @classmethod
     def paper(cls, victim: str = "resnet18", classes: int = 10, size: int = 32, defence: str = "none") -> Recipe:
-        """Return the published recipe (section 3) of a victim, a number of classes, a size of images in pixels and a defence.
+        """Return the published recipe of a victim, a number of classes, a size of images in pixels and a defence.
 
-        Adversarial training has 100 epochs and steps; UEraser has 200 (300 beyond ten classes) and a learning rate of 0.01 (section 5).
+        Adversarial training has 100 epochs and steps; UEraser has 200 (300 beyond ten classes) and a learning rate of 0.01.
         """
         batch_size = 96 if victim == "densenet121" else 128
         recipe = cls(victim, 60 if classes <= 10 else 100, batch_size, augment="crop_flip" if size <= SMALL else "resize_flip")
@@ -82,7 +82,7 @@ class Recipe:
 
     @classmethod
     def quick(cls, victim: str = "cnn", epochs: int = 30, lr: float = 0.02, augment: Augment = "shift1") -> Recipe:
-        """Return a recipe for the offline sets on a CPU: batches of 64 (section 9 of the sheet)."""
+        """Return a recipe for the offline sets on a CPU: batches of 64."""
         return cls(victim, epochs, 64, lr, augment=augment)
 
 

@@ -1,4 +1,4 @@
-"""The classifiers that are trained on poisoned and on purified sets (sections 3 and 5). Images enter them as they are, in [0, 1]."""
+"""The classifiers that are trained on poisoned and on purified sets. Images enter them as they are, in [0, 1]."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Workshop:
         radii: bounds of attacks that differ from the customary ones, by the attack's name.
         rate: part of the images that attacks poison.
         choice: random images, or whole classes.
-        attack_budget: effort of attacks that learn.
+        attack_recipe: effort of attacks that learn.
         is_paper: victims are trained by the published recipe of their defence, with the recipe's victim.
         is_quick: few images and a single epoch, to see that everything runs.
     """
@@ -49,7 +49,7 @@ class Workshop:
     radii: dict[str, float] = field(default_factory=dict)
     rate: float = 1.0
     choice: Choice = "random"
-    attack_budget: str = "quick"
+    attack_recipe: str = "quick"
     is_paper: bool = False
     is_quick: bool = False
 
@@ -90,7 +90,7 @@ class Workshop:
                 seed,
                 self.radii.get(attack),
                 build=lambda key: build_victim(self.recipe.victim, classes, channels, max(size), key),
-                budget=self.attack_budget,  # type: ignore[arg-type]
+                recipe=self.attack_recipe,  # type: ignore[arg-type]
             )
             return {"images": poison_dataset(pattern, train, share, self.choice, seed)[0].numpy()}
 

@@ -19,7 +19,7 @@ _FINE = 3  # points along a pixel's side at which a shape is asked for
 
 
 def colour_digits(split: Split, size: int = 16, channels: int = 3, seed: int = 0) -> ImageSet:
-    """Scikit-learn's handwritten digits in faint colours on a ground of another colour (section 9 of the project's sheet).
+    """Scikit-learn's handwritten digits in faint colours on a ground of another colour.
 
     The ground is U(0.2, 0.8) in each channel; the digit is lighter or darker by U(0.12, 0.4) in each, and noise of 0.01 lies over both. So a
     perturbation of a few levels is not small beside what tells the digits apart, as in photographs.

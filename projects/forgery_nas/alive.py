@@ -1,4 +1,4 @@
-"""Which candidates are still in the search, as a table of (cell, edge, operation), and the softmaxes over them (sections 2.3 and 2.5)."""
+"""Which candidates are still in the search, as a table of (cell, edge, operation), and the softmaxes over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hand-made networks to compare with, behind one face: MesoNet, and timm's by name (sections 5 and 11)."""
+"""Hand-made networks to compare with, behind one face: MesoNet, and timm's by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two gradients of the bilevel problem min_alpha L_val(w*(alpha), alpha), w*(alpha) = argmin_w L_train(w, alpha) (section 2.4).
+"""The two gradients of the bilevel problem min_alpha L_val(w*(alpha), alpha), w*(alpha) = argmin_w L_train(w, alpha).
 
 Gradients are taken by `torch.autograd.grad` and averaged over processes here, not by DDP's hooks: two losses with different parameters, candidates
 that are not computed or deleted, and the unrolled step then all work with one plain rule.

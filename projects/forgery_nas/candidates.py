@@ -1,4 +1,4 @@
-"""The candidates of one edge of the supernet, side by side (sections 2.1 and 2.3)."""
+"""The candidates of one edge of the supernet, side by side."""
 
 from __future__ import annotations
 

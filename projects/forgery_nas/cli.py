@@ -53,13 +53,10 @@ class Trainer(ForgeryTrainer):
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
         from projects.forgery_nas.inference import say_cost
-        from shared.checkpoints import with_weights
 
         say_cost(model.net, model.hparams.size)
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = self.run.checkpoints / "best.ckpt"
-        with_weights(model, str(best) if best.is_file() else None)
-        self.test(model, datamodule)
+        self.test(self._at_best(model), datamodule)
 
     def export(self, model: ForgeryNetTraining, datamodule: SearchData, ckpt_path: str | None = None) -> Exported:
         """Write the network as detector.onnx for other runtimes, check it against this software, and time it beside others; needs the extra onnx.

@@ -1,4 +1,4 @@
-"""Data of searches and of training what they found: who learns the weights, who chooses the architecture, and what is still unseen (section 2.6)."""
+"""Data of searches and of training what they found: who learns the weights, who chooses the architecture, and what is still unseen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `export`: a found network as an ONNX file, and how fast it is beside small networks made by hand (section 11)."""
+"""The verb `export`: a found network as an ONNX file, and how fast it is beside small networks made by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Genotypes, the two cells of a network as plain data: checked, read, written, sampled, mutated and drawn (sections 2.2, 2.5 and 2.8)."""
+"""Genotypes, the two cells of a network as plain data: checked, read, written, sampled, mutated and drawn."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ RELEASED = Genotype(
         (("max_pool_3x3", 1), ("sep_cdc_3x3_0.8", 2)),
     ),
 )
-"""The authors' genotype of their cross-dataset search (section 2.8)."""
+"""The authors' genotype of their cross-dataset search."""
 BUILT_IN = {"released": RELEASED}
 
 

@@ -1,4 +1,4 @@
-"""How important a candidate is, on four levels, and the genotype that importances make (section 2.5).
+"""How important a candidate is, on four levels, and the genotype that importances make.
 
 A level is a module whose buffers are all it remembers, so that checkpoints hold it. Importances are (2, E, O), by `CELLS`, edge and operation.
 """
@@ -173,7 +173,7 @@ def build_importance(level: Level, shape: tuple[int, ...], weight: float = 0.5, 
 
 
 def derive(table: AliveTable, importance: Tensor, beta: Tensor, skip_limit: int | None = 2) -> Genotype:
-    """Make the genotype of the most important candidates (section 2.5).
+    """Make the genotype of the most important candidates.
 
     An edge's score is its largest importance among living operations besides `none`, times the softmax of beta; each node keeps its two best
     edges. While the normal cell has more skips than allowed, the skip of the lowest score counts no more, and the choice is made anew.

@@ -1,4 +1,4 @@
-"""The released test's AUC, to be set beside that of the pooled frames (section 5)."""
+"""The released test's AUC, to be set beside that of the pooled frames."""
 
 from __future__ import annotations
 

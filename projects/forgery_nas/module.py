@@ -1,4 +1,4 @@
-"""Training and testing of a found network, or of a hand-made one in its place (sections 3 and 5)."""
+"""Training and testing of a found network, or of a hand-made one in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation network: discrete cells in a cascade of ever smaller and wider stages, with two heads (sections 2.2 and 2.7)."""
+"""The evaluation network: discrete cells in a cascade of ever smaller and wider stages, with two heads."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _auxiliary(channels: int, classes: int) -> nn.Sequential:
 
 
 class PyramidHead(nn.Module):
-    """Cascaded pyramid: T_last = F_last, T_i = two ReLU-BN-Conv3x3 of [F_i, up2(T_{i+1})], all pooled into one linear layer (section 2.7).
+    """Cascaded pyramid: T_last = F_last, T_i = two ReLU-BN-Conv3x3 of [F_i, up2(T_{i+1})], all pooled into one linear layer.
 
     F_i are the stages' features in 64 channels. The auxiliary heads are linear layers, one a level.
 

@@ -1,4 +1,4 @@
-"""What an edge of a cell can compute: pooling, skips, and separable and dilated central difference convolutions (section 2.1)."""
+"""What an edge of a cell can compute: pooling, skips, and separable and dilated central difference convolutions."""
 
 from __future__ import annotations
 

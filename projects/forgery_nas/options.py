@@ -1,4 +1,4 @@
-"""The settings of a search (sections 2.3 to 2.5)."""
+"""The settings of a search."""
 
 from __future__ import annotations
 

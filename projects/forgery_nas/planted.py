@@ -1,4 +1,4 @@
-"""The search tested on problems whose answer is known: a planted one, and one whose ranking of operations is expected (section 9, point 4).
+"""The search tested on problems whose answer is known: a planted one, and one whose ranking of operations is expected (point 4).
 
 The images are striped, and the operations of the planted space are an ordinary convolution and three that carry nothing: `none`, fresh noise and
 a constant. After a search every kept edge that carries the signal must have the convolution.

@@ -1,4 +1,4 @@
-"""Differentiable architecture search by gradual pruning; PC-DARTS is one of its settings (sections 2.4 to 2.6)."""
+"""Differentiable architecture search by gradual pruning; PC-DARTS is one of its settings."""
 
 from __future__ import annotations
 

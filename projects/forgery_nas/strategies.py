@@ -1,4 +1,4 @@
-"""Other ways to search than by gradients, at an equal budget: random search, regularised evolution, random paths of shared weights (section 5).
+"""Other ways to search than by gradients, at an equal budget: random search, regularised evolution, random paths of shared weights.
 
 A budget counts training images that pass forward and backward. A strategy never spends more than it has, and its answer is a function of what it
 is given and of its generator.

@@ -1,4 +1,4 @@
-"""The supernet: all candidates of all edges in one network, with partial channels and edge normalisation (section 2.3)."""
+"""The supernet: all candidates of all edges in one network, with partial channels and edge normalisation."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class Supernet(nn.Module):
         return Mixture(operation_softmax(self.alpha.detach(), alive), edge_softmax(self.beta.detach(), self.table.nodes), alive)
 
     def sample(self, noise: Tensor, temperature: float) -> Mixture:
-        """Draw one candidate an edge with the probabilities of the softmax of alpha: Gumbel-max, straight through (section 2.5).
+        """Draw one candidate an edge with the probabilities of the softmax of alpha: Gumbel-max, straight through.
 
         The weight of the drawn candidate is 1, with the gradient of its Gumbel softmax, softmax((alpha + noise) / temperature). The others are not
         computed, so what this gradient would have of them is left out, as in GDAS.

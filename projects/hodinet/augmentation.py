@@ -1,4 +1,4 @@
-"""What training pictures go through: picture, depth and mask move alike, and only the picture changes its colours (section 3 of the sheet)."""
+"""What training pictures go through: picture, depth and mask move alike, and only the picture changes its colours."""
 
 from __future__ import annotations
 

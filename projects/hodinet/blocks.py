@@ -1,4 +1,4 @@
-"""What the modules are made of: convolution with norm and ReLU, and resizing (section 2)."""
+"""What the modules are made of: convolution with norm and ReLU, and resizing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def projection(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def cbr(in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Build convolution with its bias, batch norm and ReLU, (B, I, h, w) -> (B, O, h, w); CB1 of section 2 by default."""
+    """Build convolution with its bias, batch norm and ReLU, (B, I, h, w) -> (B, O, h, w); CB1 by default."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 

@@ -13,7 +13,7 @@ from shared.cli import ProjectCLI, ProjectTrainer, run
 if TYPE_CHECKING:
     from projects.hodinet.export import Exported
     from projects.hodinet.prediction import Predicted
-    from projects.hodinet.stress import Stressed
+    from projects.hodinet.robustness import Measured
     from projects.hodinet.tasks import Tested
 
 
@@ -22,7 +22,8 @@ class Trainer(ProjectTrainer):
 
     reads = frozenset({"path", "depth"})
     resumable = frozenset({"fit", "predict", "reproduce"})
-    follow_up = MappingProxyType({"fit": "stress", "test": "stress"})
+    follow_up = MappingProxyType({"fit": "robustness", "test": "robustness"})
+    aliases = MappingProxyType({"stress": ("robustness", ())})
 
     def fit(self, model: SaliencyDetection, datamodule: SaliencyData, ckpt_path: str | None = None) -> Tested:  # type: ignore[override]
         """Train the network, and test its best epoch on every test set.
@@ -33,7 +34,6 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
         from projects.hodinet.tasks import Examples, remarks
-        from shared.checkpoints import with_weights
 
         if ckpt_path is None:
             model.check_weights()
@@ -42,8 +42,7 @@ class Trainer(ProjectTrainer):
                 print(remark)
         self.callbacks.append(Examples())  # type: ignore[attr-defined]
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = self.run.checkpoints / "best.ckpt"
-        return self.test(with_weights(model, str(best) if best.is_file() else None), datamodule)
+        return self.test(self._at_best(model), datamodule)
 
     def test(self, model: SaliencyDetection, datamodule: SaliencyData, ckpt_path: str | None = None) -> Tested:  # type: ignore[override]
         """Test on every test set: S, F, E, weighted F and MAE under two protocols, as CSV, LaTeX and curves, with the worst pictures.
@@ -98,14 +97,14 @@ class Trainer(ProjectTrainer):
         reader = DepthReader(datamodule.options.normalise, datamodule.options.modality == "thermal")
         return predict(self, with_weights(model, ckpt_path), reader, path, depth, Options(invert, bits, cutout, missing_depth, explain))
 
-    def stress(
+    def robustness(
         self,
         model: SaliencyDetection,
         datamodule: SaliencyData,
         corruptions: list[str] | None = None,
         pictures: int = 100,
         ckpt_path: str | None = None,
-    ) -> Stressed:
+    ) -> Measured:
         """Measure maps of test pictures whose depth is corrupted, draw S over the strength, and tell whether near and far are mixed up in a set.
 
         Args:
@@ -115,13 +114,13 @@ class Trainer(ProjectTrainer):
             pictures: pictures of each test set, evenly spread over it.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
-        from projects.hodinet.stress import stress
+        from projects.hodinet.robustness import robustness
         from shared.checkpoints import with_weights
         from shared.distributed import in_one_process
 
         in_one_process(self)
         datamodule.is_learning = False
-        return stress(self, with_weights(model, ckpt_path), datamodule, corruptions, pictures)
+        return robustness(self, with_weights(model, ckpt_path), datamodule, corruptions, pictures)
 
     def export(
         self,

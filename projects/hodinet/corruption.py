@@ -1,4 +1,4 @@
-"""What befalls depth: sensors that fail, maps that are misaligned or another picture's, and far taken for near (sections 9 and 10 of the sheet).
+"""What befalls depth: sensors that fail, maps that are misaligned or another picture's, and far taken for near.
 
 corrupted = corrupt(depth, "grain", 0.2, index=7)      # (1, H, W) in [0, 1], as depth
 

@@ -1,4 +1,4 @@
-"""Pictures with depth to learn from and to judge by: scenes drawn on the spot, and sets in files under their customary splits (section 4)."""
+"""Pictures with depth to learn from and to judge by: scenes drawn on the spot, and sets in files under their customary splits."""
 
 from __future__ import annotations
 

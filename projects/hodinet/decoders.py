@@ -1,4 +1,4 @@
-"""From four fused stages to four maps, deep to shallow: cascaded reconstruction, a feature pyramid, and the heads (section 2.4)."""
+"""From four fused stages to four maps, deep to shallow: cascaded reconstruction, a feature pyramid, and the heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth maps as they lie in files, brought to one convention: near = 1, in [0, 1] (sections 4 and 10 of the sheet).
+"""Depth maps as they lie in files, brought to one convention: near = 1, in [0, 1].
 
 What sets agree on least is which side is near: `polarity` tells whether salient pixels are nearer, and `polarity_table` does so for sets.
 """

@@ -1,4 +1,4 @@
-"""Training pictures that look like test pictures: NJU2K and STERE both come from stereo pairs of the web (section 10 of the sheet)."""
+"""Training pictures that look like test pictures: NJU2K and STERE both come from stereo pairs of the web."""
 
 from __future__ import annotations
 

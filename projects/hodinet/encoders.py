@@ -1,4 +1,4 @@
-"""The encoders of the two modalities: a transformer and a CNN, four stages of features each (section 2.1)."""
+"""The encoders of the two modalities: a transformer and a CNN, four stages of features each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `export`: a network as an ONNX file, which needs neither this software nor torch (section 11 of the sheet)."""
+"""The verb `export`: a network as an ONNX file, which needs neither this software nor torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How colour and depth become one: high-order fusion in space and over channels, and the plainer ways beside it (sections 2.2 and 2.3)."""
+"""How colour and depth become one: high-order fusion in space and over channels, and the plainer ways beside it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class HighOrder(nn.Module):
 
 
 class HOSF(HighOrder):
-    """High-order spatial fusion F = A k + R: A reads colour out of the relation of all places, k gates by depth (section 2.2).
+    """High-order spatial fusion F = A k + R: A reads colour out of the relation of all places, k gates by depth.
 
     The relation of order k > 2 is that of products of k projections, ceil(k / 2) of colour and floor(k / 2) of depth, as in mixed high-order
     attention (Chen et al. 2019); the first of each are R and D.
@@ -79,7 +79,7 @@ class HOSF(HighOrder):
 
 
 class HOCF(HighOrder):
-    """High-order channel fusion F = D w + R: the weights w of the channels come from the outer product of both means (section 2.3).
+    """High-order channel fusion F = D w + R: the weights w of the channels come from the outer product of both means.
 
     Args:
         rgb_channels: C_r.
@@ -112,7 +112,7 @@ def outer_maxima_literal(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def outer_maxima(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maxima of `outer_maxima_literal` in O(C + D), for numbers of any sign.
 
-    max_i x_i y_j is max(x) y_j, or min(x) y_j where y_j is negative; section 2.3's max(x) y is the case of numbers that are not negative.
+    max_i x_i y_j is max(x) y_j, or min(x) y_j where y_j is negative; the paper's max(x) y is the case of numbers that are not negative.
     """
     return _largest(x, y), _largest(y, x)
 

@@ -1,4 +1,4 @@
-"""What the high-order modules weigh, and how: a figure of a picture's gates at the four stages (sections 2.2 and 2.3 of the sheet)."""
+"""What the high-order modules weigh, and how: a figure of a picture's gates at the four stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RGB-D sets as they are downloaded: four layouts that folder names tell apart, and folders of the user's own (section 4 of the sheet).
+"""RGB-D sets as they are downloaded: four layouts that folder names tell apart, and folders of the user's own.
 
 samples = read_layout(Path("datasets"))     # all that lies there, whatever its layout
 

@@ -1,4 +1,4 @@
-"""How well saliency maps mark the salient objects: MAE, S, E, F and weighted F under two protocols, and the curves behind them (section 5).
+"""How well saliency maps mark the salient objects: MAE, S, E, F and weighted F under two protocols, and the curves behind them.
 
 Maps are first rounded to 256 levels, so that the measures of a map in memory are those of its 8-bit file. One count of pixels by quarter of the
 picture, mask and level then gives all measures and all thresholds, but for the weighted F, which needs distances.

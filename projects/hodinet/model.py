@@ -1,4 +1,4 @@
-"""HODINet: one encoder a modality, their high-order fusion at four stages, and the cascaded decoder (section 2)."""
+"""HODINet: one encoder a modality, their high-order fusion at four stages, and the cascaded decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training, validation and testing of a network that marks salient objects (sections 2 to 5 of the sheet)."""
+"""Training, validation and testing of a network that marks salient objects."""
 
 from __future__ import annotations
 

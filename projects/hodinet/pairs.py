@@ -1,4 +1,4 @@
-"""A user's own pictures with their depth: found in files, folders, patterns and layouts, paired, and read (sections 4 and 10 of the sheet)."""
+"""A user's own pictures with their depth: found in files, folders, patterns and layouts, paired, and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `predict`: what catches the eye in a user's own pictures, as maps, cut-outs and tables (section 11 of the sheet)."""
+"""The verb `predict`: what catches the eye in a user's own pictures, as maps, cut-outs and tables."""
 
 from __future__ import annotations
 

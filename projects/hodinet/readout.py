@@ -1,4 +1,4 @@
-"""The second-order relation of all places and what is read out of it, without storing it (section 2.2, steps 1 to 4)."""
+"""The second-order relation of all places and what is read out of it, without storing it (steps 1 to 4)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def chunk_columns(batch: int, places: int, device: str) -> int:
 
 
 def relation_readout_literal(r: Tensor, d: Tensor, values: Tensor) -> Tensor:
-    """Return A by steps 1 to 4 of section 2.2 as they stand, (B, C, N), (B, C, M) and (B, D, N) -> (B, D, M); M is stored."""
+    """Return A by the module's four steps as they stand, (B, C, N), (B, C, M) and (B, D, N) -> (B, D, M); M is stored."""
     relation = torch.bmm(r.mT, d) / r.shape[1]  # (B, N, M)
     rooted = relation.sign() * (relation.abs() + ROOT_EPSILON).sqrt()
     return torch.bmm(values, F.normalize(rooted.flatten(1), eps=NORM_EPSILON).view_as(rooted))

@@ -1,4 +1,4 @@
-"""Pictures with their depth and masks, read from files or drawn (section 4 of the sheet)."""
+"""Pictures with their depth and masks, read from files or drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes in which neither colour nor depth suffices: what is salient differs in colour and stands nearer (section 9 of the sheet).
+"""Scenes in which neither colour nor depth suffices: what is salient differs in colour and stands nearer.
 
 scene = draw_scene("train", index=7, seed=0, size=64)      # scene.image, scene.depth, scene.mask
 

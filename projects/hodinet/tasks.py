@@ -1,12 +1,11 @@
-"""Pictures drawn during training, and what the verb `test` writes and prints (section 5 of the sheet)."""
+"""Pictures drawn during training, and what the verb `test` writes and prints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from projects.hodinet.samples import SampleFiles
 from projects.hodinet.tables import HEADINGS, to_latex, to_markdown
 from shared.data.selection import evenly_spaced
 from shared.distributed import gather_objects
+from shared.examples import ValidationExamples
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.pictures import heat, sheet
 from shared.runs import atomic
@@ -40,14 +40,11 @@ class Tested:
     summary: dict[str, Any]
 
 
-class Examples(L.Callback):
-    """Logs a sheet of validation pictures after epochs that double in number, and after the last one."""
+class Examples(ValidationExamples):
+    """Logs some validation pictures, evenly spread."""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if not trainer.sanity_checking and trainer.is_global_zero and (epoch & (epoch - 1) == 0 or epoch == trainer.max_epochs):
-            pictures = trainer.datamodule.val_set  # type: ignore[attr-defined]
-            log_image(trainer, "examples", examples(cast(SaliencyDetection, pl_module), pictures, evenly_spaced(len(pictures), SHOWN)), epoch)
+    def draw(self, module: SaliencyDetection, pictures: WholePictures) -> Tensor:
+        return examples(module, pictures, evenly_spaced(len(pictures), SHOWN))
 
 
 def examples(module: SaliencyDetection, pictures: WholePictures, places: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Vision transformers without a head: timm's by name, and a tiny one that sees noise, for work without a network (section 9)."""
+"""Vision transformers without a head: timm's by name, and a tiny one that sees noise, for work without a network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HighPassEmbed(PatchEmbed):
     """Patches of an image beside its amplified high frequencies, (B, 3, S, S) -> (B, (S / P)^2, D).
 
     A linear projection of raw patches does not learn within minutes to see noise; so the image and its difference from the mean of 3 x 3 pixels,
-    times `gain` and clipped to [-1, 1], go through a convolution 3x3 to 24 channels and a ReLU before the projection (section 9).
+    times `gain` and clipped to [-1, 1], go through a convolution 3x3 to 24 channels and a ReLU before the projection.
 
     Args:
         img_size: side S of the images in pixels.

@@ -19,7 +19,6 @@ class Trainer(ForgeryTrainer):
     """Lightning's trainer with this project's verbs."""
 
     makes_run = frozenset({"fit", "convert", "pretrain", "reproduce"})
-    reads = ForgeryTrainer.reads | {"file"}
     resumable = frozenset({"fit", "reproduce"})
     follow_up = MappingProxyType({"fit": "predict", "test": "robustness"})
 
@@ -32,13 +31,10 @@ class Trainer(ForgeryTrainer):
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
         from projects.moe_ffd.tasks import keep_delta, say_what_trains
-        from shared.checkpoints import with_weights
 
         say_what_trains(model)
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = self.run.checkpoints / "best.ckpt"
-        with_weights(model, str(best) if best.is_file() else None)
-        keep_delta(self, model)
+        keep_delta(self, self._at_best(model))
         self.test(model, datamodule)
 
     def test(self, model: FaceForgeryDetection, datamodule: ForgeryData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
@@ -69,17 +65,17 @@ class Trainer(ForgeryTrainer):
         in_one_process(self)
         return export(self, with_weights(model, ckpt_path))
 
-    def convert(self, model: FaceForgeryDetection, datamodule: ForgeryData, file: str) -> None:
+    def convert(self, model: FaceForgeryDetection, datamodule: ForgeryData, path: str) -> None:
         """Make a run of a delta checkpoint, or of the weights that the authors released (with --config released), for test and predict to work on.
 
         Args:
             model: supplied.
             datamodule: supplied.
-            file: delta.safetensors, or the authors' .pth file of tensors.
+            path: delta.safetensors, or the authors' .pth file of tensors.
         """
         from projects.moe_ffd.tasks import convert
 
-        convert(self.run, model, file)
+        convert(self.run, model, path)
 
     def pretrain(
         self,

@@ -1,4 +1,4 @@
-"""The five difference convolutions of the adapter experts, each folded into one plain kernel (section 2.3)."""
+"""The five difference convolutions of the adapter experts, each folded into one plain kernel."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Mixture(nn.Module):
 
 
 class LoraMixture(Mixture):
-    """Mixture of low-rank experts on a linear layer, routed token by token: expert e adds B_e A_e h, without a scale (section 2.2).
+    """Mixture of low-rank experts on a linear layer, routed token by token: expert e adds B_e A_e h, without a scale.
 
     Args:
         width: D of the tokens.
@@ -114,7 +114,7 @@ class LoraMixture(Mixture):
 
 
 class AdapterMixture(Mixture):
-    """Mixture of convolution adapters beside an MLP, routed image by image: down, a difference convolution, up, without activation (section 2.3).
+    """Mixture of convolution adapters beside an MLP, routed image by image: down, a difference convolution, up, without activation.
 
     Args:
         width: D of the tokens.

@@ -1,4 +1,4 @@
-"""The verb `export`: a detector as an ONNX file, which needs neither this software nor torch (section 11)."""
+"""The verb `export`: a detector as an ONNX file, which needs neither this software nor torch."""
 
 from __future__ import annotations
 

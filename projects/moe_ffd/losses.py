@@ -1,4 +1,4 @@
-"""The training loss (section 3)."""
+"""The training loss."""
 
 from __future__ import annotations
 

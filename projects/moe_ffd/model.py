@@ -1,4 +1,4 @@
-"""Detectors on a vision transformer: the mixtures of experts in a frozen one, and the usual ways to adapt one beside them (2.1, 2.6, section 8)."""
+"""Detectors on a vision transformer: the mixtures of experts in a frozen one, and the usual ways to adapt one beside them (2.1, 2.6)."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ class Detector(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def gate_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the gates of all mixtures, which have a learning rate of their own (section 3)."""
+        """Return the gates of all mixtures, which have a learning rate of their own."""
         return {name: parameter for name, parameter in self.trainable_parameters().items() if ".router." in name}
 
 
 class MoEViT(Detector):
-    """A frozen vision transformer with a mixture of LoRA experts on queries, keys and values, and a mixture of adapters beside the MLP (section 2).
+    """A frozen vision transformer with a mixture of LoRA experts on queries, keys and values, and a mixture of adapters beside the MLP.
 
     It starts as the backbone itself, for both mixtures begin with zero output.
 
@@ -265,7 +265,7 @@ def _unfreeze(backbone: VisionTransformer, adaptation: str) -> None:
 
 
 def count_parameters(detector: Detector) -> dict[str, int]:
-    """Count parameters as the table of section 2.6 does: `lora`, `adapter`, `norm1`, `head`, `other`, and `trainable`, `frozen`, `total`."""
+    """Count parameters as the authors' code groups them: `lora`, `adapter`, `norm1`, `head`, `other`, and `trainable`, `frozen`, `total`."""
     counts = dict.fromkeys(("lora", "adapter", "norm1", "head", "other"), 0)
     for name, parameter in detector.trainable_parameters().items():
         part = next((part for part, sign in _PARTS.items() if sign in name), "other")

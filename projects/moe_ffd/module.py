@@ -1,4 +1,4 @@
-"""Training and testing of a detector of forged faces (sections 3 and 5 of the sheet)."""
+"""Training and testing of a detector of forged faces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretraining of the tiny backbone: every patch of a scene is told its degradation (section 9).
+"""Pretraining of the tiny backbone: every patch of a scene is told its degradation.
 
 weights = pretrain("runs/moe_ffd/mine/artefacts/pretrain", seed=0)      # about a minute on a CPU; a second call finds the file
 backbone = build_vit("tiny", weights=weights)

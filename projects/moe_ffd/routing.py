@@ -1,4 +1,4 @@
-"""The gate of both mixtures: which expert a row goes to, and how evenly the rows are spread (section 2.4)."""
+"""The gate of both mixtures: which expert a row goes to, and how evenly the rows are spread."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def squared_variation(values: Tensor) -> Tensor:
 
 
 def load_probabilities(clean: Tensor, noisy: Tensor, sigma: Tensor, k: int) -> Tensor:
-    """Return the probability that an expert is among the k best if its own noise were drawn again (P in section 2.4; Shazeer et al. 2017, eq. 9).
+    """Return the probability that an expert is among the k best if its own noise were drawn again (P of Shazeer et al. 2017, eq. 9).
 
     Args:
         clean: (R, E) logits without noise.

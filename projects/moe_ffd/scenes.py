@@ -1,4 +1,4 @@
-"""Procedural scenes without faces, each of two regions with different degradations: what the tiny backbone is pretrained on (section 9).
+"""Procedural scenes without faces, each of two regions with different degradations: what the tiny backbone is pretrained on.
 
 made = scenes(1400, seed=0)
 made.images     # (1400, 3, 48, 48) uint8

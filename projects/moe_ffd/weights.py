@@ -1,4 +1,4 @@
-"""Delta checkpoints, which hold what was trained and name the backbone it belongs to; and the weights that the authors released (sections 2.6, 7)."""
+"""Delta checkpoints, which hold what was trained and name the backbone it belongs to; and the weights that the authors released."""
 
 from __future__ import annotations
 

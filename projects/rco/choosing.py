@@ -1,4 +1,4 @@
-"""Choosing anchors before the student is trained (section 2.4 a, b and d)."""
+"""Choosing anchors before the student is trained."""
 
 from __future__ import annotations
 

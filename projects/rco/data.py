@@ -1,4 +1,4 @@
-"""What teachers and students learn: small worlds, CIFAR, ImageNet, own folders and vectors, and faces (sections 4 and 9 of the sheet)."""
+"""What teachers and students learn: small worlds, CIFAR, ImageNet, own folders and vectors, and faces."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Which = Literal["train", "held", "judged", "test"]
 """Sets: those of training, those held out of it, the first of these that the greedy search judges by, and those of testing."""
 
 HELD_OUT = 2000
-"""Further samples of the parity worlds, as many as the greedy search uses at most (section 2.4)."""
+"""Further samples of the parity worlds, as many as the greedy search uses at most."""
 
 _PARITY = ("parity", "tiles")
 _FACES = ("identities", "drawn_faces")
@@ -41,7 +41,7 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _NORMALISATION = {
     "tiles": ((0.25,), (0.25,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # section 3
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "imagenet": _IMAGENET,
     "folder": _IMAGENET,
     "identities": ((0.5,) * 3, (0.5,) * 3),

@@ -1,4 +1,4 @@
-"""The verb `route`: the states that a teacher passed through, how hard they are for a student, and what each does alone (sections 2.4 and 2.5)."""
+"""The verb `route`: the states that a teacher passed through, how hard they are for a student, and what each does alone."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def choices_of(route: Route, walk: Walk, seed: int) -> tuple[dict[str, list[int]
 
 
 def walk_greedily(ratios: Mapping[int, Mapping[int, float]], delta: float) -> list[int]:
-    """Walk a matrix of r_ij as the greedy search does: the anchors that it picks, from the first state to the final one (section 2.4 c)."""
+    """Walk a matrix of r_ij as the greedy search does: the anchors that it picks, from the first state to the final one."""
     final = max(next(iter(ratios.values())))
     path = [next(iter(ratios))]
     while path[-1] != final:
@@ -262,7 +262,7 @@ class _Students:
             remove(self.folder)
 
     def hardness(self, states: Sequence[int]) -> Ratios:
-        """Train a student along states under one learning-rate schedule; returns r_ij of all but the final i (section 2.4 c)."""
+        """Train a student along states under one learning-rate schedule; returns r_ij of all but the final i."""
 
         def make() -> Ratios:
             judge = Hardness()
@@ -274,7 +274,7 @@ class _Students:
         return {int(i): hardness({int(j): loss for j, loss in row.items()}, int(i), self.module.walk.floor) for i, row in found.items()}
 
     def gap(self, states: Sequence[int]) -> Rows:
-        """Train a student on each state alone; returns a row each, see `projects.rco.figures.draw_gap` (section 2.5)."""
+        """Train a student on each state alone; returns a row each, see `projects.rco.figures.draw_gap`."""
         return [self._alone(state) for state in states]
 
     def _alone(self, state: int) -> dict[str, Any]:

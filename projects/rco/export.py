@@ -1,4 +1,4 @@
-"""The verb `export`: the student for other programs, as ONNX and as plain weights (section 11 of the sheet)."""
+"""The verb `export`: the student for other programs, as ONNX and as plain weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is judged on faces: pairs in folds as on LFW, and identification among distractors as on MegaFace (section 5 of the sheet).
+"""What is judged on faces: pairs in folds as on LFW, and identification among distractors as on MegaFace.
 
 All similarities are cosines. Embeddings stay on the device they come on.
 """

@@ -1,4 +1,4 @@
-"""Faces for distillation by mimicking: folders of people, pairs of LFW, distractors, and a painted world (sections 3, 4, 5 and 10 of the sheet).
+"""Faces for distillation by mimicking: folders of people, pairs of LFW, distractors, and a painted world.
 
 root/train/<person>/*.jpg              who is learned from, at least two people
 root/lfw/<Name>/<Name>_0001.jpg        verification; pairs.txt (or pairsDevTest.txt) lies in root or root/lfw

@@ -1,4 +1,4 @@
-"""Pictures of routes and of walks along them, and of comparisons over seeds (section 2.5 of the sheet)."""
+"""Pictures of routes and of walks along them, and of comparisons over seeds."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _colours(count: int) -> list[Any]:
 
 
 def draw_hardness(ratios: Mapping[int, Mapping[int, float]], delta: float, path: Sequence[int] = ()) -> Figure:
-    """Draw how hard later states of the teacher are for a student that has just learnt from an earlier one (section 2.4 c).
+    """Draw how hard later states of the teacher are for a student that has just learnt from an earlier one.
 
     Args:
         ratios: r_ij by teacher epochs i and j, both rising, j from i on; the first row has all states.

@@ -1,4 +1,4 @@
-"""Greedy search of anchors: as few as possible, each as hard as the student can take (section 2.4 c)."""
+"""Greedy search of anchors: as few as possible, each as hard as the student can take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FLOOR = 0.2 * math.log(2)
 
 
 def hardness(congruence: Mapping[int, float], anchor: int, floor: float = FLOOR) -> dict[int, float]:
-    """Say how hard the teacher's states are for a student that has just learnt from one of them: r_ij of section 2.4 (c).
+    """Say how hard the teacher's states are for a student that has just learnt from one of them: r_ij.
 
     Args:
         congruence: by teacher epoch j the mean congruence loss between state j and the student on the held-out part of the training set, from 0, in

@@ -14,7 +14,7 @@ from shared.checkpoints import describe_mismatch
 
 
 class AnchorNet:
-    """A frozen network in the state of an anchor, phi_t(.; W_t^e) of section 2.2: no gradient, and its own stored norms.
+    """A frozen network in the state of an anchor, phi_t(.; W_t^e): no gradient, and its own stored norms.
 
     It is no `nn.Module`, so that its network is in no checkpoint, optimiser or exchange between processes of the module that owns it. The network
     stays in evaluation mode whatever `train` is called on. However many anchors a route has, at most two states are in memory: the present one and

@@ -1,4 +1,4 @@
-"""The verb `collect`: a run with a route of checkpoints that another program left behind (section 11 of the sheet)."""
+"""The verb `collect`: a run with a route of checkpoints that another program left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network is judged by: its answers to a whole set, and how far they are from the converged teacher's (sections 2.5 and 5 of the sheet)."""
+"""What a network is judged by: its answers to a whole set, and how far they are from the converged teacher's."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def measures(answers: Answers, protocol: FaceProtocol | None = None) -> dict[str
 
 
 def distances(outputs: Tensor, teacher: Tensor, embeds: bool, normalise: bool = False) -> Tensor:
-    """Return the (B,) congruence losses: KL(teacher || student) in nats at temperature 1, or the squared distance of embeddings (section 2.4).
+    """Return the (B,) congruence losses: KL(teacher || student) in nats at temperature 1, or the squared distance of embeddings.
 
     Embeddings are brought to unit length first if `normalise` is set, as their loss has it.
 
-    Not the soft cross-entropy, which the sheet leaves open too: it is ln K for a student at chance, however far the teacher is, and that state of
+    Not the soft cross-entropy, which the paper leaves open: it is ln K for a student at chance, however far the teacher is, and that state of
     a student is where a search for states that it can learn from begins.
     """
     return squared_distance(outputs, teacher, normalise) if embeds else kl_divergence(outputs, teacher, 1.0)
 
 
 def congruence(answers: Answers, teacher: Tensor, embeds: bool, normalise: bool = False) -> dict[str, float]:
-    """Compare answers with the converged teacher's to the whole set, (M, ...) (section 2.5); see `distances`.
+    """Compare answers with the converged teacher's to the whole set, (M, ...); see `distances`.
 
     Returns:
         `congruence`, the mean congruence loss; and for classifiers `agreement`, the share of samples that both put into one class, and

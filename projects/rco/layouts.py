@@ -1,4 +1,4 @@
-"""What users have on disk: ImageNet as its archives unpack, folders of classes, and vectors in an .npz file (section 4 of the sheet)."""
+"""What users have on disk: ImageNet as its archives unpack, folders of classes, and vectors in an .npz file."""
 
 from __future__ import annotations
 

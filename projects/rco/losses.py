@@ -1,4 +1,4 @@
-"""What a student is taught by one anchor of the teacher's route: one pure function for each loss of sections 2.2 and 2.6.
+"""What a student is taught by one anchor of the teacher's route: one pure function for each loss.
 
 Logits are (B, K), labels (B,) int64; every loss is computed in float32 at least, whatever the precision of the networks.
 """
@@ -38,7 +38,7 @@ def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
-    """H(p_t, p_s) = -sum_k p_t log p_s of each sample: the congruence loss that hardness is measured by (section 2.4 c).
+    """H(p_t, p_s) = -sum_k p_t log p_s of each sample: the congruence loss that hardness is measured by.
 
     Args:
         student: (B, K) logits.
@@ -53,7 +53,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Te
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
-    """KL(p_t || p_s) of each sample (section 2.2), (B, K) logits -> (B,) in nats; see `soft_cross_entropy`."""
+    """KL(p_t || p_s) of each sample, (B, K) logits -> (B,) in nats; see `soft_cross_entropy`."""
     student, teacher = _pair(student, teacher)
     return _divergence((student / tau).log_softmax(1), (teacher / tau).log_softmax(1))
 
@@ -64,7 +64,7 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
-    """tau^2 KL(p_t^tau || p_s^tau), the mean over the batch (Hinton et al. 2015, section 2.2).
+    """tau^2 KL(p_t^tau || p_s^tau), the mean over the batch (Hinton et al. 2015).
 
     Gradients are about as large at any temperature, thanks to the factor tau^2.
     """
@@ -74,7 +74,7 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
 
 
 def squared_distance(student: Tensor, teacher: Tensor, normalise: bool = False) -> Tensor:
-    """||e_t - e_s||^2 / d of each sample: the congruence loss of hints and mimicking (sections 2.2 and 2.4 c).
+    """||e_t - e_s||^2 / d of each sample: the congruence loss of hints and mimicking.
 
     Args:
         student: (B, ...) embeddings or feature maps of d elements a sample.
@@ -92,7 +92,7 @@ def squared_distance(student: Tensor, teacher: Tensor, normalise: bool = False) 
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """1/(2 n) ||v_t - r(u_s)||^2 (FitNets, Romero et al. 2015, equation 3; section 2.2).
+    """1/(2 n) ||v_t - r(u_s)||^2 (FitNets, Romero et al. 2015, equation 3).
 
     Here n counts all elements of the batch, B C H W, so that the loss is half of what is usually called the mean squared error.
 
@@ -104,12 +104,12 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def mimic_loss(student: Tensor, teacher: Tensor, normalise: bool = False) -> Tensor:
-    """||e_t - e_s||^2, the mean over batch and dimensions (mimicking of embeddings, section 2.2); see `squared_distance`."""
+    """||e_t - e_s||^2, the mean over batch and dimensions (mimicking of embeddings); see `squared_distance`."""
     return squared_distance(student, teacher, normalise).mean()
 
 
 def decoupled_divergences(student: Tensor, teacher: Tensor, labels: Tensor, tau: float = 4.0) -> tuple[Tensor, Tensor]:
-    """Split KL(p_t || p_s) = TCKD + (1 - p_t,y) NCKD into its two divergences (Zhao et al. 2022, equation 7; section 2.6).
+    """Split KL(p_t || p_s) = TCKD + (1 - p_t,y) NCKD into its two divergences (Zhao et al. 2022, equation 7).
 
     The target logit is taken out before the softmax over the others, where the published code subtracts 1000 from it.
 
@@ -135,7 +135,7 @@ def decoupled_divergences(student: Tensor, teacher: Tensor, labels: Tensor, tau:
 
 
 def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0) -> Tensor:
-    """tau^2 (alpha TCKD + beta NCKD), the mean over labelled samples (Zhao et al. 2022; section 2.6); see `decoupled_divergences`.
+    """tau^2 (alpha TCKD + beta NCKD), the mean over labelled samples (Zhao et al. 2022); see `decoupled_divergences`.
 
     The warm-up factor is not part of it.
     """
@@ -158,7 +158,7 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
 
 
 def dist_loss(student: Tensor, teacher: Tensor, beta: float = 2.0, gamma: float = 2.0, tau: float = 4.0) -> Tensor:
-    """tau^2 (beta (1 - mean row correlation) + gamma (1 - mean column correlation)) (DIST, Huang et al. 2022; section 2.6).
+    """tau^2 (beta (1 - mean row correlation) + gamma (1 - mean column correlation)) (DIST, Huang et al. 2022).
 
     Rows are samples (relations between classes), columns are classes (relations within a class), of the softened probabilities. The factor tau^2 is
     that of the implementations in use; it is not in the paper's formula.
@@ -177,7 +177,7 @@ def dist_loss(student: Tensor, teacher: Tensor, beta: float = 2.0, gamma: float 
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared distance of the attention maps of one pair of layers (Zagoruyko & Komodakis 2017, with p = 2; section 2.6).
+    """Mean squared distance of the attention maps of one pair of layers (Zagoruyko & Komodakis 2017, with p = 2).
 
     An attention map is the mean over channels of the squared activations, flattened and brought to unit length. The mean over the H W places is the
     benchmarks', for whom the weight 1000 is meant; the paper has the norm of the difference.
@@ -199,7 +199,7 @@ def pooled_to_equal(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contrast_loss(student: Tensor, teacher: Tensor, labels: Tensor, tau: float = 0.07) -> Tensor:
-    """InfoNCE between student and teacher embeddings of a batch, both directions averaged (after CRD, Tian et al. 2020; section 2.6).
+    """InfoNCE between student and teacher embeddings of a batch, both directions averaged (after CRD, Tian et al. 2020).
 
     A sample's positive is itself in the other network; negatives are the batch's samples of other classes. CRD draws 16,384 negatives from a memory
     of the whole training set and scores each by noise-contrastive estimation; here they are as many as the batch gives, without a memory, and are

@@ -1,4 +1,4 @@
-"""The student under Lightning, taught by one state of the teacher after the other (sections 2.2 to 2.5 of the sheet)."""
+"""The student under Lightning, taught by one state of the teacher after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teachers and students by name, and where their stages end (sections 2.6, 3 and 9 of the sheet)."""
+"""Teachers and students by name, and where their stages end."""
 
 from __future__ import annotations
 

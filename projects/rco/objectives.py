@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from projects.rco import losses
 
 KINDS = {"kd": (0.1, 0.9), "hint": (1.0, 200.0), "mimic": (0.0, 1.0), "dkd": (1.0, 1.0), "dist": (1.0, 1.0), "at": (1.0, 1000.0), "crd": (1.0, 0.8)}
-"""The kinds of losses, each with its customary weight of the cross-entropy with the labels and of itself (section 2.6)."""
+"""The kinds of losses, each with its customary weight of the cross-entropy with the labels and of itself."""
 CONTRAST_DIMENSIONS = 128
 
 
@@ -96,7 +96,7 @@ class Taps:
 class Loss:
     """What the student minimises: a weighted sum of the cross-entropy with the labels and of one or more losses against the anchor.
 
-    The plain form H + lambda tau^2 KL of section 2.2 is `ce` 1 and `weights` {kd: lambda}; (1 - a) H + a tau^2 KL is `ce` 1 - a and {kd: a}.
+    The plain form H + lambda tau^2 KL is `ce` 1 and `weights` {kd: lambda}; (1 - a) H + a tau^2 KL is `ce` 1 - a and {kd: a}.
 
     Args:
         kind: kd, hint, mimic, dkd, dist, at or crd, or several joined by + as in kd+hint.

@@ -1,4 +1,4 @@
-"""The verb `predict`: what a student says of a user's own pictures or vectors, and which faces resemble each other (section 11 of the sheet)."""
+"""The verb `predict`: what a student says of a user's own pictures or vectors, and which faces resemble each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a network is trained: optimiser, learning rate and its schedule (section 3 of the sheet)."""
+"""How a network is trained: optimiser, learning rate and its schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verbs teach, fit and test do around the loops of the Trainer (sections 2.3 and 2.5 of the sheet)."""
+"""What the verbs teach, fit and test do around the loops of the Trainer."""
 
 from __future__ import annotations
 

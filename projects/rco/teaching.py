@@ -1,4 +1,4 @@
-"""The teacher under Lightning: an ordinary training, whose states `AnchorRecorder` keeps (sections 1 and 3 of the sheet)."""
+"""The teacher under Lightning: an ordinary training, whose states `AnchorRecorder` keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walking the teacher's route: which of its states teaches which student epochs (sections 2.3 and 2.4)."""
+"""Walking the teacher's route: which of its states teaches which student epochs."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Leg(NamedTuple):
 
 
 def legs(anchors: Sequence[int], epochs: int, budget: Budget) -> list[Leg]:
-    """Deal the student's epochs out to n anchors (section 2.3).
+    """Deal the student's epochs out to n anchors.
 
     Args:
         anchors: teacher epochs in the order in which they teach.
@@ -194,11 +194,11 @@ class RouteScheduler:
         return [epoch for epoch in self._stored if epoch > self.legs[-1].anchor] if self.is_greedy else []
 
     def advance(self, congruence: Mapping[int, float]) -> Leg:
-        """Choose the next leg of a greedy walk, when the student has finished the known ones (section 2.4 c).
+        """Choose the next leg of a greedy walk, when the student has finished the known ones.
 
         With mirror the first leg takes C_1 / E_t of the student's epochs. A later one, from anchor i to j, takes of those that remain what j is
         harder than i as part of what the final teacher is, (r_ij - 1) / (r_iE - 1), rounded down but at least 1. That is ours: (j - i) / (E_t - i),
-        which section 2.4 proposes, spends most epochs on the states of a standstill. The last leg takes all that remain, and where only 1 remains
+        which one might choose, spends most epochs on the states of a standstill. The last leg takes all that remain, and where only 1 remains
         it is the final teacher's.
 
         Args:

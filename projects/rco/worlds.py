@@ -1,4 +1,4 @@
-"""Small worlds that need no files: sparse parity, the same painted in tiles, and noisy digits (section 9 of the sheet)."""
+"""Small worlds that need no files: sparse parity, the same painted in tiles, and noisy digits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parity(split: Split, length: int, seed: int = 0, bits: int = 40, secret: int
     """Draw sign vectors, uniform in {-1, +1}^bits, whose class is the parity of hidden coordinates; a function of the arguments alone.
 
     Args:
-        split: training samples, `val` for further ones that are never learnt (D' of section 2.4), or test samples.
+        split: training samples, `val` for further ones that are never learnt (D'), or test samples.
         length: number of samples.
         seed: seed of the hidden coordinates, the same for all splits, and of the vectors.
         bits: n, number of coordinates.

@@ -1,4 +1,4 @@
-"""What a training crop goes through: noise, music, babble or a room, another speed, and masks on its features (sheet, section 3).
+"""What a training crop goes through: noise, music, babble or a room, another speed, and masks on its features.
 
 Every random choice comes from a generator that the caller keys by (seed, epoch, index): so a result depends neither on the batch nor on the
 number of workers.

@@ -1,4 +1,4 @@
-"""The mean of the weights after each of the last epochs, which peers test with (section 3 of the sheet)."""
+"""The mean of the weights after each of the last epochs, which peers test with."""
 
 from __future__ import annotations
 

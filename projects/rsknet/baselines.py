@@ -1,4 +1,4 @@
-"""The nets that the field compares with: x-vector (Snyder et al. 2018) and ECAPA-TDNN (Desplanques et al. 2020), sheet 2.7.
+"""The nets that the field compares with: x-vector (Snyder et al. 2018) and ECAPA-TDNN (Desplanques et al. 2020).
 
 Both map (B, F, T) log-mel features to (B, E) embeddings. Convolutions keep the number of frames, with zeros beyond the ends. Deviations are
 biased (divided by T) and have a floor. `lengths`, where given, say how many frames of each file are valid: the rest is zeroed before every

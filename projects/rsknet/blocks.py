@@ -1,4 +1,4 @@
-"""Blocks that see near and far in time at once (sections 2.1, 2.2 and 2.4 of the sheet).
+"""Blocks that see near and far in time at once.
 
 All take features (B, C, F, T) and a mask (B, 1, 1, T) of valid frames, or None where all are valid. Frames that are no speech but padding are zeroed
 before every convolution, as if the file ended there: what is computed of a file does not depend on the files beside it.
@@ -44,7 +44,7 @@ def convolution(inputs: int, outputs: int, stride: int = 1, dilation: Dilation =
         outputs: channels given.
         stride: step over frequency and time.
         dilation: steps between the taps.
-        separable: depthwise and pointwise (section 2.4).
+        separable: depthwise and pointwise.
     """
     step, kept = (int(dilation[0]), int(dilation[1])), inputs if separable else outputs
     spread = nn.Conv2d(inputs, kept, 3, stride, padding=step, dilation=step, groups=inputs if separable else 1, bias=False)
@@ -54,7 +54,7 @@ def convolution(inputs: int, outputs: int, stride: int = 1, dilation: Dilation =
 
 
 class BranchGate(nn.Module):
-    """Weights of branches, for each channel of each utterance (section 2.2, steps 3 and 4): (B, C) -> (B, M, C) that sum to 1 over M.
+    """Weights of branches, for each channel of each utterance (steps 3 and 4): (B, C) -> (B, M, C) that sum to 1 over M.
 
     Args:
         channels: C.
@@ -76,7 +76,7 @@ class BranchGate(nn.Module):
 
 
 class SKConv2d(nn.Module):
-    """Selective kernel convolution: each channel of an utterance chooses between near and far context (section 2.2; Li et al. 2019).
+    """Selective kernel convolution: each channel of an utterance chooses between near and far context (Li et al. 2019).
 
     Args:
         channels: C, taken and given.
@@ -143,7 +143,7 @@ class _Residual(nn.Module):
 
 
 class RSKBlock(_Residual):
-    """Residual block with a selective kernel: ReLU(BN(SK(ReLU(BN(conv(x))))) + shortcut(x)) (section 2.2).
+    """Residual block with a selective kernel: ReLU(BN(SK(ReLU(BN(conv(x))))) + shortcut(x)).
 
     Args:
         inputs: channels taken.

@@ -1,4 +1,4 @@
-"""From scores to log-likelihood ratios, and thresholds that carry over (section 2.5).
+"""From scores to log-likelihood ratios, and thresholds that carry over.
 
 calibration = Calibration.fit(scores, is_target, quality(enrol_seconds, test_seconds))      # on speakers that are neither trained nor tested on
 llrs = calibration.llr(new_scores, quality(...))

@@ -1,4 +1,4 @@
-"""Figures of tests: curves of errors, and scores of both kinds of trials (section 5 of the sheet)."""
+"""Figures of tests: curves of errors, and scores of both kinds of trials."""
 
 from __future__ import annotations
 

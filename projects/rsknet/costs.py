@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, and time on a CPU (sections 2.4 and 5 of the sheet)."""
+"""What a network costs: parameters, multiply-adds, and time on a CPU."""
 
 from __future__ import annotations
 

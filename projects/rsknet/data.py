@@ -1,4 +1,4 @@
-"""Speakers to learn from, others held out, and trial lists of yet others (sections 3, 4 and 9 of the sheet)."""
+"""Speakers to learn from, others held out, and trial lists of yet others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `embed`: embeddings of a user's recordings, what spoils them, and which of them sound alike (section 11 of the sheet)."""
+"""The verb `embed`: embeddings of a user's recordings, what spoils them, and which of them sound alike."""
 
 from __future__ import annotations
 

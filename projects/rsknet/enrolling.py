@@ -1,4 +1,4 @@
-"""The verb `enroll`: voices of people by name, from one or several recordings each, in a file (section 11 of the sheet)."""
+"""The verb `enroll`: voices of people by name, from one or several recordings each, in a file."""
 
 from __future__ import annotations
 

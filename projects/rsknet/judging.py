@@ -1,4 +1,4 @@
-"""What follows training: back-ends learnt from training speakers, calibration on speakers held out, and scores of trial lists (sections 2.5 and 5).
+"""What follows training: back-ends learnt from training speakers, calibration on speakers held out, and scores of trial lists.
 
 A network and its scorer belong together: `fit` and `calibrate` leave `scorer.safetensors` beside the checkpoints of a run.
 """
@@ -119,7 +119,7 @@ class Judged:
 
 
 def judge(scorer: Scorer, backend: Backend, found: Embedded, trials: Trials) -> Judged:
-    """Score a trial list and measure it (section 5).
+    """Score a trial list and measure it.
 
     Returns:
         With measures `eer` (a fraction), `min_dcf_01`, `min_dcf_001`; of the scores taken for ratios `cllr_before`; of the calibrated ratios

@@ -1,4 +1,4 @@
-"""A toy world that shows what a selective kernel is for: clicks in pairs, whose distance in time is the class (section 9 of the sheet)."""
+"""A toy world that shows what a selective kernel is for: clicks in pairs, whose distance in time is the class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speaker corpora as they lie on people's disks (section 4).
+"""Speaker corpora as they lie on people's disks.
 
 corpus = voxceleb(Path("datasets"))       # trains on VoxCeleb2, tests on the lists of VoxCeleb1 that lie there
 """

@@ -1,4 +1,4 @@
-"""What would flatter a result: speakers that are trained and tested on, and trials that a microphone or a copy decides (sections 4 and 10)."""
+"""What would flatter a result: speakers that are trained and tested on, and trials that a microphone or a copy decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training that begins with trained weights: those of the same network, or those of a full one, factorised into its light twin (section 2.4)."""
+"""Training that begins with trained weights: those of the same network, or those of a full one, factorised into its light twin."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def differing(full: RSKNet, light: RSKNet) -> str:
 
 @torch.no_grad()
 def lighten(full: RSKNet, light: RSKNet, features: Tensor) -> None:
-    """Fill a light network with what the weights of its full twin factorise into, the start of a fine-tuning (section 2.4).
+    """Fill a light network with what the weights of its full twin factorise into, the start of a fine-tuning.
 
     The embedding's matrix becomes its truncated singular value decomposition; a 3 x 3 convolution the nearest one, input channel by input channel,
     that is depthwise and then pointwise; everything else is copied. The batch norms between depthwise and pointwise, which the full network lacks,

@@ -1,4 +1,4 @@
-"""Lists of utterances and of trials, in the forms that people hold them in (sections 4 and 5).
+"""Lists of utterances and of trials, in the forms that people hold them in.
 
 trials = read_trials(Path("veri_test2.txt"))      # VoxCeleb, Kaldi or CSV: told by what is in it
 train = read_training_list(Path("train_list.txt"), Path("voxceleb2/dev/wav"))

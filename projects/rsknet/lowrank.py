@@ -1,4 +1,4 @@
-"""Linear layers whose weight is a product of two thin matrices, W = W2 W1 (sheet 2.4): as free layers, from a trained layer, or semi-orthogonal."""
+"""Linear layers whose weight is a product of two thin matrices, W = W2 W1: as free layers, from a trained layer, or semi-orthogonal."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def energy(linear: nn.Linear, rank: int) -> float:
 
 @torch.no_grad()
 def semi_orthogonal_step(weight: Tensor) -> None:
-    """Move a matrix in place a step towards orthogonal rows of one length, M M^T = a^2 I, as in the factorised TDNN (Povey et al. 2018, section 3).
+    """Move a matrix in place a step towards orthogonal rows of one length, M M^T = a^2 I, as in the factorised TDNN (Povey et al. 2018).
 
     M <- M - 4 nu / a^2 (P - a^2 I) M with P = M M^T: a step down on tr(Q Q^T), Q = P - a^2 I. The scale a^2 = tr(P P^T) / tr(P) floats with the
     matrix. nu = 1/8 converges quadratically near the end; it is halved where k tr(P P^T) / tr(P)^2, which ends at 1, is above 1.02 and again above

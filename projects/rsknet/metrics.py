@@ -1,4 +1,4 @@
-"""Error rates and costs of verification, over all trials of a list (section 5).
+"""Error rates and costs of verification, over all trials of a list.
 
 measured = summarise(scores, trials.is_target)                                    # EER as a fraction, normalised minimal costs
 spread = bootstrap_eer(scores, trials.is_target, enrol_speaker, test_speaker)     # of speakers, not of trials

@@ -1,4 +1,4 @@
-"""RSKNet-MTSP, its light version, and the residual networks they are compared with (section 2 of the sheet), on log-mel features."""
+"""RSKNet-MTSP, its light version, and the residual networks they are compared with, on log-mel features."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ NETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "tiny_xvector": (XVector, {"widths": (128, 128, 128, 128, 256), "embedding": 64, "layers": 1}),
     "tiny_ecapa": (ECAPATDNN, {"channels": 64, "embedding": 64}),
 }
-"""Networks by name: their class, and how they differ from its defaults. Those that begin with tiny are for the drawn speakers of section 9."""
+"""Networks by name: their class, and how they differ from its defaults. Those that begin with tiny are for the drawn speakers."""
 
 
 def build_net(name: str, bins: int, options: Mapping[str, Any] | None = None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Training of a network that maps recordings to speaker embeddings, and embedding with it (sections 2.5, 2.6 and 3 of the sheet)."""
+"""Training of a network that maps recordings to speaker embeddings, and embedding with it."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class SpeakerVerification(L.LightningModule):
         return loss
 
     def margin_at(self, step: int) -> float:
-        """Return the margin of a step: 0 before the ramp, `margin` behind it (section 2.6)."""
+        """Return the margin of a step: 0 before the ramp, `margin` behind it."""
         given, steps = self.hparams, self.trainer.estimated_stepping_batches
         if given.ramp is None or given.loss == "softmax" or math.isinf(steps):
             return 0.0 if given.loss == "softmax" else given.margin

@@ -1,4 +1,4 @@
-"""Linear discriminant analysis and two-covariance probabilistic LDA (section 2.7), in float64.
+"""Linear discriminant analysis and two-covariance probabilistic LDA, in float64.
 
 model = Plda.fit(embeddings, speakers)
 llrs = model.score(mean, counts, model.project(tests))      # mean: of the projections of `counts` files; natural logarithms of likelihood ratios

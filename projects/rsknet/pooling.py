@@ -1,4 +1,4 @@
-"""From frames to one vector an utterance: statistics over time at one or several scales (section 2.3 of the sheet)."""
+"""From frames to one vector an utterance: statistics over time at one or several scales."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class AttentivePooling(nn.Module):
 
 
 class MTSP(nn.Module):
-    """Multiple time-scale statistics pooling: statistics of every stage side by side (section 2.3); one stage gives plain statistics pooling.
+    """Multiple time-scale statistics pooling: statistics of every stage side by side; one stage gives plain statistics pooling.
 
     A frame of stage l is 2^(l - 1) frames of the input, so that deviations are taken over steps of 10, 20, 40 and 80 ms. Projecting each stage by
     itself and adding up is the same as the one linear layer that follows.

@@ -1,4 +1,4 @@
-"""Read out of a trained network how far in time it listens: the weights of its selective kernels' branches (section 2.2 of the sheet)."""
+"""Read out of a trained network how far in time it listens: the weights of its selective kernels' branches."""
 
 from __future__ import annotations
 

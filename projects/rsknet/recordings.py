@@ -1,4 +1,4 @@
-"""Recordings that can be read in parts, crops of them to learn from, and batches of whole ones to embed (sections 3 and 5 of the sheet)."""
+"""Recordings that can be read in parts, crops of them to learn from, and batches of whole ones to embed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies between a mouth and a recording: a room, a channel and noise, drawn anew for every utterance (sheet, section 9)."""
+"""What lies between a mouth and a recording: a room, a channel and noise, drawn anew for every utterance."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Conditions:
 
 
 STANDARD = Conditions()
-"""The sheet's."""
+"""As they are built for."""
 
 
 def convolve(signal: np.ndarray, response: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From embeddings to the scores of trials, and the file that holds what was learnt for it (section 2.5).
+"""From embeddings to the scores of trials, and the file that holds what was learnt for it.
 
 scorer = Scorer.fit(train_embeddings, train_speakers, network=weights_digest(net))
 scores = scorer.score_trials("cosine_asnorm", embeddings, trials)      # embeddings: (E,) by name of the file

@@ -1,4 +1,4 @@
-"""Noises and rooms that augment speech, as they lie on people's disks (section 4)."""
+"""Noises and rooms that augment speech, as they lie on people's disks."""
 
 from __future__ import annotations
 

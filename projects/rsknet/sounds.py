@@ -1,4 +1,4 @@
-"""Where augmentation takes noise, music, voices and rooms from: MUSAN and RIRS folders, or drawn ones without a download (sheet, sections 3, 4)."""
+"""Where augmentation takes noise, music, voices and rooms from: MUSAN and RIRS folders, or drawn ones without a download."""
 
 from __future__ import annotations
 

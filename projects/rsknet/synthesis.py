@@ -1,4 +1,4 @@
-"""`SynthVox`: a world of drawn speakers, every sample a function of (seed, split, speaker, utterance) (sheet, section 9).
+"""`SynthVox`: a world of drawn speakers, every sample a function of (seed, split, speaker, utterance).
 
 waveforms = synthvox(0, "train", speakers=160, utterances=14)    # (160, 14, 16000), two seconds each at 8 kHz
 write_world(Path("world"), seed=0)                               # the same voices as files in VoxCeleb1's layout
@@ -105,7 +105,7 @@ def write_world(
 
 
 def write_tree(root: Path, dev: Iterable[Iterable[Tensor]], test: Iterable[Iterable[Tensor]], rate: int, seed: int = 0, trials: int = 1000) -> Path:
-    """Write waveforms in the layout of VoxCeleb1 (sheet, section 4), all of it or, on failure, nothing.
+    """Write waveforms in the layout of VoxCeleb1, all of it or, on failure, nothing.
 
     `voxceleb1/{dev,test}/wav/id10001/<video>/00001.wav`, two or three files a video, `voxceleb1/train_list.txt` (`speaker file`, of dev)
     and `voxceleb1/veri_test2.txt` (`label file file`, of test; targets are of two videos).

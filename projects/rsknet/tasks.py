@@ -1,4 +1,4 @@
-"""What the verbs fit, calibrate, test and draw do around the loops of the Trainer (sections 2.5, 5 and 9 of the sheet)."""
+"""What the verbs fit, calibrate, test and draw do around the loops of the Trainer."""
 
 from __future__ import annotations
 

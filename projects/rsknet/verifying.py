@@ -1,4 +1,4 @@
-"""The verb `verify`: whether recordings are of the same person, with a calibrated probability and a decision (section 11 of the sheet)."""
+"""The verb `verify`: whether recordings are of the same person, with a calibrated probability and a decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawn speakers and their dry voices: glottal pulses through the formants of a moving vocal tract (sheet, section 9)."""
+"""Drawn speakers and their dry voices: glottal pulses through the formants of a moving vocal tract."""
 
 from __future__ import annotations
 

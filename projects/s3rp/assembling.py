@@ -1,4 +1,4 @@
-"""Observations from the arrays of a file: shapes, stamps, masks and winds are checked, and put on regular frames (section 4 of the sheet)."""
+"""Observations from the arrays of a file: shapes, stamps, masks and winds are checked, and put on regular frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data assimilation, the physics' own answer: 4D-Var, and the Kalman smoother as oracle (section 2.7 of the sheet). Filters are in `filtering`."""
+"""Data assimilation, the physics' own answer: 4D-Var, and the Kalman smoother as oracle. Filters are in `filtering`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def variational(
     iterations: int = 60,
     double: bool = True,
 ) -> Estimate:
-    """4D-Var: the initial fields (and sources) whose coarse views through the solver fit all frames best (section 2.7).
+    """4D-Var: the initial fields (and sources) whose coarse views through the solver fit all frames best.
 
     Minimises sum_t |A S^(t-1)(c_1) - y_t|^2 / (2 sigma^2) + |L c_1|^2 / 2 over the observed cells, and for unknown sources over a non-negative map s
     that does not change in time too, with |s|_1. All sequences are minimised at once, by L-BFGS with a strong Wolfe line search that they share;
@@ -147,7 +147,7 @@ def _first_source(observations: Observations) -> Tensor:
 
 
 def smoother(observations: Observations, prior: FieldPrior | None = None, members: int = 0, rng: torch.Generator | None = None) -> Estimate:
-    """Kalman smoother: the exact posterior of every frame given all observations, for linear physics and a Gaussian prior (section 2.7).
+    """Kalman smoother: the exact posterior of every frame given all observations, for linear physics and a Gaussian prior.
 
     The prior's modes, roots of C0, are propagated in the place of the identity: the columns of M^(t-1) C0^(1/2). With v ~ N(0, I) their weights, and
     G the coarse views of those columns, v has the precision I + G'G / sigma^2. In float64, sequence by sequence; frames without observations are

@@ -1,4 +1,4 @@
-"""Readers of PDEBench and The Well: fine fields become the truth, and their block means the observations (section 4 of the sheet).
+"""Readers of PDEBench and The Well: fine fields become the truth, and their block means the observations.
 
 PDEBench (HDF5), by what is in the file:
     particles, velocity, t        2-D incompressible flow that carries a scalar: exactly this equation (D as the option diffusivity; 0 else)

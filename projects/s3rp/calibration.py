@@ -1,4 +1,4 @@
-"""Spread that is scored on and fitted to hidden coarse observations, never the truth (section 2.5 i of the sheet).
+"""Spread that is scored on and fitted to hidden coarse observations, never the truth.
 
 shown, hidden = hide(observations, 1 / 3, rng)                     # a third of the coarse values is kept back
 members = ...                                                      # (M, B, T, H, W), from `shown`

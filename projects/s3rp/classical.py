@@ -1,4 +1,4 @@
-"""The plain rivals of section 2.7: interpolations, with and without projection, and forecasts by a solver. All are linear, and none learns."""
+"""The plain rivals: interpolations, with and without projection, and forecasts by a solver. All are linear, and none learns."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def splined(observations: Observations) -> Tensor:
 
 
 def projected(observations: Observations, method: Estimator) -> Tensor:
-    """Make another method's fields agree with what was observed: the projection of section 2.3, (B, T, H, W)."""
+    """Make another method's fields agree with what was observed: the projection, (B, T, H, W)."""
     return project(method(observations), observations.coarse, observations.mask)
 
 
@@ -124,7 +124,7 @@ def coarse_physics(observations: Observations, scheme: Scheme = "vanleer") -> tu
 
 
 def coarse_solver(observations: Observations) -> Tensor:
-    """Bicubic interpolation; forecasts are the coarse solver's, interpolated alike (the LR-solver forecast of section 5), (B, T, H, W)."""
+    """Bicubic interpolation; forecasts are the coarse solver's, interpolated alike, (B, T, H, W)."""
     physics, wind = coarse_physics(observations)
     coarse, source = completed(observations), observations.source
     source = None if source is None else block_mean(source, observations.factor)

@@ -23,7 +23,8 @@ class Trainer(ProjectTrainer):
     reads = frozenset({"path"})
     begins = frozenset({"simulate"})
     links = MappingProxyType({"data.factor": "model.factor", "data.boundary": "model.boundary"})
-    unlinked = frozenset({"predict", "simulate"})
+    unlinked = frozenset({"predict"})
+    independent = frozenset({"simulate"})
     resumable = frozenset({"fit", "simulate", "predict", "reproduce"})
     follow_up = MappingProxyType({"fit": "predict FILE", "test": "predict FILE"})
 

@@ -1,4 +1,4 @@
-"""Coarse sequences for training and testing: drawn plumes, or files; the truth is read for tests alone (section 4 of the sheet)."""
+"""Coarse sequences for training and testing: drawn plumes, or files; the truth is read for tests alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from projects.s3rp.physics import Boundary
 from projects.s3rp.sets import Observations, Sequences, whole
 from projects.s3rp.worlds import World, draw_plumes
 from shared.data.base import DataModule
+from shared.distributed import rank
 
 SPLITS = ("train", "val", "test")
+MANY = 2**30
+"""Cells of all frames, on the grid of the truth, from which on drawing takes so long that it is announced."""
 
 
 class PlumeData(DataModule):
@@ -87,7 +90,13 @@ class PlumeData(DataModule):
 
             self._observations[split] = read_split(self.root, split)
         else:
-            self._observations[split] = draw_plumes(self.world, self.counts[split], split, self.known_source).observations
+            count, world = self.counts[split], self.world
+            if count * world.frames * (world.size * world.refine) ** 2 >= MANY and rank() == 0:
+                print(
+                    f"drawing {count} sequences ({split}) on the CPU, which takes long; the verb simulate writes them once",
+                    flush=True,
+                )
+            self._observations[split] = draw_plumes(world, count, split, self.known_source).observations
         known = self._observations[split]
         self._observations[split] = replace(known, physics=known.physics.fixed(known.wind))
         self._check(split)

@@ -1,4 +1,4 @@
-"""Ensembles from an estimator of single fields, by perturbation (section 2.5 ii of the sheet).
+"""Ensembles from an estimator of single fields, by perturbation.
 
 members = matheron(estimator, observations, prior, 32, rng)       # (32, B, T, H, W)
 mean, deviation = members.mean(0), members.std(0)

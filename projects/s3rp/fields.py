@@ -1,4 +1,4 @@
-"""Gaussian random fields: drawing them, and fitting amplitude, length and mean to coarse observations (section 2.7 of the sheet)."""
+"""Gaussian random fields: drawing them, and fitting amplitude, length and mean to coarse observations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wave_numbers(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def spectrum(shape: tuple[int, int], length: float) -> Tensor:
-    """Return the variance of each Fourier mode of a field of unit variance, exp(-2 (pi l)^2 |k|^2) normalised (section 2.7), (H, W).
+    """Return the variance of each Fourier mode of a field of unit variance, exp(-2 (pi l)^2 |k|^2) normalised, (H, W).
 
     Args:
         shape: (H, W).

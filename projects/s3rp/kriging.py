@@ -1,4 +1,4 @@
-"""Kriging: each frame alone as a Gaussian process seen through block means (section 2.7 of the sheet)."""
+"""Kriging: each frame alone as a Gaussian process seen through block means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions with the domain's border, and recurrent cells on maps (section 2.3 of the sheet)."""
+"""Convolutions with the domain's border, and recurrent cells on maps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class ConvGRU(nn.Module):
-    """z, r = sigmoid(W [e, h]); n = tanh(W [e, r h]); h <- (1 - z) h + z n, with 3 x 3 convolutions (section 2.3).
+    """z, r = sigmoid(W [e, h]); n = tanh(W [e, r h]); h <- (1 - z) h + z n, with 3 x 3 convolutions.
 
     Args:
         inputs: channels of e.

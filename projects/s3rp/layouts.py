@@ -1,4 +1,4 @@
-"""The layout of files (section 4 of the sheet): coarse frames and winds in one file a split, and the truth in another, which training never opens.
+"""The layout of files: coarse frames and winds in one file a split, and the truth in another, which training never opens.
 
 root/train.npz  val.npz  test.npz              or .h5, .zarr, .nc
 root/truth/<split>.npz                         or root/truth.npz, of the test split

@@ -1,4 +1,4 @@
-"""The equations of sections 2.4 and 2.5 of the sheet, one a function; none of them knows a high-resolution target."""
+"""The equations of the losses, one a function; none of them knows a high-resolution target. They are ours: the paper's could not be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 def coarse_loss(fields: Tensor, coarse: Tensor, mask: Tensor) -> Tensor:
-    """L_LR, the mean of (A c - y)^2 over observed pixels (section 2.4); 0 without any.
+    """L_LR, the mean of (A c - y)^2 over observed pixels; 0 without any.
 
     Args:
         fields: (..., H, W).
@@ -27,7 +27,7 @@ def coarse_loss(fields: Tensor, coarse: Tensor, mask: Tensor) -> Tensor:
 
 
 def step_loss(fields: Tensor, wind: Wind, physics: Physics, source: Tensor | None = None, diffusivity: Tensor | None = None) -> Tensor:
-    """L_PDE in step form: the mean of (c_{t+1} - S_Delta(c_t))^2 over cells and frames; gradients run through both terms (section 2.4).
+    """L_PDE in step form: the mean of (c_{t+1} - S_Delta(c_t))^2 over cells and frames; gradients run through both terms.
 
     Args:
         fields: (B, T, H, W), T at least 2.
@@ -42,7 +42,7 @@ def step_loss(fields: Tensor, wind: Wind, physics: Physics, source: Tensor | Non
 
 
 def residual_loss(fields: Tensor, wind: Wind, physics: Physics, source: Tensor | None = None, diffusivity: Tensor | None = None) -> Tensor:
-    """L_PDE in residual form, times Delta^2: the mean of (c_{t+1} - c_t - Delta (L c_m + s))^2, c_m the mean of both frames (section 2.4).
+    """L_PDE in residual form, times Delta^2: the mean of (c_{t+1} - c_t - Delta (L c_m + s))^2, c_m the mean of both frames.
 
     Takes what `step_loss` takes.
     """
@@ -57,12 +57,12 @@ def residual_loss(fields: Tensor, wind: Wind, physics: Physics, source: Tensor |
 
 
 def negativity(fields: Tensor) -> Tensor:
-    """L_neg, the mean of relu(-c)^2 (section 2.4)."""
+    """L_neg, the mean of relu(-c)^2."""
     return (-fields).relu().square().mean()
 
 
 def roughness(fields: Tensor, boundary: Boundary) -> Tensor:
-    """L_smooth, the mean of |grad c|^2 by differences of neighbours, in units of a cell (section 2.4).
+    """L_smooth, the mean of |grad c|^2 by differences of neighbours, in units of a cell.
 
     Args:
         fields: (..., H, W).
@@ -74,7 +74,7 @@ def roughness(fields: Tensor, boundary: Boundary) -> Tensor:
 
 
 def mmd_imq(first: Tensor, second: Tensor, scales: Sequence[float] = SCALES) -> Tensor:
-    """Unbiased maximum mean discrepancy with inverse multi-quadratic kernels C/(C + |x - y|^2), C = 2 d a, summed over scales (section 2.5).
+    """Unbiased maximum mean discrepancy with inverse multi-quadratic kernels C/(C + |x - y|^2), C = 2 d a, summed over scales.
 
     It may be below zero, and is not clamped.
 

@@ -1,4 +1,4 @@
-"""How good fields and ensembles of fields are, measured against the truth (section 5 of the sheet). Nothing that is trained or chosen sees these.
+"""How good fields and ensembles of fields are, measured against the truth. Nothing that is trained or chosen sees these.
 
 errors = FieldErrors(6, (32, 32), references=("bicubic",))                # sums over batches and processes
 errors.update(fields, truth, batch, physics, {"bicubic": upsampled})

@@ -1,4 +1,4 @@
-"""S3RP-D, the recurrent network from coarse frames and winds to fine fields, and one of single frames (sections 2.3 and 7 of the sheet)."""
+"""S3RP-D, the recurrent network from coarse frames and winds to fine fields, and one of single frames."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Fields(NamedTuple):
 
 
 class FineNet(nn.Module):
-    """Encoder, recurrent cell and decoder, frame after frame: c_t = b_t + g(h_t), whose last layer starts at zero (section 2.3).
+    """Encoder, recurrent cell and decoder, frame after frame: c_t = b_t + g(h_t), whose last layer starts at zero.
 
     b_t is the bicubic frame; where it is missing, the field of the frame before, carried on if there is a propagator, or a solver. Then the frames
     after the last observation are such forecasts, and nothing else; what forecasts are trained by leaves the frames before them alone.
@@ -74,7 +74,7 @@ class FineNet(nn.Module):
         bidirectional: a second cell runs through the frames backwards first, and shows the first one what comes.
         recurrent: False makes every frame by itself, without winds: a control.
         gain: of the projection onto the observations; 1 for noise-free ones, 0 for none.
-        source: looks for sources: a map of releases, the same in all frames (section 2.6).
+        source: looks for sources: a map of releases, the same in all frames.
         checkpointing: computes activations again in the backward pass, instead of keeping those of all frames.
         propagation: kernels that carry a field over a frame where there are no observations; 0 for no propagator.
     """
@@ -132,7 +132,8 @@ class FineNet(nn.Module):
                 made = torch.where(is_ahead[:, frame, None, None], carried, made)
             field = made
             fields.append(field)
-            hidden.append(self.cell.hidden(state))
+            if self.release is not None:
+                hidden.append(self.cell.hidden(state))  # of long sequences far more than the fields themselves
             state = state if self.recurrent else None
         source = None if self.release is None else self.release(torch.stack(hidden).mean(0))
         return Fields(torch.stack(fields, 1), source)
@@ -216,7 +217,7 @@ def base_of(seen: Seen, frame: int, field: Tensor, factor: int, boundary: Bounda
 
 
 class SRCNN(nn.Module):
-    """PISR's network: bicubic frames, then convolutions of 9, 5 and 5 cells with 64 and 32 channels, each frame by itself (section 7).
+    """PISR's network: bicubic frames, then convolutions of 9, 5 and 5 cells with 64 and 32 channels, each frame by itself.
 
     Args:
         factor: r.

@@ -1,4 +1,4 @@
-"""Training without high resolution, and super-resolving and forecasting with what was learnt (sections 2.3 to 2.6 and 3 of the sheet)."""
+"""Training without high resolution, and super-resolving and forecasting with what was learnt."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class PlumeSuperResolution(L.LightningModule):
             return torch.stack([self.net(scaled.seen, rng).fields for _ in range(members)]) * scaled.scale
 
     def find_sources(self, batch: Batch, physics: Physics) -> Tensor:
-        """Return the rates of release by area that were found, (B, 1, H, W), in the units of the frames by time (section 2.6).
+        """Return the rates of release by area that were found, (B, 1, H, W), in the units of the frames by time.
 
         Raises:
             TypeError: if the network was not trained to look for sources.
@@ -223,9 +223,14 @@ class PlumeSuperResolution(L.LightningModule):
         """Return the D that was learnt; None where it is known."""
         return None if self.log_factor is None else physics.diffusivity * self.log_factor.exp()
 
+    def learnt(self, physics: Physics) -> Physics:
+        """Return physics with the D that was learnt in the place of the data's."""
+        learnt = self.diffusivity(physics)
+        return physics if learnt is None else physics.with_options(diffusivity=float(learnt.detach()), substeps=None)
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         given, physics, batch = self.hparams, self._known("train"), self._shortened(batch)
-        shown, ahead = self._shown(batch["mask"], self.global_step)
+        shown, ahead = self._shown(batch, self.global_step)
         scaled = scale(batch, physics, shown)
         parts = (self._stochastic_parts if self.is_stochastic else self._parts)(scaled, ahead, physics)
         weights = {
@@ -255,33 +260,33 @@ class PlumeSuperResolution(L.LightningModule):
             return batch
         return {name: value[:, :SHORT] if name != "index" else value for name, value in batch.items()}
 
-    def _shown(self, mask: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Hide pixels and last frames from the network: a function of the step and the process.
+    def _shown(self, batch: Batch, step: int | None) -> tuple[Tensor, Tensor]:
+        """Hide pixels and last frames from the network.
+
+        Args:
+            batch: see `Batch`.
+            step: of the training, every other of which hides last frames if they have a weight; None for validation, which always does.
 
         Returns:
             (B, T, h, w) bool, what the network sees; and True in the frames that it has to forecast.
         """
-        given, rng = self.hparams, generator(self.hparams.seed, "hidden", step, rank(), device=mask.device)
+        given, mask = self.hparams, batch["mask"]
         ahead = torch.zeros_like(mask)
-        if given.forecast and given.lambda_forecast and step % 2 and mask.shape[1] > given.forecast + 1:
+        if given.forecast and mask.shape[1] > given.forecast + 1 and (step is None or (given.lambda_forecast and step % 2)):
             ahead[:, -given.forecast :] = True
         shown = mask & ~ahead
-        if given.hide:
-            shown = shown & (torch.rand(mask.shape, generator=rng, device=mask.device) >= given.hide)
-        return shown, ahead & mask
+        return shown & (self._draws(batch, step) >= given.hide) if given.hide else shown, ahead & mask
 
-    def _shown_in_validation(self, batch: Batch) -> Tensor:
-        """Hide pixels and last frames as in training: a function of each sequence's number."""
-        given, shown = self.hparams, batch["mask"].clone()
-        if given.forecast and shown.shape[1] > given.forecast + 1:
-            shown[:, -given.forecast :] = False
-        if given.hide:
-            rngs = [generator(given.seed, "validation", number) for number in batch["index"].tolist()]
-            shown &= torch.stack([torch.rand(shown.shape[1:], generator=rng) for rng in rngs]).to(shown.device) >= given.hide
-        return shown
+    def _draws(self, batch: Batch, step: int | None) -> Tensor:
+        """Draw (B, T, h, w) numbers in [0, 1): a function of the step and the process, in validation of each sequence's number."""
+        seed, mask = self.hparams.seed, batch["mask"]
+        if step is None:
+            rngs = [generator(seed, "validation", number) for number in batch["index"].tolist()]
+            return torch.stack([torch.rand(mask.shape[1:], generator=rng) for rng in rngs]).to(mask.device)
+        return torch.rand(mask.shape, generator=generator(seed, "hidden", step, rank(), device=mask.device), device=mask.device)
 
     def _parts(self, scaled: Scaled, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
-        """Return the terms of section 2.4."""
+        """Return the terms of a deterministic network's loss, see `losses`."""
         fields, found = self._fields(scaled, physics)
         parts = self._terms(fields, scaled, found, ahead, physics)
         if self.propagator is not None and fields.shape[1] > 1:
@@ -320,12 +325,12 @@ class PlumeSuperResolution(L.LightningModule):
         return parts
 
     def physics_loss(self, fields: Tensor, wind: Wind, physics: Physics, source: Tensor | None) -> Tensor:
-        """L_PDE, in the form that was chosen (section 2.4)."""
+        """L_PDE, in the form that was chosen."""
         form = step_loss if self.hparams.physics == "step" else residual_loss
         return form(fields, wind, physics, source, self.diffusivity(physics))
 
     def _stochastic_parts(self, scaled: Scaled, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
-        """Return the terms of section 2.5: those of 2.4 in the mean over draws, the latents' divergence, and the score of hidden pixels."""
+        """Return the terms of a stochastic network's loss: those above in the mean over draws, the latents' divergence, and scores."""
         given, net = self.hparams, cast(LatentNet, self.net)
         rng = generator(given.seed, "latents", self.global_step, rank(), device=scaled.scale.device)
         draws = [net(scaled.seen, rng) for _ in range(given.members)]
@@ -390,7 +395,7 @@ class PlumeSuperResolution(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         physics = self._known("val")
-        shown = self._shown_in_validation(batch)
+        shown, _ = self._shown(batch, None)
         scaled = scale(batch, physics, shown)
         hidden = scaled.mask & ~shown
         judged = hidden if bool(hidden.any()) else scaled.mask

@@ -1,4 +1,4 @@
-"""Observations from netCDF files: a scalar (time, y, x) and winds on the same or another grid, in metres and seconds once read (section 4).
+"""Observations from netCDF files: a scalar (time, y, x) and winds on the same or another grid, in metres and seconds once read.
 
 Rasters only: the swaths of satellites (level 2) must be gridded first.
 """

@@ -1,4 +1,4 @@
-"""How a coarse instrument sees fine fields, and the plain ways back (sections 2.1, 2.3 and 2.7 of the sheet)."""
+"""How a coarse instrument sees fine fields, and the plain ways back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def repeat(coarse: Tensor, factor: int) -> Tensor:
 
 
 def project(field: Tensor, coarse: Tensor, mask: Tensor | None = None, gain: float = 1.0) -> Tensor:
-    """Return the field nearest to `field` whose block means are the observations: c + U(y - A c) (section 2.3).
+    """Return the field nearest to `field` whose block means are the observations: c + U(y - A c).
 
     Args:
         field: (..., H, W).

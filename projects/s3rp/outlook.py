@@ -1,9 +1,9 @@
-"""Fields, their spread, and how well that spread fits, for observations whose truth nobody knows (section 2.5 of the sheet)."""
+"""Fields, their spread, and how well that spread fits, for observations whose truth nobody knows."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +30,8 @@ RAISED = 0.3
 """Part of the largest value above which, if all lie there, a background is asked for."""
 HELD = 1e-6
 """Part of the largest speed up to which winds count as the same."""
+EMPTY = 0.1
+"""Part of the deviation of all frames below which the first ones are empty."""
 GROWTH = 3
 """Times the largest observed value from which on fields are not to be trusted."""
 
@@ -69,6 +71,8 @@ def estimate(trainer: ProjectTrainer, module: PlumeSuperResolution, observations
 def prior_of(module: PlumeSuperResolution, observations: Observations) -> FieldPrior | None:
     """Fit the prior of Matheron's rule to coarse observations; a stochastic network has one of its own.
 
+    It is that of the first frames, or of all frames where the first ones are empty, as before a release.
+
     Raises:
         ValueError: if hardly anything is observed in the first frames.
     """
@@ -76,13 +80,18 @@ def prior_of(module: PlumeSuperResolution, observations: Observations) -> FieldP
         return None
     from projects.s3rp.fields import fit_field
 
-    return fit_field(observations)
+    prior = fit_field(observations)
+    is_empty = prior.deviation < EMPTY * float(observations.coarse[observations.mask].std(correction=0))
+    return fit_field(observations, frames=None) if is_empty else prior
 
 
 def draw_members(
     trainer: ProjectTrainer, module: PlumeSuperResolution, observations: Observations, prior: FieldPrior | None, members: int, *key: int | str
-) -> Tensor:
-    """Draw an ensemble: from a stochastic network's distribution, or around a deterministic one by Matheron's rule.
+) -> tuple[Tensor, Tensor]:
+    """Return fields and an ensemble around them: a stochastic network's draws and their mean, or a deterministic one's field and Matheron's rule.
+
+    That rule's members lie around a mean of their own, which the network made of differences; its own field, made of what it has learnt from, is
+    nearer to the truth, so that the members are moved there.
 
     Args:
         trainer: the trainer.
@@ -93,18 +102,21 @@ def draw_members(
         key: of the random numbers.
 
     Returns:
-        (M, B, T, H, W) float32 on the CPU.
+        (B, T, H, W) and (M, B, T, H, W), float32 on the CPU.
     """
     if module.is_stochastic:
         batch = {name: value.to(module.device) for name, value in observations.batch().items()}
         rng = generator("s3rp predict", *key, device=module.device)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            return _finite(module.sample(batch, observations.physics, members, rng).float().cpu())
+            drawn = _finite(module.sample(batch, observations.physics, members, rng).float().cpu())
+        return drawn.mean(0), drawn
     from projects.s3rp.ensembles import matheron
 
     assert prior is not None
-    rng = generator("s3rp predict", *key)
-    return _finite(matheron(lambda some: estimate(trainer, module, some), observations, prior, members, rng).float())
+    known = replace(observations, physics=module.learnt(observations.physics))
+    fields = estimate(trainer, module, known)
+    drawn = matheron(lambda some: estimate(trainer, module, some), known, prior, members, generator("s3rp predict", *key)).float()
+    return fields, _finite(drawn + (fields - drawn.mean(0)))
 
 
 def look_out(
@@ -126,10 +138,8 @@ def look_out(
         source = _finite(module.find_sources({name: value.to(module.device) for name, value in one.batch().items()}, one.physics).float().cpu())
     if not members:
         return Outlook(estimate(trainer, module, one), source=source)
-    drawn = draw_members(trainer, module, one, prior, members, key, *one.names)
-    average = drawn.mean(0)
-    mean = average if module.is_stochastic else estimate(trainer, module, one)
-    drawn = mean + kappa * (drawn - average)
+    mean, drawn = draw_members(trainer, module, one, prior, members, key, *one.names)
+    drawn = mean + kappa * (drawn - mean)
     return Outlook(mean, drawn.std(0), drawn, source)
 
 
@@ -148,7 +158,7 @@ def inflation_of(trainer: ProjectTrainer, module: PlumeSuperResolution, observat
     some = observations.select(slice(0, JUDGED))
     try:
         shown, hidden = hide(some, HIDDEN, generator("s3rp hidden"))
-        drawn = draw_members(trainer, module, shown, prior_of(module, shown), members, "hidden")
+        _, drawn = draw_members(trainer, module, shown, prior_of(module, shown), members, "hidden")
         coarse = block_mean(drawn, observations.factor)
         return inflation(coarse, some.coarse, hidden, some.sigma, generator("s3rp noise")), ""
     except ValueError as error:
@@ -168,7 +178,8 @@ def _finite(fields: Tensor) -> Tensor:
 
 def cautions(module: PlumeSuperResolution, observations: Observations, background: float) -> list[str]:
     """Say what a user should know before trusting a network's fields: of ringing, inflow, forecasts and winds."""
-    found = (_ringing(observations), _inflow(observations, background), _beyond(module, observations), _held(observations))
+    reach = "" if bool(observations.mask.all()) else too_fast(module, observations)
+    found = (ringing(observations), _inflow(observations, background), _beyond(module, observations), reach, _held(observations))
     return [text for text in found if text]
 
 
@@ -208,7 +219,21 @@ def growth(one: Observations, outlook: Outlook) -> list[str]:
     return ["values grow beyond what was observed: not to be trusted"] if grown else []
 
 
-def _ringing(observations: Observations) -> str:
+def too_fast(module: PlumeSuperResolution, observations: Observations) -> str:
+    """Remark on winds that carry fields further in a frame than a propagator reaches; without one there is nothing to say."""
+    propagator, physics, wind = module.propagator, observations.physics, observations.wind
+    if propagator is None:
+        return ""
+    cells = physics.interval * max(float(part.abs().amax()) / step for part, step in zip(wind, reversed(physics.spacing), strict=True))
+    reach = propagator.reach * propagator.steps
+    if cells <= reach:
+        return ""
+    wanted = math.ceil(cells / propagator.reach)
+    return f"winds carry up to {cells:.1f} cells a frame, forecasts reach {reach}: train with model.propagation {wanted}"
+
+
+def ringing(observations: Observations) -> str:
+    """Remark on cells that are many diffusion lengths wide, where the physics' central scheme rings."""
     peclet = observations.physics.peclet(observations.wind)
     if peclet <= RINGING:
         return ""

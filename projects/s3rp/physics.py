@@ -1,4 +1,4 @@
-"""The advection-diffusion equation by finite volumes, batched and differentiable (sections 2.1 and 2.2 of the sheet).
+"""The advection-diffusion equation by finite volumes, batched and differentiable.
 
     dc/dt + div(w c) = D lap(c) + s
 
@@ -77,7 +77,7 @@ class Wind(NamedTuple):
 
 
 def wind_from_stream(psi: Tensor, spacing: tuple[float, float], boundary: Boundary = "periodic") -> Wind:
-    """Return face velocities that are free of divergence in every cell: u = d psi / dy, v = -d psi / dx (section 2.2).
+    """Return face velocities that are free of divergence in every cell: u = d psi / dy, v = -d psi / dx.
 
     Args:
         psi: stream function at the cells' corners: (..., H, W) at the lower left corners of a periodic domain, (..., H + 1, W + 1) at all corners of
@@ -217,7 +217,7 @@ class Physics:
         return self.with_options(substeps=self.substeps or self.stable_substeps(wind))
 
     def stable_substeps(self, wind: Wind) -> int:
-        """Return the fewest time steps a frame with max(|u|/dx + |v|/dy) h + 2 D h (1/dx^2 + 1/dy^2) <= 1 (section 2.2).
+        """Return the fewest time steps a frame with max(|u|/dx + |v|/dy) h + 2 D h (1/dx^2 + 1/dy^2) <= 1.
 
         Van Leer's slopes keep their bounds at half that speed.
         """
@@ -233,7 +233,7 @@ class Physics:
         return largest / self.diffusivity if self.diffusivity else math.inf
 
     def advance(self, field: Tensor, wind: Wind, source: Tensor | None = None, diffusivity: Tensor | None = None) -> Tensor:
-        """Carry fields from one frame to the next: S_Delta(c; w, D, s) of section 2.2.
+        """Carry fields from one frame to the next: S_Delta(c; w, D, s).
 
         Linear schemes take classical Runge-Kutta steps, and their gradients run through the transposed operator, without any stored stage.
         Van Leer's takes Heun steps, means of two Euler steps, which keep its bounds.
@@ -312,7 +312,7 @@ class _Advance(torch.autograd.Function):
 
 
 def _limited_rate(field: Tensor, wind: Wind, diffusivity: float | Tensor, spacing: tuple[float, float], boundary: Boundary) -> Tensor:
-    """Return -div(w c) + D lap(c) with van Leer's face values (section 2.7), which neither ring nor overshoot, of (..., H, W).
+    """Return -div(w c) + D lap(c) with van Leer's face values, which neither ring nor overshoot, of (..., H, W).
 
     nu is left out: it makes one Euler step of second order along one axis only, whereas Heun steps are so in the plane.
     """

@@ -1,4 +1,4 @@
-"""The verb `predict`: what the network makes of a user's own coarse sequences, how sure it is, and what comes next (sections 2.3, 2.5 and 11)."""
+"""The verb `predict`: what the network makes of a user's own coarse sequences, how sure it is, and what comes next."""
 
 from __future__ import annotations
 
@@ -109,6 +109,8 @@ def predict(trainer: ProjectTrainer, module: PlumeSuperResolution, path: str, wi
     _tell(trainer, rows, folder)
     if rows and wish.calibrate and wish.members and not can_tell_hidden(module):
         print("spreads are as drawn: this network has not learnt to fill gaps (model.hide)")
+    if rows and module.is_stochastic and not wish.members:
+        print("each field is a single draw of the network's distribution: --members 32 gives their mean and spread")
     if complaints:
         raise BadFileError(f"{len(inputs) - len(complaints)} of {len(inputs)} files were used; {complaints[0]}")
     frames = sum(row["frames"] for row in rows)
@@ -209,7 +211,8 @@ def _sequences(
         further = growth(one, outlook)
         for text in further:
             print(f"{names[number]}: {text}")
-        row = _row(names[number], one, outlook, kappa if wish.members else None, remarks + further, wish.background)
+        moving = replace(one, physics=module.learnt(one.physics))
+        row = _row(names[number], moving, outlook, kappa if wish.members else None, remarks + further, wish.background)
         one, outlook = _lifted(one, outlook, wish.background)
         remove(_mark(folder, names[number]))
         row["results"] = _write(folder, names[number], given.file, one, outlook, places, wish.keep_members)
@@ -292,6 +295,7 @@ def _row(name: str, one: Observations, outlook: Outlook, kappa: float | None, re
         "mass_last": float(mean[0, -1].double().sum()) * area,
         "lr_consistency": float(apart[apart.isfinite()].mean()),
         "physics_residual": _finite(float(moved.mean())),
+        "diffusivity": one.physics.diffusivity,
         "mean_sd": None if outlook.deviation is None else float(outlook.deviation.mean()),
         "inflation": kappa,
         "released": None if outlook.source is None else float(outlook.source[0].double().sum()) * area,

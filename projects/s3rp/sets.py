@@ -1,4 +1,4 @@
-"""Coarse sequences with winds: all that training may see. The truth is another object, from another file (section 4 of the sheet)."""
+"""Coarse sequences with winds: all that training may see. The truth is another object, from another file."""
 
 from __future__ import annotations
 
@@ -82,12 +82,6 @@ class Observations:
         kept = [self.names[number] for number in numbers] if self.names else []
         source = None if self.source is None else self.source[rows]
         return replace(self, coarse=self.coarse[rows], mask=self.mask[rows], wind=self.wind.select(rows), source=source, names=kept)
-
-    def first(self, frames: int) -> Observations:
-        """Return the first frames of each sequence."""
-        source = None if self.source is None else self.source[:, :frames]
-        wind = self.wind.frames(0, frames)
-        return replace(self, coarse=self.coarse[:, :frames], mask=self.mask[:, :frames], wind=wind, source=source)
 
     def batch(self, rows: Any = slice(None)) -> dict[str, Tensor]:
         """Return sequences as a `Batch`."""

@@ -1,8 +1,9 @@
-"""The verb `simulate`: drawn plumes as files of the layout, the truth apart, to look at, to copy and to train on (section 4 of the sheet)."""
+"""The verb `simulate`: drawn plumes as files of the layout, the truth apart, to look at, to copy and to train on."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -76,7 +77,7 @@ def simulate(
     truth = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{sum(counts.values())} sequences in {shown_path(folder)} ({truth / 2**20:.1f} MB), the truth apart in truth/; look at example.png and")
     print("example.gif, then train on them with")
-    print(f"  lightning run projects/s3rp/cli.py fit --data.source files --data.root {shown_path(folder)}")
+    print(f"  lightning run projects/s3rp/cli.py fit --data.source files --data.root {shlex.quote(shown_path(folder))}")
     return Simulated(folder, {"simulate/sequences": sum(counts.values()), "simulate/frames": shown})
 
 

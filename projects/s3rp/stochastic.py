@@ -1,4 +1,4 @@
-"""S3RP-R, the recurrent Wasserstein autoencoder whose latent maps make a distribution over fields (section 2.5 of the sheet)."""
+"""S3RP-R, the recurrent Wasserstein autoencoder whose latent maps make a distribution over fields."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class LatentNet(nn.Module):
         return Drawn(torch.stack(fields, 1), posteriors, priors)
 
     def _corrected(self, field: Tensor, coarse: Tensor, mask: Tensor) -> Tensor:
-        """Put a field right by the observations: smoothly first, then exactly (section 2.3)."""
+        """Put a field right by the observations: smoothly first, then exactly."""
         difference = (coarse - block_mean(field, self.factor)) * mask
         smooth = field + self.gain * interpolate(difference, self.factor, "bicubic", self.boundary)
         return project(smooth, coarse, mask, self.gain)
@@ -124,13 +124,13 @@ def pooled_pairs(drawn: Drawn, rng: torch.Generator) -> list[tuple[Tensor, Tenso
 
 
 def latent_discrepancy(drawn: Drawn, rng: torch.Generator) -> Tensor:
-    """Return sum_t MMD(z_t^q, z_t^p) (section 2.5)."""
+    """Return sum_t MMD(z_t^q, z_t^p)."""
     pairs = pooled_pairs(drawn, rng)
     return torch.stack([mmd_imq(*pair) for pair in pairs]).sum() if pairs else drawn.fields.new_zeros(())
 
 
 class LatentCritic(nn.Module):
-    """Tells the posterior's latent vectors from the prior's, (N, q) -> (N,) logits: the adversarial divergence in place of the MMD (section 2.5)."""
+    """Tells the posterior's latent vectors from the prior's, (N, q) -> (N,) logits: the adversarial divergence in place of the MMD."""
 
     def __init__(self, latents: int, width: int = 64) -> None:
         super().__init__()

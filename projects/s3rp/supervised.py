@@ -1,4 +1,4 @@
-"""The same network with high resolution as its target (section 2.7 of the sheet). No other file trains on truth."""
+"""The same network with high resolution as its target. No other file trains on truth."""
 
 from __future__ import annotations
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import lightning as L
 
 from projects.s3rp.figures import draw_fields
-from projects.s3rp.outlook import estimate
-from projects.s3rp.physics import RINGING, Wind
+from projects.s3rp.outlook import estimate, ringing, too_fast
+from projects.s3rp.physics import Wind
 from shared.checkpoints import load_checkpoint, with_weights
 from shared.loggers import log_figure
 
@@ -37,13 +36,15 @@ class Pictures(L.Callback):
 def train(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData, ckpt_path: str | None) -> None:
     """Train on coarse frames, and leave the weights of the epoch with the least validation loss, which knows no truth, in the module."""
     known = data.observations("train")
-    if (peclet := known.physics.peclet(known.wind)) > RINGING and trainer.is_global_zero:
-        print(f"the cells' Peclet number is {peclet:.0f}: the central scheme of the physics loss rings above {RINGING:g}; take a finer grid")
-    _check_reach(module, data, trainer.is_global_zero)
+    for remark in (ringing(known), too_fast(module, known)):
+        if remark and trainer.is_global_zero:
+            print(remark)
     trainer.callbacks.append(Pictures())  # type: ignore[attr-defined]
     L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=ckpt_path)
     best = trainer.run.checkpoints / "best.ckpt"
     with_weights(module, best if best.is_file() else None)
+    if (learnt := module.learnt(known.physics)) is not known.physics and trainer.is_global_zero:
+        print(f"the diffusivity that was learnt is {learnt.diffusivity:.4g}, the data say {known.physics.diffusivity:.4g}")
 
 
 def loaded(module: PlumeSuperResolution, ckpt_path: str | None) -> PlumeSuperResolution:
@@ -60,13 +61,3 @@ def loaded(module: PlumeSuperResolution, ckpt_path: str | None) -> PlumeSuperRes
                 "take another checkpoint, or train one"
             )
     return with_weights(module, ckpt_path)
-
-
-def _check_reach(module: PlumeSuperResolution, data: PlumeData, is_told: bool) -> None:
-    """Say if winds carry fields further in a frame than a propagator reaches."""
-    propagator, known = module.propagator, data.observations("train")
-    (dy, dx), interval = known.physics.spacing, known.physics.interval
-    cells = max(float(known.wind.u.abs().amax()) * interval / dx, float(known.wind.v.abs().amax()) * interval / dy)
-    if is_told and propagator is not None and cells > propagator.reach * propagator.steps:
-        reach, wanted = propagator.reach * propagator.steps, math.ceil(cells / propagator.reach)
-        print(f"winds carry up to {cells:.1f} cells a frame, forecasts reach {reach}: set model.propagation {wanted}")

@@ -1,4 +1,4 @@
-"""Testing against the truth, if there is one: errors by frame beside interpolations, and how well the spread tells them (section 5 of the sheet)."""
+"""Testing against the truth, if there is one: errors by frame beside interpolations, and how well the spread tells them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ class Testing(L.LightningModule):
     def __init__(self, network: PlumeSuperResolution, data: PlumeData, members: int) -> None:
         super().__init__()
         self.network, self.members = network, members
-        self._data = [data]  # in a list: it is no part of the module
         self.observations = data.observations("test")
         truth = data.truth("test")
         assert truth is not None
@@ -74,15 +73,14 @@ class Testing(L.LightningModule):
     def on_test_start(self) -> None:
         if self.members:
             trainer: ProjectTrainer = self.trainer  # type: ignore[assignment]
-            self.prior = prior_of(self.network, self._data[0].observations("train"))
+            self.prior = prior_of(self.network, self.observations)  # as `predict`: of the same coarse frames
             if "calibrated" in self.ensembles:
-                self.kappa, self.remark = inflation_of(trainer, self.network, self._data[0].observations("val"), self.members)
+                self.kappa, self.remark = inflation_of(trainer, self.network, self.observations, self.members)
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         trainer: ProjectTrainer = self.trainer  # type: ignore[assignment]
         some, truth = self.observations.select(batch["index"].tolist()), self.truth[batch["index"].cpu()]
-        drawn = draw_members(trainer, self.network, some, self.prior, self.members, "test", *some.names) if self.members else None
-        own = drawn.mean(0) if drawn is not None and self.network.is_stochastic else estimate(trainer, self.network, some)
+        own, drawn = self._drawn(trainer, some)
         fields = {name: METHODS[name](some) for name in self.references} | {OURS: own}
         for name, made in fields.items():
             self._metric(self.errors[name]).update(made, truth, some.batch(), some.physics, {"bicubic": fields["bicubic"]})
@@ -91,6 +89,12 @@ class Testing(L.LightningModule):
             for kind, metric in self.ensembles.items():
                 members = inflate(drawn, self.kappa) if kind == "calibrated" else drawn
                 self._metric(metric).update(members, truth, index)
+
+    def _drawn(self, trainer: ProjectTrainer, some: Observations) -> tuple[Tensor, Tensor | None]:
+        """Return the fields of sequences and their ensemble, None without one: what `predict` would write."""
+        if not self.members:
+            return estimate(trainer, self.network, some), None
+        return draw_members(trainer, self.network, some, self.prior, self.members, "test", *some.names)
 
     def metric(self, name: str) -> FieldErrors:
         """Return the errors of a method."""
@@ -180,7 +184,9 @@ def _write(
         print(
             markdown([{name: row[name] for name in ("ensemble", "coverage_90", "spread_skill", "crps", "mae", "correlation")} for row in ensembles])
         )
-        if "calibrated" in testing.ensembles:
+        if "calibrated" not in testing.ensembles:
+            print("the spread is as drawn; of a network that has learnt to fill gaps, such as with --model.hide 0.2, it is calibrated")
+        else:
             print(testing.remark or f"the spread is multiplied by {testing.kappa:.3g}, as hidden observations tell{_doubt(testing.kappa)}")
         log_figure(trainer, "calibration", draw_calibration({kind: one["ranks"] for kind, one in spreads.items()}))
 

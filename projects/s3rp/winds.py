@@ -1,4 +1,4 @@
-"""Winds as others give them, brought to the faces of the fine grid and freed of divergence (sections 2.2 and 4 of the sheet)."""
+"""Winds as others give them, brought to the faces of the fine grid and freed of divergence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PlumeSim: drawn plumes in drawn winds, the truth and what a coarse instrument sees of it (section 4 of the sheet)."""
+"""PlumeSim: drawn plumes in drawn winds, the truth and what a coarse instrument sees of it."""
 
 from __future__ import annotations
 

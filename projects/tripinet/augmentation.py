@@ -1,4 +1,4 @@
-"""What training pictures go through: turns, changes of colour, compression, blur, scale, and forging on the fly (section 3 of the sheet)."""
+"""What training pictures go through: turns, changes of colour, compression, blur, scale, and forging on the fly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A baseline that learns nothing: how unusual the local strength of a picture's noise is (section 9 of the sheet)."""
+"""A baseline that learns nothing: how unusual the local strength of a picture's noise is."""
 
 from __future__ import annotations
 

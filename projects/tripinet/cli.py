@@ -33,15 +33,13 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
         from projects.tripinet.tasks import Examples, remarks
-        from shared.checkpoints import with_weights
 
         if self.is_global_zero:
             for remark in remarks(model, datamodule):
                 print(remark)
         self.callbacks.append(Examples())  # type: ignore[attr-defined]
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = self.run.checkpoints / "best.ckpt"
-        return self.test(with_weights(model, str(best) if best.is_file() else None), datamodule)
+        return self.test(self._at_best(model), datamodule)
 
     def test(  # type: ignore[override]
         self, model: ManipulationLocalisation, datamodule: ManipulationData, trufor: bool = False, ckpt_path: str | None = None

@@ -1,4 +1,4 @@
-"""Pictures to learn from and to judge by: forged on the spot, published sets under their protocols, or lists of the user's own (section 4)."""
+"""Pictures to learn from and to judge by: forged on the spot, published sets under their protocols, or lists of the user's own."""
 
 from __future__ import annotations
 

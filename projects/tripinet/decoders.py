@@ -1,4 +1,4 @@
-"""From four fused stages to one map, deep to shallow: progressive integration with squeeze and excitation, and its alternatives (section 2.4)."""
+"""From four fused stages to one map, deep to shallow: progressive integration with squeeze and excitation, and its alternatives."""
 
 from __future__ import annotations
 

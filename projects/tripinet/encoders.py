@@ -1,4 +1,4 @@
-"""The encoders of the streams: four stages of features, at a common width (section 2.2)."""
+"""The encoders of the streams: four stages of features, at a common width."""
 
 from __future__ import annotations
 

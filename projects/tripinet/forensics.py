@@ -1,4 +1,4 @@
-"""What the eye does not see: the front ends that turn the pixels of a picture into noise and frequency traces (section 2.1)."""
+"""What the eye does not see: the front ends that turn the pixels of a picture into noise and frequency traces."""
 
 from __future__ import annotations
 

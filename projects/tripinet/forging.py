@@ -1,4 +1,4 @@
-"""Forgeries made of photographs that need no download (section 9 of the sheet); each is a function of (seed, split, index) and its kind alone.
+"""Forgeries made of photographs that need no download; each is a function of (seed, split, index) and its kind alone.
 
 image, mask, kind = forge("train", index=7, seed=0, size=96, kind="jpeg")
 
@@ -105,7 +105,7 @@ def kind_at(index: int, kinds: Sequence[str], authentic: float) -> str:
 def star(size: int, chance: torch.Generator) -> Tensor:
     """Draw a blob, (1, S, S) bool, that is star-shaped about a centre anywhere in the picture and covers 3 to 25 % of it, whatever is cut off.
 
-    Centres that keep away from the border would let a model guess masks from their place (section 9 of the sheet).
+    Centres that keep away from the border would let a model guess masks from their place.
     """
     centre = size * torch.rand(2, generator=chance)
     y, x = torch.meshgrid(*(torch.arange(size) + 0.5 - place for place in centre), indexing="ij")

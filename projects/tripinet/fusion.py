@@ -1,4 +1,4 @@
-"""How the streams become one: guided cross-modality dual attention, and the plainer ways beside it (section 2.3)."""
+"""How the streams become one: guided cross-modality dual attention, and the plainer ways beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training and test pictures share: names, sources, and pictures that look alike (sections 4 and 11 of the sheet)."""
+"""What training and test pictures share: names, sources, and pictures that look alike."""
 
 from __future__ import annotations
 

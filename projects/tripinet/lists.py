@@ -1,4 +1,4 @@
-"""The four forms in which users hold their pictures: a folder of pairs, a JSON list, a text list, and a mixture of these (section 4 of the sheet)."""
+"""The four forms in which users hold their pictures: a folder of pairs, a JSON list, a text list, and a mixture of these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training losses (section 3)."""
+"""The training losses."""
 
 from __future__ import annotations
 

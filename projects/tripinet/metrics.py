@@ -1,4 +1,4 @@
-"""How well maps mark what was manipulated, and scores tell manipulated pictures from authentic ones, each measure under its own name (section 5).
+"""How well maps mark what was manipulated, and scores tell manipulated pictures from authentic ones, each measure under its own name.
 
 Measures of pixels are means over manipulated pictures, each at its mask's own size; authentic pictures count for measures of pictures only.
 """

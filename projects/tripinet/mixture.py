@@ -1,4 +1,4 @@
-"""How sets are mixed in training: equally many pictures of each one an epoch, as in the CAT protocol (section 4 of the sheet)."""
+"""How sets are mixed in training: equally many pictures of each one an epoch, as in the CAT protocol."""
 
 from __future__ import annotations
 

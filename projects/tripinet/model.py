@@ -1,4 +1,4 @@
-"""TriPINet: three encoders, their guided fusion at four stages, and the decoder that integrates them (section 2)."""
+"""TriPINet: three encoders, their guided fusion at four stages, and the decoder that integrates them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training, validation and testing of a network that finds manipulated pixels (sections 2.6, 3 and 5 of the sheet)."""
+"""Training, validation and testing of a network that finds manipulated pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures with the masks of what was manipulated in them: mask rules, size checks, and pairing by stem (sections 4 and 10 of the sheet)."""
+"""Pictures with the masks of what was manipulated in them: mask rules, size checks, and pairing by stem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `predict`: where a user's own pictures were manipulated, in files to open and to go on with (sections 2.6, 10 and 11)."""
+"""The verb `predict`: where a user's own pictures were manipulated, in files to open and to go on with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Degradations of test pictures, before any preprocessing, along which curves of the F1 are drawn (section 5 of the sheet)."""
+"""Degradations of test pictures, before any preprocessing, along which curves of the F1 are drawn."""
 
 from __future__ import annotations
 

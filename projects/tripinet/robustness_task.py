@@ -1,4 +1,4 @@
-"""The verb `robustness`: what is left of the measures when test pictures are degraded before any preprocessing (section 5 of the sheet)."""
+"""The verb `robustness`: what is left of the measures when test pictures are degraded before any preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published sets as they are downloaded, each a folder of its name in `root`, with its own rule for masks (section 4 of the sheet)."""
+"""Published sets as they are downloaded, each a folder of its name in `root`, with its own rule for masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts into which pictures are divided, and what they must hold (section 4 of the sheet)."""
+"""Parts into which pictures are divided, and what they must hold."""
 
 from __future__ import annotations
 

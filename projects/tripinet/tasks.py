@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 
 from projects.tripinet.calibration import calibration_error
@@ -13,6 +12,7 @@ from projects.tripinet.data import ManipulationData, WholePictures
 from projects.tripinet.metrics import Row, mean_of_known
 from projects.tripinet.module import ManipulationLocalisation
 from shared.data.selection import evenly_spaced
+from shared.examples import ValidationExamples
 from shared.loggers import log_image, log_table
 from shared.pictures import heat, overlay, sheet
 from shared.results import markdown
@@ -33,14 +33,11 @@ class Tested:
     summary: dict[str, Any]
 
 
-class Examples(L.Callback):
-    """Logs a sheet of validation pictures after epochs that double in number, and after the last one."""
+class Examples(ValidationExamples):
+    """Logs some validation pictures; the module has decided by then how its maps are read."""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # the module has decided by then
-        epoch = trainer.current_epoch + 1
-        if not trainer.sanity_checking and trainer.is_global_zero and (epoch & (epoch - 1) == 0 or epoch == trainer.max_epochs):
-            pictures = trainer.datamodule.val_set  # type: ignore[attr-defined]
-            log_image(trainer, "examples", examples(cast(ManipulationLocalisation, pl_module), pictures), epoch)
+    def draw(self, module: ManipulationLocalisation, pictures: WholePictures) -> torch.Tensor:
+        return examples(module, pictures)
 
 
 def examples(module: ManipulationLocalisation, pictures: WholePictures) -> torch.Tensor:

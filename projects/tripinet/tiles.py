@@ -1,4 +1,4 @@
-"""Maps of whole pictures, and of pictures too large for that, tile by tile (section 2.6)."""
+"""Maps of whole pictures, and of pictures too large for that, tile by tile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the surrogate's images go through in training, so that the protection survives it (section 11 of the sheet): differentiable, image by image.
+"""What the surrogate's images go through in training, so that the protection survives it: differentiable, image by image.
 
 Every image has its own numbers, which are drawn beforehand: so a result depends neither on the batch's size nor on the number of processes.
 """

@@ -18,7 +18,7 @@ class Trainer(ProjectTrainer):
     """Lightning's trainer with this project's verbs."""
 
     makes_run = frozenset({"fit", "bench", "reproduce"})
-    reads = frozenset({"folder"})
+    reads = frozenset({"path"})
     resumable = frozenset({"fit", "protect", "predict", "bench", "reproduce"})
     follow_up = MappingProxyType({"fit": "protect", "protect": "verify", "verify": "attack"})
 
@@ -52,7 +52,7 @@ class Trainer(ProjectTrainer):
         self,
         model: Protector,
         datamodule: ProtectionData,
-        folder: str | None = None,
+        path: str | None = None,
         out: str | None = None,
         ckpt_path: str | None = None,
     ) -> Published:
@@ -61,20 +61,20 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            folder: your FOLDER/images/* and FOLDER/masks/* with the same names; by default all images of the data source.
+            path: your FOLDER/images/* and FOLDER/masks/* with the same names; by default all images of the data source.
             out: folder to write to; by default among the run's artefacts.
             ckpt_path: checkpoint; last (the default) or a file.
         """
         from projects.umed.tasks import protect
         from shared.checkpoints import with_weights
 
-        return protect(self, with_weights(model, ckpt_path), datamodule, folder, out)
+        return protect(self, with_weights(model, ckpt_path), datamodule, path, out)
 
     def predict(  # type: ignore[override]
         self,
         model: Protector,
         datamodule: ProtectionData,
-        folder: str | None = None,
+        path: str | None = None,
         out: str | None = None,
         ckpt_path: str | None = None,
     ) -> Published:
@@ -83,17 +83,17 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            folder: your FOLDER/images/* and FOLDER/masks/* with the same names; by default all images of the data source.
+            path: your FOLDER/images/* and FOLDER/masks/* with the same names; by default all images of the data source.
             out: folder to write to; by default among the run's artefacts.
             ckpt_path: checkpoint; last (the default) or a file.
         """
-        return self.protect(model, datamodule, folder, out, ckpt_path)
+        return self.protect(model, datamodule, path, out, ckpt_path)
 
     def verify(
         self,
         model: Protector,
         datamodule: ProtectionData,
-        folder: str | None = None,
+        path: str | None = None,
         exploiter: str = "unet",
         recipe: Literal["auto", "paper", "quick"] = "auto",
         epochs: int | None = None,
@@ -105,7 +105,7 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            folder: what protect wrote for this data source; by default what it wrote in this run.
+            path: what protect wrote for this data source; by default what it wrote in this run.
             exploiter: unet, attention_unet, unetpp, resunet, transunet or swinunet.
             recipe: paper (100 epochs of the full network), quick (for small images on a CPU), or auto: quick for drawn images.
             epochs: epochs; the default is the recipe's.
@@ -114,13 +114,13 @@ class Trainer(ProjectTrainer):
         """
         from projects.umed.tasks import verify
 
-        return verify(self, datamodule, folder, exploiter, recipe, epochs, limit, seed)
+        return verify(self, datamodule, path, exploiter, recipe, epochs, limit, seed)
 
     def attack(
         self,
         model: Protector,
         datamodule: ProtectionData,
-        folder: str | None = None,
+        path: str | None = None,
         exploiter: str = "unet",
         defence: str = "none",
         recipe: Literal["auto", "paper", "quick"] = "auto",
@@ -132,7 +132,7 @@ class Trainer(ProjectTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            folder: what protect wrote for this data source; by default what it wrote in this run.
+            path: what protect wrote for this data source; by default what it wrote in this run.
             exploiter: unet, attention_unet, unetpp, resunet, transunet or swinunet.
             defence: none, jpeg:Q, blur:SIGMA, median:SIDE, bits:B, gamma:G, resize:PART, affine:DEGREES, at:LEVELS or mix:SHARE;
                 jpeg to resize may end in +test, such as blur:1+test, which maps test images as well.
@@ -142,7 +142,7 @@ class Trainer(ProjectTrainer):
         """
         from projects.umed.tasks import attack
 
-        return attack(self, datamodule, folder, exploiter, defence, recipe, epochs, seed)
+        return attack(self, datamodule, path, exploiter, defence, recipe, epochs, seed)
 
     def bench(
         self,

@@ -1,4 +1,4 @@
-"""What an exploiter may try against a protection (section 5), by name: `parse_defence("jpeg:50")`, or `"jpeg:50+test"` for test images as well.
+"""What an exploiter may try against a protection, by name: `parse_defence("jpeg:50")`, or `"jpeg:50+test"` for test images as well.
 
 A defence maps the stored images before training (jpeg, blur, median, bits, gamma, resize), augments the batches (affine), gives the loss (at), or
 takes in images that are not protected (mix).
@@ -7,8 +7,6 @@ takes in images that are not protected (mix).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 from projects.umed.augmentation import blur, turn_and_scale
 from projects.umed.losses import segmentation_loss
 from projects.umed.sets import SegmentationSet
+from shared.choices import Choice, choose
 from shared.data.memory import chunks, through_jpeg, to_unit
 from shared.poisons import ascend, to_levels
 from shared.seeding import generator
@@ -310,32 +309,17 @@ class CleanMixing(Defence):
         return mix_sets(images, clean, self.share, seed)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A defence in the registry.
-
-    Attributes:
-        description: what it does, in a line.
-        build: makes it from its parameter, where one is given.
-        parameter: what may follow its name after a colon, with its default; None for nothing.
-    """
-
-    description: str
-    build: Callable[..., Defence]
-    parameter: str | None = None
-
-
-DEFENCES = {
-    "none": Kind("train on the set as it is", Defence),
-    "jpeg": Kind("JPEG compression", JPEG, "quality, 1 to 100; 50"),
-    "blur": Kind("Gaussian blur", Blur, "sigma in pixels; 1"),
-    "median": Kind("median filter", Median, "side in pixels, odd; 3"),
-    "bits": Kind("fewer levels of brightness", BitDepth, "bits, 1 to 7; 4"),
-    "gamma": Kind("other brightness", Gamma, "exponent, 0.1 to 10; 1.5"),
-    "resize": Kind("down and up again", Resize, "part of the sides, below 1; 0.5"),
-    "affine": Kind("training on turned and scaled images", AffineTraining, "largest angle in degrees; 15"),
-    "at": Kind("adversarial training", AdversarialTraining, "radius in pixels of 255; 4"),
-    "mix": Kind("training with some clean images among the protected ones", CleanMixing, "share of clean images; 0.2"),
+DEFENCES: dict[str, Choice[Defence]] = {
+    "none": Choice("train on the set as it is", Defence),
+    "jpeg": Choice("JPEG compression", JPEG, "quality, 1 to 100; 50"),
+    "blur": Choice("Gaussian blur", Blur, "sigma in pixels; 1"),
+    "median": Choice("median filter", Median, "side in pixels, odd; 3"),
+    "bits": Choice("fewer levels of brightness", BitDepth, "bits, 1 to 7; 4"),
+    "gamma": Choice("other brightness", Gamma, "exponent, 0.1 to 10; 1.5"),
+    "resize": Choice("down and up again", Resize, "part of the sides, below 1; 0.5"),
+    "affine": Choice("training on turned and scaled images", AffineTraining, "largest angle in degrees; 15"),
+    "at": Choice("adversarial training", AdversarialTraining, "radius in pixels of 255; 4"),
+    "mix": Choice("training with some clean images among the protected ones", CleanMixing, "share of clean images; 0.2"),
 }
 """The defences by name."""
 
@@ -349,7 +333,8 @@ def parse_defence(text: str) -> Defence:
         ValueError: for an unknown name (the message lists the known ones), or a parameter or "+test" that the defence does not take.
     """
     which, plus, after = text.strip().partition("+")
-    defence = _build(which)
+    name, given = choose(which, DEFENCES, "defence")
+    defence = DEFENCES[name].build(*given)
     if not plus:
         return defence
     if after != "test" or not defence.maps_tests:
@@ -358,22 +343,3 @@ def parse_defence(text: str) -> Defence:
     defence.defends_test = True
     defence.name += "+test"
     return defence
-
-
-def _build(text: str) -> Defence:
-    name, colon, given = text.partition(":")
-    kind = DEFENCES.get(name)
-    if kind is None:
-        known = ", ".join(f"{key} ({each.parameter})" if each.parameter else key for key, each in DEFENCES.items())
-        raise ValueError(f"no defence {name!r}; choose one of {known}")
-    if colon and kind.parameter is None:
-        raise ValueError(f"the defence {name!r} takes no parameter, got {text!r}")
-    if not colon:
-        return kind.build()
-    try:
-        value = float(given)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"the parameter of {name!r} ({kind.parameter}) must be a number, got {given!r}")
-    return kind.build(value)

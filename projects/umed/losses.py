@@ -1,4 +1,4 @@
-"""The loss that generators and surrogate both lower: cross-entropy and soft Dice, 1 : 1 (sections 2.1 and 2.7 of the sheet)."""
+"""The loss that generators and surrogate both lower: cross-entropy and soft Dice, 1 : 1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def soft_dice(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
-    """Soft Dice loss of each image, 1 - (2 Σ p g + s) / (Σ p + Σ g + s), sums over pixels, mean over foreground classes (section 2.7).
+    """Soft Dice loss of each image, 1 - (2 Σ p g + s) / (Σ p + Σ g + s), sums over pixels, mean over foreground classes.
 
     Args:
         logits: (B, K + 1, H, W), of which class 0 is the background and does not count.

@@ -1,4 +1,4 @@
-"""How well masks are found: Dice similarity (DSC), intersection over union and the 95 % Hausdorff distance (section 5), image by image.
+"""How well masks are found: Dice similarity (DSC), intersection over union and the 95 % Hausdorff distance, image by image.
 
 scores = dice(predicted, masks, classes=3)    # (N, 3), NaN where an image has no such class
 print(mean_score(scores))                     # the mean over images of the mean over their classes

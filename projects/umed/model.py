@@ -1,4 +1,4 @@
-"""The networks: the contour and the texture generator, what joins them, and the U-Net that is the surrogate (sections 2.3 to 2.7 of the sheet).
+"""The networks: the contour and the texture generator, what joins them, and the U-Net that is the surrogate.
 
 All of them take images of any size: they are padded by their own border to a multiple of what the network halves them by, and the output is cut back.
 """
@@ -96,7 +96,7 @@ class UNet(nn.Module):
 
 
 class CentralDifferenceConv(nn.Module):
-    """3 x 3 convolution that also sees central differences (section 2.3), (B, in, H, W) -> (B, out, H, W).
+    """3 x 3 convolution that also sees central differences, (B, in, H, W) -> (B, out, H, W).
 
     f_out(p0) = Σ_n w_v(p_n) f(p0 + p_n) + θ [ Σ_n w_c(p_n) f(p0 + p_n) - f(p0) Σ_n w_c(p_n) ]
 

@@ -1,4 +1,4 @@
-"""Training of the generators against the surrogate, by turns (section 2.6 of the sheet), and what they make of images."""
+"""Training of the generators against the surrogate, by turns, and what they make of images."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ class Regions(NamedTuple):
 
 
 def default_radius(size: int) -> int:
-    """Return the band's reach in pixels for images of `size` pixels: 3 at 256, at least 1 (section 2.2)."""
+    """Return the band's reach in pixels for images of `size` pixels: 3 at 256, at least 1."""
     return max(1, round(size / 85))
 
 
 def regions(masks: Tensor, radius: int, classes: int = 1) -> Regions:
-    """Split the region of interest into its contour band B = dilate(M, r) - erode(M, r) and its interior I = M - B (section 2.2).
+    """Split the region of interest into its contour band B = dilate(M, r) - erode(M, r) and its interior I = M - B.
 
     Structuring elements are squares of side 2r + 1. What lies outside of the image is background to the dilation and foreground to the erosion: where
     the frame cuts an object there is no band. The bands of several classes are joined, so that borders between classes are contours too, and what is
@@ -90,7 +90,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def binary_pattern(luma: Tensor) -> list[Tensor]:
-    """Return the local binary pattern of (B, 1, H, W), bit n = [f(p_n) >= f(p0)], as eight (B, 1, H, W) bool (section 2.4).
+    """Return the local binary pattern of (B, 1, H, W), bit n = [f(p_n) >= f(p0)], as eight (B, 1, H, W) bool.
 
     The neighbours are the 8 pixels around p0. Those beyond the image are the border repeated; scikit-image takes 0 there, and for eight neighbours
     interpolates the four at the corners at a distance of 1.
@@ -102,7 +102,7 @@ def binary_pattern(luma: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def local_texture(images: Tensor, mode: TextureMode = "count") -> Tensor:
-    """Measure the texture at each pixel, T(p) in section 2.4, from the local binary pattern of the grey image.
+    """Measure the texture at each pixel, T(p), from the local binary pattern of the grey image.
 
     A flat place is 1 in the modes count and code, since equal neighbours count as ones, and 0 in the mode transitions.
 
@@ -134,7 +134,7 @@ def local_mean(values: Tensor, side: int) -> Tensor:
 
 
 def compose(contour: Tensor | None, texture: Tensor | None, found: Regions, strength: Tensor | None, epsilon: float) -> Tensor:
-    """Join the generators' outputs: δ_c = ε tanh(c) B and δ_t = clip(ε tanh(t), -ε T, ε T) I (sections 2.3 and 2.4).
+    """Join the generators' outputs: δ_c = ε tanh(c) B and δ_t = clip(ε tanh(t), -ε T, ε T) I.
 
     B and I are disjoint, so that the sum is at most ε.
 

@@ -1,4 +1,4 @@
-"""How far protected images are from their originals, measured on the integers that are stored (section 5 of the project's sheet)."""
+"""How far protected images are from their originals, measured on the integers that are stored."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def max_change(clean: Tensor, protected: Tensor) -> Tensor:
 
 
 def touched_region(masks: Tensor, radius: int) -> Tensor:
-    """Return where a perturbation may be: the band and the interior together are the foreground dilated by a square (section 2.2).
+    """Return where a perturbation may be: the band and the interior together are the foreground dilated by a square.
 
     Args:
         masks: (B, H, W) whole numbers, 0 for the background.

@@ -18,7 +18,7 @@ _CHANCES = 16  # numbers in [0, 1) that each image is drawn from
 
 
 def ellipses(split: Split, count: int, size: int = 32, seed: int = 0, channels: int = 1, classes: int = 1) -> SegmentationSet:
-    """Draw one dark, soft-edged ellipse an image on a smooth ground under speckle (section 9 of the project's sheet).
+    """Draw one dark, soft-edged ellipse an image on a smooth ground under speckle.
 
     Lengths are those of 32 pixels a side and grow with `size`: the ground is noise filtered by a Gaussian of sigma 4 with a standard deviation of
     0.08 around 0.5, the half-axes of the ellipse are U(4, 8), its contrast U(0.08, 0.2), its edge some two pixels wide. Speckle multiplies pixels,

@@ -1,4 +1,4 @@
-"""The verb `privacy`: what a training's uploads have cost the records, and the noise that a promise takes (section 2.7 of the sheet)."""
+"""The verb `privacy`: what a training's uploads have cost the records, and the noise that a promise takes."""
 
 from __future__ import annotations
 

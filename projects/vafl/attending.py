@@ -1,4 +1,4 @@
-"""Who is there: the server takes clients in or refuses them, and notes who begins, who is lost, and who has finished (section 9)."""
+"""Who is there: the server takes clients in or refuses them, and notes who begins, who is lost, and who has finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clients' nets h_m, which make the embeddings of a client's blocks (sections 2.6 and 3 of the sheet).
+"""The clients' nets h_m, which make the embeddings of a client's blocks.
 
 A client recomputes its batch's embeddings with the noise of the upload and pulls the server's signal back through them: `Bottom.pullback`.
 """
@@ -22,7 +22,7 @@ Kind = Literal["auto", "linear", "mlp", "views", "series"]
 Pull = Callable[[Tensor], list[Tensor]]
 
 VIEW_WIDTHS = (32, 32, 64, 64, 128, 128)
-"""Channels of the six convolutions of the net for views of solids; the paper does not give them (section 3)."""
+"""Channels of the six convolutions of the net for views of solids; the paper does not give them."""
 
 
 class Bottom(nn.Module):
@@ -82,7 +82,7 @@ class Bottom(nn.Module):
 
 
 class LinearBottom(Bottom):
-    """A single linear layer without a bias, h = clip(x W^T) + Z: the part of a client in a logistic regression (section 3).
+    """A single linear layer without a bias, h = clip(x W^T) + Z: the part of a client in a logistic regression.
 
     Its pullback needs no autograd.
 
@@ -128,7 +128,7 @@ class LinearBottom(Bottom):
 
 
 class MlpBottom(Bottom):
-    """Fully connected layers u_l = sigma(w_l u_{l-1} + b_l + Z_l); the last one's activation is the identity (section 2.6).
+    """Fully connected layers u_l = sigma(w_l u_{l-1} + b_l + Z_l); the last one's activation is the identity.
 
     Args:
         features: entries of a record's block, which is flattened.
@@ -156,7 +156,7 @@ class MlpBottom(Bottom):
 
 
 class ViewBottom(Bottom):
-    """The net for views of solids: 3 x 3 convolutions, each with a ReLU, then a fully connected layer with one; views share it (section 3).
+    """The net for views of solids: 3 x 3 convolutions, each with a ReLU, then a fully connected layer with one; views share it.
 
     A 2 x 2 maximum follows every second convolution, or each where there are at most two. A record's embedding is its views' vectors side
     by side, and the clip bounds them together: one upload gives all of them away. Weights are He's for ReLUs and biases zero: torch's own
@@ -209,7 +209,7 @@ class ViewBottom(Bottom):
 
 
 class SeriesBottom(Bottom):
-    """The net for time series: an LSTM both ways, half of the units each, then an LSTM, whose last hidden state is the embedding (section 3).
+    """The net for time series: an LSTM both ways, half of the units each, then an LSTM, whose last hidden state is the embedding.
 
     The noise is added to that state, and there is none inside. There is no dropout either, unlike in the public benchmark's net: the client
     must be able to replay a forward from its Noise alone. Entries of a hidden state are within (-1, 1), so its norm is below sqrt(units)

@@ -22,6 +22,7 @@ class Trainer(ProjectTrainer):
     begins = frozenset({"privacy"})
     links = MappingProxyType({"data.shapes": "model.shapes", "data.classes": "model.classes"})
     files = frozenset({"data.root"})
+    reads = frozenset({"path"})
     resumable = frozenset({"fit", "launch", "serve", "join", "reproduce"})
     follow_up = MappingProxyType({"fit": "test", "launch": "test", "test": "privacy"})
 
@@ -163,22 +164,32 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint to use: last or a file; null is the run's last.
         """
-        from projects.vafl.predicting import log_quality
+        from projects.vafl.predicting import log_quality, with_all_nets
 
-        super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        super().test(with_all_nets(model, ckpt_path), datamodule=datamodule, verbose=False)
         log_quality(self)
 
-    def predict(self, model: VerticalFederation, datamodule: VerticalRecords, ckpt_path: str | None = None) -> None:  # type: ignore[override]
-        """Classify the test records with all parties' nets, and write the classes with their probabilities as a table.
+    def predict(  # type: ignore[override]
+        self, model: VerticalFederation, datamodule: VerticalRecords, path: str | None = None, ckpt_path: str | None = None
+    ) -> None:
+        """Classify new records, or the test records, with all parties' nets: `predict FOLDER`; writes classes and probabilities as a table.
 
         Args:
             model: supplied.
             datamodule: supplied.
+            path: new records, without labels: of data.source parties a folder with party-0.csv, party-1.csv ... (of all parties, or of some),
+                of table a CSV file; null is the test records.
             ckpt_path: checkpoint to use: last or a file; null is the run's last.
         """
-        from projects.vafl.predicting import log_predictions
+        from projects.vafl.predicting import log_predictions, predict_unseen, with_all_nets
+        from shared.distributed import in_one_process
 
-        log_predictions(self, super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path), datamodule)
+        whole = with_all_nets(model, ckpt_path)
+        if path is None:
+            log_predictions(self, super().predict(whole, datamodule=datamodule), datamodule)
+        else:
+            in_one_process(self)
+            predict_unseen(self, whole, datamodule, path)
 
     def reproduce(
         self,

@@ -1,4 +1,4 @@
-"""A client of the federation, without any input or output: it selects, embeds, and updates its own net (Algorithm 1, sections 2.2 and 2.6)."""
+"""A client of the federation, without any input or output: it selects, embeds, and updates its own net (Algorithm 1)."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""The records that the parties hold together, cut into training and test records and into one block a party (section 4 of the sheet)."""
+"""The records that the parties hold together, cut into training and test records and into one block a party."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from projects.vafl import mimic3
-from projects.vafl.layouts import by_subject, is_tested, party_count, read_labels, read_party, read_speech, read_views
+from projects.vafl.layouts import by_subject, is_tested, party_columns, party_count, places_of, read_labels, read_party, read_speech, read_views
 from projects.vafl.parted import Parted, as_float, digest, numbered_in, standardised
 from projects.vafl.worlds import SERIES_GROUPS, VIEWS, handwriting, silhouettes, vital_signs
 from shared.data.files import first_few
@@ -17,9 +18,10 @@ from shared.vertical.data import PartyData, PartyRecords, narrowed
 from shared.vertical.layouts import FASHION, read_cifar10, read_mnist
 from shared.vertical.parts import ImageSplit
 from shared.vertical.records import TEST_FRACTION, Records, Split, Standardisation, divided
+from shared.vertical.tables import read_cells
 
 _SPLITS: tuple[Split, Split] = ("train", "test")
-_DIGITS_TESTED = 360 / 1797  # the sheet's 1437 training and 360 test digits
+_DIGITS_TESTED = 360 / 1797  # 1437 training and 360 test digits
 _VIEW_SIZE = {"views": 16, "modelnet40": 32}  # pixels
 _PARTIES = {
     "digits": 8, "mnist": 7, "fashion_mnist": 7, "cifar10": 8, "breast_cancer": 3, "parkinson": 3, "table": 2,
@@ -189,6 +191,47 @@ class VerticalRecords(PartyData):
     def test_records_in_order(self) -> PartyRecords:
         return self.test.in_batches()
 
+    # ---- records that nobody knows the labels of
+
+    def unseen(self, path: Path) -> tuple[list[Tensor | None], list[str]]:
+        """Read new records, which need no labels, and scale them as the training records were.
+
+        Args:
+            path: with `parties`, a folder with their files; with `table`, a file. Columns are found by their names.
+
+        Returns:
+            A block, (N, D) float32, of each party, None where its file is not there; and the name of each record.
+
+        Raises:
+            FileNotFoundError: if nothing is there.
+            BadFileError: if columns are missing, or a value is no number.
+            ValueError: if records are of another kind, or the parties' ids differ.
+        """
+        if self.source not in ("parties", "table"):
+            raise ValueError(f"new records are read with data.source parties and table, not with {self.source}: leave path out for its test records")
+        if not path.exists():
+            raise FileNotFoundError(f"no file or folder {path}: give {'a folder with party-0.csv ...' if self.source == 'parties' else 'a table'}")
+        if self.source == "parties":
+            return self._unseen_parties(path)
+        known, cells = self.read_tables()[0], read_cells(path)
+        table = _unlabelled(cells.numbers(places_of(cells, known.feature_names)))
+        return [*self.blocks(Standardisation.of(known).apply(table).values())], [f"line {line}" for line in cells.lines]
+
+    def _unseen_parties(self, folder: Path) -> tuple[list[Tensor | None], list[str]]:
+        blocks: list[Tensor | None] = [None] * self.parties
+        first, ids = "", list[str]()
+        for number in range(self.parties):
+            if not (folder / f"party-{number}.csv").is_file():
+                continue
+            theirs, table = read_party(folder, number, party_columns(self.root, number))
+            first, ids = first or f"party-{number}.csv", ids or theirs
+            _refuse_other_ids(f"{first} and party-{number}.csv of {folder}", ids, theirs)
+            own, known = read_party(self.root, number)
+            blocks[number] = Standardisation.of(_unlabelled(known[self._rows(own)[0]])).apply(_unlabelled(table)).values()
+        if not ids:
+            raise FileNotFoundError(f"no party-<m>.csv in {folder}: give a folder with the files of the {self.parties} parties, or of some of them")
+        return blocks, ids
+
     # ---- the files of real parties
 
     def _set_up_parties(self) -> None:
@@ -196,10 +239,7 @@ class VerticalRecords(PartyData):
         self.refuse_one_class(class_names)
         blocks = [self._party_file(number) for number in range(self.parties)]
         for number, (_, _, theirs) in enumerate(blocks):
-            if theirs != ids:
-                differing = sorted(set(ids) ^ set(theirs))
-                what = f"labels.csv and party-{number}.csv of {self.root} differ in {len(differing)} ids"
-                raise ValueError(f"{what}, such as {', '.join(first_few(differing, 3))}: keep the records that all of them have")
+            _refuse_other_ids(f"labels.csv and party-{number}.csv of {self.root}", ids, theirs)
         self.class_names = class_names
         rows = self._rows(ids)
         named = [[ids[row] for row in some.tolist()] for some in rows]
@@ -210,7 +250,7 @@ class VerticalRecords(PartyData):
         """Return a party's training and test block, standardised by its own training records, and its ids in order."""
         ids, table = read_party(self.root, number)
         train, test = self._rows(ids)
-        records = Records(table, torch.zeros(len(ids), dtype=torch.long), ("",), ("",) * table.shape[1])
+        records = _unlabelled(table)
         scaled = Standardisation.of(records.take(train)).apply(records).values()
         return scaled[train], scaled[test], ids
 
@@ -297,3 +337,16 @@ class VerticalRecords(PartyData):
         else:
             cut = [block.flatten(1) for block in self.blocks(features)]
         return Parted([as_float(block) for block in cut], records.labels, list(records.ids))
+
+
+def _unlabelled(table: Tensor) -> Records:
+    """Return a table, (N, D), as records of one class, with nameless columns."""
+    return Records(table, torch.zeros(len(table), dtype=torch.long), ("",), ("",) * table.shape[1])
+
+
+def _refuse_other_ids(what: str, ids: Sequence[str], others: Sequence[str]) -> None:
+    """Raise a ValueError unless two files have the same sorted ids."""
+    if ids != others:
+        differing = sorted(set(ids) ^ set(others))
+        few = ", ".join(first_few(differing, 3))
+        raise ValueError(f"{what} differ in {len(differing)} ids, such as {few}: keep the records that all of them have")

@@ -1,4 +1,4 @@
-"""How long each client's cycles take: a function of the seed, the client and the number of the cycle, the same for every method (section 3)."""
+"""How long each client's cycles take: a function of the seed, the client and the number of the cycle, the same for every method."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class DelaySource:
         return self.delays.down + self.transfer(down) + self.one_way(up)
 
     def mean(self, client: int) -> float:
-        """Return the mean seconds of a client's cycles over a chunk of draws, lambda_m of section 2.8."""
+        """Return the mean seconds of a client's cycles over a chunk of draws, lambda_m."""
         return float(np.mean([self.cycle(client, number) for number in range(CHUNK)]))
 
     def _draw(self, client: int, chunk: int) -> np.ndarray:

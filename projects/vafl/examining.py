@@ -1,4 +1,4 @@
-"""Evaluations of a served training: clients embed their parts of the test records when they find the time, and nobody waits for that (section 5)."""
+"""Evaluations of a served training: clients embed their parts of the test records when they find the time, and nobody waits for that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `fit`: a federation trained in simulated time, kept so that it goes on exactly where it stopped (sections 2.2 to 2.5 and 9)."""
+"""The verb `fit`: a federation trained in simulated time, kept so that it goes on exactly where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages between server and clients: a versioned JSON head and raw tensors. No pickle: nothing that arrives is executed (section 9)."""
+"""Messages between server and clients: a versioned JSON head and raw tensors. No pickle: nothing that arrives is executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's part theta_0: what turns all clients' embeddings of a record into logits (sections 2.1 and 3 of the sheet)."""
+"""The server's part theta_0: what turns all clients' embeddings of a record into logits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 class SumHead(Head):
-    """Logits are the sum of the clients' embeddings and a bias theta_0, which starts at zero: a logistic regression (section 3).
+    """Logits are the sum of the clients' embeddings and a bias theta_0, which starts at zero: a logistic regression.
 
     Its pullback needs no autograd.
 
@@ -101,7 +101,7 @@ class ConcatHead(Head):
 
 
 class WeightedHead(Head):
-    """A weighted sum of equally long vectors, such as those of the views of a solid, then fully connected layers with ReLUs (section 3).
+    """A weighted sum of equally long vectors, such as those of the views of a solid, then fully connected layers with ReLUs.
 
     Args:
         widths: p_m of each client.

@@ -1,4 +1,4 @@
-"""The server's connections: who is there, what comes in, and what goes out, without ever waiting for anyone (section 9)."""
+"""The server's connections: who is there, what comes in, and what goes out, without ever waiting for anyone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How links come about: the server listens, clients connect, and both greet each other before the link is handed out (section 9).
+"""How links come about: the server listens, clients connect, and both greet each other before the link is handed out.
 
 The greeting settles versions and, where there is one, the shared secret: each side shows by an HMAC over both sides' random numbers that it
 knows it. That is authentication of joining only: what follows is neither encrypted nor signed. Over gloo the greeting comes after the

@@ -1,4 +1,4 @@
-"""The verbs `launch`, `serve` and `join`: a federation in processes of their own, on this machine or on several (section 9)."""
+"""The verbs `launch`, `serve` and `join`: a federation in processes of their own, on this machine or on several."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from projects.vafl.links import Transport
 from projects.vafl.module import VerticalFederation
 from projects.vafl.partaking import ClientProcess
 from projects.vafl.plans import Clock, Plan
+from projects.vafl.predicting import HEAD
 from projects.vafl.processes import SERVER_FILE, Clients, Membership, client_file, client_process, play, serve_on
 from projects.vafl.recording import Recorder, Trace, client_rows
 from projects.vafl.reporting import report
@@ -153,7 +154,7 @@ def join(
             process.run()
     finally:
         _tell_releases(trainer, module, process)
-    save(trainer, module, {})
+    save(trainer, module, {"only": f"the net of client {party}"})
     print(f"the training is over; this client's net lies in {file}")
 
 
@@ -227,7 +228,8 @@ def _conclude(
     ledgers = [Ledger(server.records) for _ in range(server.clients)]
     for ledger, own in zip(ledgers, releases, strict=True):
         ledger.load(own)
-    save(trainer, module, {"updates": server.updates, "releases": releases, "queries": list(served.cycles)}, data.batch_size)
+    kept = {"updates": server.updates, "releases": releases, "queries": list(served.cycles)} | ({} if blocks else {"only": HEAD})
+    save(trainer, module, kept, data.batch_size)
     served.trace.write()
     rows = client_rows(server, served.cycles, served.busy, served.time, [served.delays.mean(number) for number in range(server.clients)])
     found = report(trainer, module, served.recorder, rows, server, ledgers, blocks)

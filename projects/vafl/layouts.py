@@ -1,4 +1,4 @@
-"""Real data sets as they lie on the disk: Parkinson's speech, twelve views of ModelNet40, and the files of real parties (section 4)."""
+"""Real data sets as they lie on the disk: Parkinson's speech, twelve views of ModelNet40, and the files of real parties."""
 
 from __future__ import annotations
 
@@ -195,18 +195,41 @@ def read_labels(root: Path) -> tuple[list[str], Tensor, tuple[str, ...]]:
     return ids, labels[order], class_names
 
 
-def read_party(root: Path, party: int) -> tuple[list[str], Tensor]:
+def read_party(root: Path, party: int, columns: Sequence[str] | None = None) -> tuple[list[str], Tensor]:
     """Read party-<m>.csv: sorted ids, and the numbers (N, D) float64 in that order.
+
+    Args:
+        root: folder of the file.
+        party: m.
+        columns: names of the D columns of numbers, in the order of the result; None takes all but id, as they stand.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        BadFileError: if a value is no number, there is no column id, or an id is used twice.
+        BadFileError: if a value is no number, a column is missing, or an id is used twice.
     """
     cells, ids, order = _identified(root / f"party-{party}.csv")
-    places = [place for place, name in enumerate(cells.names) if name != "id"]
+    places = [place for place, name in enumerate(cells.names) if name != "id"] if columns is None else places_of(cells, columns)
     if not places:
         raise BadFileError(f"{cells.path} has the column id only: expected {_PARTIES_TREE}")
     return ids, cells.numbers(places)[order]
+
+
+def party_columns(root: Path, party: int) -> list[str]:
+    """Return the names of the columns of numbers in party-<m>.csv, each once."""
+    names = [name for name in read_lines(root / f"party-{party}.csv", _PARTIES_TREE)[0][1] if name != "id"]
+    return _unlike(names)
+
+
+def places_of(cells: Cells, columns: Sequence[str]) -> list[int]:
+    """Find the columns of training records in a table of new ones, whatever their order there.
+
+    Raises:
+        BadFileError: if some are missing.
+    """
+    names = _unlike(cells.names)
+    if lacking := [name for name in columns if name not in names]:
+        raise BadFileError(f"{cells.path} lacks columns of the training records, {', '.join(map(repr, first_few(lacking)))}: add them")
+    return [names.index(name) for name in columns]
 
 
 def is_tested(name: str, seed: int, test_fraction: float) -> bool:

@@ -1,9 +1,9 @@
-"""Which records a client has released how often, and what that costs in privacy (section 2.7 of the sheet).
+"""Which records a client has released how often, and what that costs in privacy.
 
 The server must know which records an upload belongs to, so no upload counts less than fully for the records in it: sampling amplifies nothing. A
 release of a record is one Gaussian mechanism, releases of one record compose, and records stand side by side: the most released one decides.
 
-That is the paper's view, and the sheet's: what a record's own embeddings tell. A client also trains its net on the records as they are, so that the
+That is the paper's view: what a record's own embeddings tell. A client also trains its net on the records as they are, so that the
 weights, and with them its later embeddings of all other records, depend on each record. `weights_mu` bounds this too; it is large.
 
 The figures are those of exact normal noise. What is added is float32 noise of a generator that is not cryptographic: whoever guesses its seed

@@ -1,4 +1,4 @@
-"""Connections between the server and its clients, which carry frames in order, each way on its own (section 9).
+"""Connections between the server and its clients, which carry frames in order, each way on its own.
 
 `tcp` is a plain socket: one port of the server must be reachable. `gloo` is a process group of two for each client, agreed upon through a
 `TCPStore` at the server's port: both sides must reach each other at ports of the system's choice.

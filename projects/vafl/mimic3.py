@@ -1,4 +1,4 @@
-"""In-hospital mortality of the public MIMIC-III benchmark: episodes of irregular measurements made into 48 hours of 76 numbers (section 4)."""
+"""In-hospital mortality of the public MIMIC-III benchmark: episodes of irregular measurements made into 48 hours of 76 numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vertical federation under Lightning: its nets, and the centralised baseline's training (sections 2.1, 2.5 and 3 of the sheet)."""
+"""The vertical federation under Lightning: its nets, and the centralised baseline's training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from projects.vafl.steps import StepSizes
 from shared.seeding import derive_seed
 
 VIEW_OUTPUTS, SERIES_OUTPUTS, MLP_OUTPUTS = 512, 16, 16
-"""Entries of an embedding where none are given: of a view's vector, of a series, of an MLP (section 3; the last is ours)."""
+"""Entries of an embedding where none are given: of a view's vector, of a series, of an MLP (the last is ours)."""
 
 
 class VerticalFederation(L.LightningModule):
@@ -118,13 +118,11 @@ class VerticalFederation(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        own, steps = self.hparams, StepSizes.parse(self.hparams.step_rule, 1.0)
-        groups = [
-            {"params": list(self.model.bottoms.parameters()), "weight_decay": own.l2},
-            {"params": list(self.model.head.parameters()), "lr": own.lr if own.server_lr is None else own.server_lr},
-        ]
-        optimiser = torch.optim.SGD(groups, lr=own.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: steps.at(step, 0.0))
+        own = self.hparams
+        rules = [StepSizes.parse(own.step_rule, lr) for lr in (own.lr, own.lr if own.server_lr is None else own.server_lr)]
+        groups = [{"params": list(self.model.bottoms.parameters()), "weight_decay": own.l2}, {"params": list(self.model.head.parameters())}]
+        optimiser = torch.optim.SGD(groups, lr=1.0)  # the rules give step sizes, not factors: `cap` of sqrt is one, too
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [rule.at for rule in rules])
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -133,14 +131,26 @@ class VerticalFederation(L.LightningModule):
 
     def on_test_start(self) -> None:
         """After a centralised training, whose checkpoints are written before it ends, find the mean embedding of the training records."""
-        if not self.absent.any() and (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
-            self.keep_absent([block.to(self.device) for block in data.train.blocks])
+        if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
+            self.ensure_absent(data.train.blocks)
+
+    def ensure_absent(self, blocks: Sequence[Tensor]) -> None:
+        """Set `absent` by these training records, unless it is set."""
+        if not self.absent.any():
+            self.keep_absent([block.to(self.device) for block in blocks])
 
     @torch.no_grad()
     def keep_absent(self, blocks: Sequence[Tensor]) -> None:
         """Set `absent` to the mean embedding of these training records."""
         rows = torch.arange(len(blocks[0])).split(1024)
         self.absent.copy_(torch.cat([self.model.embed([block[part] for block in blocks]) for part in rows]).mean(0))
+
+    def embed_some(self, blocks: Sequence[Tensor | None]) -> Tensor:
+        """Return the embeddings of all clients side by side, (B, sum of p_m), where `absent` stands for those whose block is None."""
+        count = next(len(block) for block in blocks if block is not None)
+        shares = self.absent.split(self.model.head.widths)
+        parts = zip(self.model.bottoms, blocks, shares, strict=True)
+        return torch.cat([share.expand(count, -1) if block is None else bottom(block) for bottom, block, share in parts], dim=1)
 
     # ---- evaluation
 
@@ -169,9 +179,10 @@ class VerticalFederation(L.LightningModule):
         self.log_dict(dict(collection.items()), batch_size=len(labels), prog_bar=collection.prefix == "val/")
 
     def _noises(self, what: str, number: int) -> list[Noise | None] | None:
-        """Return a fresh noise for each client, or None where the setting has none."""
+        """Return a fresh noise for each client, another one in each process, or None where the setting has none."""
         own, parties = self.protection, range(len(self.model.bottoms))
-        return [own.noise(self.hparams.seed, "noise", party, what, number) for party in parties] if own.is_noisy else None
+        key = (what, number, self.global_rank) if self.global_rank else (what, number)
+        return [own.noise(self.hparams.seed, "noise", party, *key) for party in parties] if own.is_noisy else None
 
 
 def build_model(

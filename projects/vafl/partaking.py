@@ -1,4 +1,4 @@
-"""A client as a process: it works at its own pace, answers what it is asked meanwhile, and seeks the server again when that is gone (section 9)."""
+"""A client as a process: it works at its own pace, answers what it is asked meanwhile, and seeks the server again when that is gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is added to a local embedding: noise inside the net, and the clip that makes its sensitivity known (sections 2.6 and 2.7 of the sheet)."""
+"""What is added to a local embedding: noise inside the net, and the clip that makes its sensitivity known."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Draws:
 
 
 def clip_rows(pre: Tensor, bound: float) -> Tensor:
-    """Scale each record's last pre-activation to an L2 norm of at most `bound`, before the noise: its sensitivity is then known (section 2.7).
+    """Scale each record's last pre-activation to an L2 norm of at most `bound`, before the noise: its sensitivity is then known.
 
     Args:
         pre: (B, ...) pre-activations; the norm is over all but the first dimension.

@@ -1,4 +1,4 @@
-"""How a server goes about it, and what it keeps in mind of a client's upload and answer (section 9)."""
+"""How a server goes about it, and what it keeps in mind of a client's upload and answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a federation on this machine, and a whole federation of them, without a trainer (section 9)."""
+"""The processes of a federation on this machine, and a whole federation of them, without a trainer."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def client_rows(server: Server, cycles: Sequence[int], busy: Sequence[float], se
         cycles: of each client.
         busy: seconds that each was at work or its messages on the way.
         seconds: of the whole training.
-        gaps: mean seconds of each client's cycles, lambda_m of section 2.8.
+        gaps: mean seconds of each client's cycles, lambda_m.
     """
     rates = [1 / gap if gap > 0 else 0.0 for gap in gaps]
     return [

@@ -41,7 +41,7 @@ class Server:
         head: its net, with parameters theta_0.
         labels: (N,) int64 labels of the training records, on the head's device.
         steps: step sizes eta_0.
-        max_age: D of section 2.4; None lets ages grow.
+        max_age: D, the bound on delays; None lets ages grow.
         message_bits: bits of an answered number.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The server as a process: it answers whoever comes, goes on without whoever is gone, and takes back whoever returns (section 9)."""
+"""The server as a process: it answers whoever comes, goes on without whoever is gone, and takes back whoever returns."""
 
 from __future__ import annotations
 

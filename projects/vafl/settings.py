@@ -16,7 +16,7 @@ Order = Literal["upload_first", "query_first"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How clients and server work together (Algorithms 1 and 2, sections 2.2 to 2.5).
+    """How clients and server work together (Algorithms 1 and 2).
 
     Args:
         algorithm: async (Algorithm 1: the server answers whoever comes), t_sync (Algorithm 2: it waits for some clients), sync (it waits for all, who
@@ -89,7 +89,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Delays:
-    """How long things take, in seconds: simulated ones, or real ones that clients wait (section 3).
+    """How long things take, in seconds: simulated ones, or real ones that clients wait.
 
     Args:
         compute: of a client's cycle: poisson (client m of M, from 1: Poisson(2m)/(2M), mean m/M), exponential (mean m), constant (m/M), none, or
@@ -124,7 +124,7 @@ class Delays:
 
 @dataclass(frozen=True)
 class Protection:
-    """What hides the records in the embeddings that clients upload (sections 2.6 and 2.7).
+    """What hides the records in the embeddings that clients upload.
 
     Args:
         std: c, standard deviation of the normal noise on the last layer before its activation.

@@ -1,4 +1,4 @@
-"""The federation in simulated time: one process, one heap of arrivals, and every run replays exactly from its seed (section 9)."""
+"""The federation in simulated time: one process, one heap of arrivals, and every run replays exactly from its seed."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Simulator:
         self._begin_cycle(client, self.time + travel)
 
     def _refresh(self, messages: Sequence[Upload]) -> float:
-        """Ask for the embeddings that are too old (section 2.4); returns the seconds that the server waits for them."""
+        """Ask for the embeddings that are too old; returns the seconds that the server waits for them."""
         seconds = 0.0
         for number, rows in self.server.overdue(messages).items():
             if (fresh := self.clients[number].refresh(rows)) is None:

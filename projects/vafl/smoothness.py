@@ -1,4 +1,4 @@
-"""How smooth noise inside a net makes the objective, and by how much it changes it: Theorem 5 as a diagnostic (section 2.6 of the sheet).
+"""How smooth noise inside a net makes the objective, and by how much it changes it: Theorem 5 as a diagnostic.
 
 Layers are numbered 1 to L, and lists hold one entry a layer. The constants are upper bounds that grow fast with depth: they compare settings,
 and are no step sizes to use. Where the paper's formula is not the bound that its proof gives, the function says so.

@@ -1,4 +1,4 @@
-"""Rules of step sizes, by name and settings as command lines write them: `constant`, `decay:offset=100` (section 2.8 of the sheet)."""
+"""Rules of step sizes, by name and settings as command lines write them: `constant`, `decay:offset=100`."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Decay(StepSizes):
 
 @dataclass(frozen=True)
 class Stale(StepSizes):
-    """lr / (1 + age)^power: the older the embeddings behind a gradient, the shorter the step. Not the paper's, but its peers' (section 8).
+    """lr / (1 + age)^power: the older the embeddings behind a gradient, the shorter the step. Not the paper's, but its peers'.
 
     Args:
         lr: step size of a fresh gradient.

@@ -1,4 +1,4 @@
-"""What a client tells the server when it joins, and what both must agree on (sections 7 and 9)."""
+"""What a client tells the server when it joins, and what both must agree on."""
 
 from __future__ import annotations
 

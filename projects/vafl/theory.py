@@ -1,4 +1,4 @@
-"""What the convergence statements need of a run, and the step sizes that they then allow (section 2.8 of the sheet, Theorems 1 to 4)."""
+"""What the convergence statements need of a run, and the step sizes that they then allow (Theorems 1 to 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client uploads in a cycle: its batch, and which other embeddings go along (sections 2.2 and 2.8).
+"""What a client uploads in a cycle: its batch, and which other embeddings go along.
 
 Everything here is a function of the seed, the client and the number of the cycle, so that a run goes on, or is replayed, exactly.
 """

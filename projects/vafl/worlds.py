@@ -1,4 +1,4 @@
-"""Offline worlds, each a function of its seed: handwriting, silhouettes of solids from twelve sides, and series of a hospital's kind (section 9)."""
+"""Offline worlds, each a function of its seed: handwriting, silhouettes of solids from twelve sides, and series of a hospital's kind."""
 
 from __future__ import annotations
 

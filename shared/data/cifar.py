@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from shared.data.files import BadFileError
+from shared.data.files import BadFileError, blamed
 from shared.data.pickles import StoredArray, as_text, read_pickle
 
 
@@ -111,7 +111,8 @@ def _read_names(path: Path, layout: _Layout, classes: int) -> list[str]:
     names = _read(path, layout).get(layout.names)
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, bytes | str) for name in names):
         raise BadFileError(f"{path} does not hold {classes} {layout.names}; {_mend(layout)}")
-    return [as_text(name) for name in names]
+    with blamed(path, _mend(layout)):
+        return [as_text(name) for name in names]
 
 
 def _read_batch(path: Path, layout: _Layout, classes: int) -> _Batch:
@@ -135,7 +136,8 @@ def _read(path: Path, layout: _Layout) -> dict[str, Any]:
     content = read_pickle(path, "CIFAR file", _mend(layout))
     if not isinstance(content, dict) or not all(isinstance(key, bytes | str) for key in content):
         raise BadFileError(f"{path} is damaged: it holds no dictionary with names; {_mend(layout)}")
-    return {as_text(key): value for key, value in content.items()}
+    with blamed(path, _mend(layout)):
+        return {as_text(key): value for key, value in content.items()}
 
 
 def _mend(layout: _Layout) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +32,48 @@ _log = logging.getLogger(__name__)
 
 class BadFileError(ValueError):
     """A file that cannot be used; the message names it, the reason and what to do."""
+
+
+@contextmanager
+def blamed(path: str | Path, mend: str = "") -> Iterator[None]:
+    """Turn whatever the content of a file makes a reader raise into a `BadFileError` that names it: damaged files make readers raise almost anything.
+
+    Args:
+        path: the file that is read inside the context.
+        mend: what to do about it, for the message.
+
+    Raises:
+        BadFileError: in place of any error but those that the machine is to blame for, such as a missing file or a failing disk.
+    """
+    try:
+        yield
+    except BadFileError:
+        raise
+    except MemoryError as error:
+        reason = "it asks for more memory than there is"
+        raise BadFileError(f"cannot use {path}: {reason}{mend and f'; {mend}'}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # damage makes readers look for places that cannot be
+            raise
+        reason = str(error) if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__}: {error})"
+        raise BadFileError(f"cannot use {path}: {reason}{mend and f'; {mend}'}") from error
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte-order mark.
+
+    Args:
+        path: the file.
+        mend: what to do about a damaged one, for the message.
+
+    Raises:
+        BadFileError: if it is not JSON, or nested too deeply to be read.
+        FileNotFoundError: if it is missing.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(f"{path} is not JSON: {error}; {mend}") from error
 
 
 def read_image(path: str | Path, mode: ImageMode = "RGB", max_pixels: int = MAX_PIXELS) -> Tensor:

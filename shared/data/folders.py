@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from shared.data.files import MAX_PIXELS, BadFileError, ImageMode, check_images, first_few, image_size, list_images, read_image
+from shared.data.arrays import map_npz
+from shared.data.files import MAX_PIXELS, BadFileError, ImageMode, blamed, check_images, first_few, image_size, list_images, read_image
 
 NO_LABEL = -1
 """The label of images that have none; losses refuse it."""
@@ -217,16 +216,14 @@ class NpzDataset(Dataset):
             raise FileNotFoundError(
                 f"no file {path}: expected an .npz file with images of shape (N, H, W, C) under arr_0 or images; correct the path"
             )
-        try:
+        with blamed(path):
             with zipfile.ZipFile(path) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             key = _choose(names, (key,) if key else ("arr_0", "images"))
-            images = _load_array(path, key)
+            images = map_npz(path, key)
             _check_images_array(images)
             self.images = images if images.ndim == 4 else images[..., None]
             self.labels = _labels(path, names, key, len(images))
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-            raise BadFileError(f"cannot use {path}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.images)
@@ -277,25 +274,6 @@ def _choose(names: list[str], wanted: tuple[str, ...]) -> str:
     raise ValueError(f"it holds {', '.join(first_few(names)) or 'nothing'}, but no array {' or '.join(wanted)}; say which with key")
 
 
-def _load_array(path: Path, key: str) -> np.ndarray:
-    """Map one array of an .npz file into memory where it is stored uncompressed, else load it."""
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(f"{key}.npy")
-    if member.compress_type == zipfile.ZIP_STORED:
-        with path.open("rb") as file:
-            file.seek(member.header_offset + 26)  # the lengths of name and extra field in the member's own header
-            file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-                np.lib.format.read_magic(file)
-            )
-            if read_header:
-                shape, is_fortran, dtype = read_header(file)
-                if not dtype.hasobject and np.prod(shape):
-                    return np.memmap(path, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays[key]
-
-
 def _check_images_array(images: np.ndarray) -> None:
     """Raise a ValueError unless the array holds images; floats are read once, in parts."""
     if images.ndim not in (3, 4) or 0 in images.shape or (images.ndim == 4 and images.shape[3] not in (1, 3)):
@@ -323,7 +301,7 @@ def _parts(array: np.ndarray, count: int = 64) -> Iterator[tuple[int, np.ndarray
 def _labels(path: Path, names: list[str], key: str, count: int) -> Tensor:
     for name in ("labels", "arr_1"):
         if name in names and name != key:
-            labels = _load_array(path, name)
+            labels = map_npz(path, name)
             if labels.shape != (count,) or labels.dtype.kind not in "iu":
                 raise ValueError(f"its {name} are {labels.dtype} of shape {labels.shape}, expected whole numbers of shape ({count},), one an image")
             return torch.from_numpy(labels.astype(np.int64))

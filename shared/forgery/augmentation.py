@@ -21,7 +21,7 @@ from shared.forgery.sets import ForgerySet
 from shared.seeding import generator
 
 Augmentation = Literal["none", "flip", "vflip", "deepfakebench"]
-"""Nothing, as MoE-FFD does; mirroring; mirroring both ways, as forgery_nas does; or what DeepfakeBench does (section 4.3 of the MoE-FFD sheet)."""
+"""Nothing, as MoE-FFD does; mirroring; mirroring both ways, as forgery_nas does; or what DeepfakeBench does."""
 
 CHANCES = 16
 """Numbers in [0, 1) that say how an image is augmented."""

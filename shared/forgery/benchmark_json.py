@@ -1,4 +1,4 @@
-"""DeepfakeBench's lists of frames, one JSON file a set, with frames in files or in LMDB stores (section 4.3 of the MoE-FFD sheet)."""
+"""DeepfakeBench's lists of frames, one JSON file a set, with frames in files or in LMDB stores."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.data.files import BadFileError, first_few, read_image
-from shared.forgery.layouts import Clips, check_there, read_json
+from shared.data.files import BadFileError, first_few, read_image, read_json
+from shared.forgery.layouts import ARCHIVE, Clips, check_there
 from shared.forgery.sets import REAL, Clip, Reader, Video, natural, stretched
 from shared.forgery.splits import identities
 
@@ -89,7 +89,7 @@ def benchmark(places: Places, dataset: str, compression: str = "c23", rewrite: t
     if not path.is_file():
         there = ", ".join(first_few(sorted(file.stem for file in places.lists.glob("*.json")))) or "none"
         raise FileNotFoundError(f"no list {path}: there are {there}")
-    content = read_json(path)
+    content = read_json(path, ARCHIVE)
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
         raise BadFileError(f'{path} is not like {{"{dataset}": {{"<label>": {{"train": ...}}}}}}: make it with DeepfakeBench\'s rearrange.py')
     clips: Clips = {"train": [], "val": [], "test": []}

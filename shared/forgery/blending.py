@@ -88,7 +88,7 @@ def shift(images: Tensor, pixels: Tensor) -> Tensor:
 
 
 def self_blend(images: Tensor, regions: list[Region], chance: Tensor, unit: float) -> Tensor:
-    """Blend images with themselves, recoloured and resampled or sharpened and shifted a little (section 9 of the MoE-FFD sheet; after SBI).
+    """Blend images with themselves, recoloured and resampled or sharpened and shifted a little (after SBI).
 
     Args:
         images: (B, 3, S, S) in [0, 1].

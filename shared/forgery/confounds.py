@@ -1,4 +1,4 @@
-"""What tells fake pictures from real ones although it is no forgery: format and size of their files (section 10 of the MoE-FFD sheet)."""
+"""What tells fake pictures from real ones although it is no forgery: format and size of their files."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MARGIN = 1.3
-"""Side of the crop in sides of the detected box; detectors trained on other margins call everything real (section 7 of the MoE-FFD sheet)."""
+"""Side of the crop in sides of the detected box; detectors trained on other margins call everything real."""
 
 SMALL = 40
 """Faces with a shorter side, in pixels, hold too little to judge by."""

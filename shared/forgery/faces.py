@@ -1,4 +1,4 @@
-"""Procedural faces, real and forged in three ways, that need no files (section 9 of the MoE-FFD sheet).
+"""Procedural faces, real and forged in three ways, that need no files.
 
 Whatever is drawn depends on (seed, split, class, number) alone: a smaller set is the beginning of a larger one, sets with different
 manipulations have the same real frames, and their fakes the same people and poses.
@@ -180,7 +180,7 @@ def swap(target: Tensor, source: Tensor, mask: Tensor, chance: Tensor) -> Tensor
 def reenact(target: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     """Put another expression into images: smoothed by a Gaussian of 0.8 pixels, with the faint checkerboard of a decoder (0.012), blended.
 
-    The sheet's pilot smoothed by 0.6; with the noise drawn here, 0.8 is as hard to see as it reports.
+    An earlier one smoothed by 0.6; with the noise drawn here, 0.8 is as hard to see as it reports.
 
     Args:
         target: (B, 3, S, S) in [0, 1].

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few
+from shared.data.files import EXTENSIONS, BadFileError, blamed, check_images, first_few, read_json
 from shared.data.folders import OnBadFile
 from shared.forgery.sets import REAL, Clip, Video, natural
 from shared.forgery.splits import identities, official_pairs
@@ -24,11 +23,14 @@ _SPELLINGS = {"NueralTextures": "NeuralTextures"}
 _SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _NO_CLASSES = ("landmarks", "masks")  # what tools put beside the classes
 _CELEB_LIST = "List_of_testing_videos.txt"
+ARCHIVE = "take it from its archive anew"
+"""What to do about a damaged list."""
+
 _log = logging.getLogger(__name__)
 
 
 def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
-    """Read a set in the layout of MoE-FFD's loader (section 4.2 of its sheet), whatever characters its names hold.
+    """Read a set in the layout of MoE-FFD's loader, whatever characters its names hold.
 
     `FaceForensics++/<compression>/{train,valid,test}/{original,<manipulation>}/<video>/*` has splits. Other sets, for testing, lie in
     `<dataset>/<class>/<video>/*`, a class being real if its name begins with `original` or contains `real`; where a
@@ -106,7 +108,7 @@ def dfdc_preview(folder: Path, dataset: str = "DFDCP") -> Clips:
         FileNotFoundError: if the list or all frames are missing.
     """
     file = folder / "dataset.json"
-    content = read_json(file)
+    content = read_json(file, ARCHIVE)
     if not isinstance(content, dict):
         raise BadFileError(f'{file} is not like {{"method_A/.../<video>.mp4": {{"label": "fake", ...}}}}: take the one that DFDC\'s preview brings')
     clips: Clips = {split: [] for split in _SPLITS}
@@ -261,19 +263,6 @@ def readable(clips: Sequence[Clip], on_bad_file: OnBadFile) -> list[Clip]:
     return [clip for clip in kept if clip.frames]
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        BadFileError: if it is damaged.
-        FileNotFoundError: if it is missing.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise BadFileError(f"{path} is not JSON: {error}; take it from its archive anew") from error
-
-
 def _split_folders(folder: Path) -> list[tuple[str, Path]]:
     """Find the folders of splits, however they are spelt."""
     return [(split, folder / name) for split, names in _SPLITS.items() for name in names if (folder / name).is_dir()]
@@ -343,11 +332,12 @@ def _text(path: Path) -> str:
 
 
 def _rows(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(_text(file)), skipinitialspace=True)
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
-    if missing:
-        raise BadFileError(f"{file} has no column {', '.join(missing)}: its first line must name the columns {','.join(columns)}, between commas")
-    rows = list(reader)
+    with blamed(file, "save it as CSV in UTF-8"):
+        reader = csv.DictReader(io.StringIO(_text(file)), skipinitialspace=True)
+        missing = [column for column in columns if column not in (reader.fieldnames or [])]
+        if missing:
+            raise BadFileError(f"{file} has no column {', '.join(missing)}: its first line must name the columns {','.join(columns)}, between commas")
+        rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if not all(row[column] for column in columns):
             raise BadFileError(f"{file}, row {number}: {', '.join(column for column in columns if not row[column])} is empty; fill it in")

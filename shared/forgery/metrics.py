@@ -1,4 +1,4 @@
-"""How well scores tell fakes (1) from reals (0), pooled over all frames of a set (section 5 of the MoE-FFD sheet).
+"""How well scores tell fakes (1) from reals (0), pooled over all frames of a set.
 
 curve = roc(scored.scores, scored.labels)          # sorts once
 print(auroc(curve), eer(curve), tpr_at(curve, 0.01))

@@ -1,12 +1,11 @@
-"""Lists of frames in NumPy files, rows of [path, label], as DFD-NAS shares its sets (section 4 of the forgery_nas sheet)."""
+"""Lists of frames in NumPy files, rows of [path, label], as DFD-NAS shares its sets."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
+from shared.data.arrays import read_npy
 from shared.data.files import BadFileError
 from shared.forgery.layouts import Clips, check_there
 from shared.forgery.sets import REAL, Clip, Video, natural
@@ -34,11 +33,7 @@ def npy_lists(root: Path, dataset: str) -> Clips:
 
 def _rows(file: Path) -> list[tuple[str, int]]:
     """Return the paths and labels of a list."""
-    try:
-        rows = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        mend = "if it holds objects, which are not read for they could execute code, save it again with np.save(file, rows.astype(str))"
-        raise BadFileError(f"{file} is no NumPy file of strings ({error}); {mend}") from error
+    rows = read_npy(file, "it is no NumPy file of strings, as np.save(file, rows.astype(str)) writes one")
     if rows.ndim != 2 or rows.shape[1] != 2 or rows.dtype.kind not in "US" or len(rows) == 0:
         raise BadFileError(f"{file} holds an array of {rows.dtype} of shape {rows.shape}: expected strings in rows of [path, label]")
     found = [(str(path), str(label)) for path, label in rows.astype(str)]

@@ -1,4 +1,4 @@
-"""Painted faces: soft-edged ellipses whose colours and proportions are a person's and whose places are a pose's (section 9 of the MoE-FFD sheet).
+"""Painted faces: soft-edged ellipses whose colours and proportions are a person's and whose places are a pose's.
 
 Lengths are those of a canvas of 64 pixels and grow with it. Every function works on whole batches; B is the number of faces, S the canvas.
 """

@@ -1,4 +1,4 @@
-"""Perturbations of images in five levels: six of the seven of DeeperForensics' code, and a true JPEG (section 5 of the MoE-FFD sheet).
+"""Perturbations of images in five levels: six of the seven of DeeperForensics' code, and a true JPEG.
 
 perturbed = perturb(images, "noise", level=3, indices=batch["index"])
 

@@ -43,7 +43,7 @@ class Video:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells videos apart: names alone do not, since four manipulations of a video share one (section 5 of the sheet)."""
+        """What tells videos apart: names alone do not, since four manipulations of a video share one."""
         return self.dataset, self.manipulation, self.name
 
 
@@ -70,7 +70,7 @@ Reader = Callable[[list[str], int], Frames]
 
 
 class FrameFiles:
-    """Image files, each brought to a square by stretching, as the reference does (section 4.2 of the sheet).
+    """Image files, each brought to a square by stretching, as the reference does.
 
     Args:
         paths: the files.

@@ -121,5 +121,5 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
             yield container, stream
     except BadFileError:
         raise
-    except (av.FFmpegError, ValueError) as error:
+    except Exception as error:  # a damaged video makes PyAV raise almost anything
         raise BadFileError(f"cannot read {path}: {error} (replace or remove the file)") from error

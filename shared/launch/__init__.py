@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.launch.planning import FABRIC_PORT, UsageError, make_plan
-from shared.launch.projects import find_projects, script_owners
+from shared.launch.projects import LIGHTNING_VERBS, find_projects, script_owners
 from shared.launch.running import execute
 from shared.runs import REPOSITORY
 
@@ -120,7 +120,9 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(project) for project in projects], indent=2))
     else:
-        print_table(("project", "what it is", "verbs"), [(project.name, project.title, " ".join(project.verbs)) for project in projects])
+        rows = [(each.name, " ".join(verb for verb in each.verbs if verb not in LIGHTNING_VERBS), each.title) for each in projects]
+        print_table(("project", "further verbs", "what it does"), rows)
+        print(f"\nEach also has {', '.join(LIGHTNING_VERBS)}; `lightning run projects/NAME/cli.py VERB --help` tells what a verb does and takes.")
     return 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from shared.cluster import is_step_of_slurm
 from shared.launch.projects import find_projects
 from shared.runs import REPOSITORY
 
@@ -104,16 +105,10 @@ def find_script(text: str) -> Path:
 
 
 def outer_launcher(environ: Mapping[str, str]) -> str | None:
-    """Say who has started this process as one of several; None if nobody has.
-
-    A batch script of SLURM without `srun`, and a job named `bash` or `interactive`, count as a local machine.
-    """
+    """Say who has started this process as one of several; None if nobody has."""
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return "RANK and WORLD_SIZE are set, so a launcher has started this process"
-    is_interactive = environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ and not is_interactive:  # a batch script has the first, only a step of srun both
-        return "srun has started this process"
-    return None
+    return "srun has started this process" if is_step_of_slurm(environ) else None
 
 
 def local_processes(devices: str, accelerator: str | None, environ: Mapping[str, str]) -> tuple[int, dict[str, str]]:

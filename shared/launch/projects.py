@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,26 +33,29 @@ def find_projects(root: Path = REPOSITORY) -> list[Project]:
 
 
 def _title(folder: Path) -> str:
-    """Return the heading of the README, with the first sentence below it if it is only a name; without README, the package's first line."""
+    """Return the first clause of the README's first paragraph; without README, the package's first line."""
     readme, package = folder / "README.md", folder / "__init__.py"
     if readme.is_file():
-        lines = [line.strip() for line in readme.read_text(encoding="utf-8").splitlines() if line.strip()]
-        heading = next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
-        sentence = next((line for line in lines if line[0].isalnum()), "").partition(". ")[0].rstrip(".")
-        return f"{heading}: {sentence}" if len(heading.split()) < 3 and sentence else heading
+        blocks = re.split(r"\n\s*\n", readme.read_text(encoding="utf-8"))
+        paragraph = next((block for block in blocks if block.strip()[:1].isalnum()), "")
+        return re.split(r"[.:;](?:\s|$)", " ".join(paragraph.split()), maxsplit=1)[0]
     docstring = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) if package.is_file() else None
     return (docstring or "").partition("\n")[0].rstrip(".")
 
 
 def _verbs(script: Path) -> list[str]:
-    """Return Lightning's verbs and the public methods of the script's Trainer class."""
+    """Return Lightning's verbs and the public methods of the script's Trainer class, with those that it has from a Trainer in `shared`."""
     try:
         tree = ast.parse(script.read_text(encoding="utf-8"))
     except SyntaxError:
         return []
     trainers = [node for node in tree.body if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Trainer") for base in node.bases)]
     methods = [node for trainer in trainers for node in trainer.body if isinstance(node, ast.FunctionDef) and not node.decorator_list]
-    return list(dict.fromkeys([*LIGHTNING_VERBS, *(method.name for method in methods if not method.name.startswith("_"))]))
+    bases = {ast.unparse(base) for trainer in trainers for base in trainer.bases} - {"ProjectTrainer"}
+    sources = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module and bases & {name.name for name in node.names}]
+    files = [REPOSITORY.joinpath(*source.split(".")).with_suffix(".py") for source in sources if source.startswith("shared.")]
+    inherited = [verb for file in files for verb in _verbs(file)]
+    return list(dict.fromkeys([*LIGHTNING_VERBS, *inherited, *(method.name for method in methods if not method.name.startswith("_"))]))
 
 
 def script_owners() -> list[str]:

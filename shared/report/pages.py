@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shared.report.curves import COLOURS, Plot, draw
 from shared.report.pictures import PictureSeries, find_series, read_series
 from shared.report.reading import RunRecord, Series, read_metrics, read_run
-from shared.report.sections import PICTURES, PLOTS, address, build_section, differences, final_values, flatten, not_finite, results_tables
+from shared.report.sections import PICTURES, PLOTS, address, breakable, build_section, differences, final_values, flatten, not_finite, results_tables
 from shared.report.values import Table, duration, make_table, moment, text
 from shared.runs import write_text
 
@@ -33,14 +33,12 @@ def build_report(run: Path) -> Path:
         OSError: if the page cannot be written; an earlier page then stays as it is.
     """
     record = read_run(run := run.resolve())
-    headline = next((stage for stage in reversed(record.stages) if stage.summary), None)
-    last = record.stages[-1] if record.stages else None
+    headline = record.headline
     summary = headline.summary if headline else {}
     content = _render(
         "report.html.jinja",
         folder=run,
         record=record,
-        status=last.status if last else "unknown",
         facts=_facts(record),
         headline=headline,
         sections=[build_section(record, verb, summary if headline and verb == headline.verb else {}) for verb in record.verbs],
@@ -81,7 +79,7 @@ def compare_runs(runs: list[Path], out: Path) -> Path:
         notes=notes,
         runs=[_run_entry(label, record, out.parent, index) for index, (label, record) in enumerate(by_label.items())],
         facts=differences([_facts(record) | record.versions for record in by_label.values()], list(by_label), ""),
-        settings=differences([_settings(label, record, notes) for label, record in by_label.items()], list(by_label), "setting"),
+        settings=_differing_settings(by_label, notes),
         results=results_tables({label: record.results for label, record in by_label.items()}),
         finals=_final_table(by_label, metrics),
         plots=_overlaid(list(by_label), metrics, notes),
@@ -97,7 +95,7 @@ def _environment() -> Environment:
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"text": text, "duration": duration, "moment": moment}
+    environment.filters |= {"text": text, "duration": duration, "moment": moment, "breakable": breakable}
     environment.globals |= {"address": address}
     return environment
 
@@ -130,15 +128,24 @@ def _run_entry(label: str, record: RunRecord, page: Path, index: int) -> dict[st
     return {
         "label": label,
         "project": record.project,
-        "status": record.stages[-1].status if record.stages else "unknown",
+        "record": record,
         "colour": index % COLOURS,
         "dashed": index // COLOURS % 2 == 1,
         "address": address(report, page) if report.is_file() else "",
     }
 
 
+def _differing_settings(runs: dict[str, RunRecord], notes: list[str]) -> list[Table]:
+    """Compare the settings of runs of one project: those of different projects have little in common."""
+    by_project: dict[str, list[str]] = {}
+    for label, record in runs.items():
+        by_project.setdefault(record.project, []).append(label)
+    groups = [labels for labels in by_project.values() if len(labels) > 1]
+    return [differences([_settings(label, runs[label], notes) for label in labels], labels, "setting") for labels in groups]
+
+
 def _settings(label: str, record: RunRecord, notes: list[str]) -> dict[str, Any]:
-    """Flatten a run's settings; the run's own name and folder, in which all runs differ, are taken out."""
+    """Flatten a run's settings; the run's own folder, in which all runs differ, is taken out."""
     import yaml
 
     try:
@@ -147,8 +154,7 @@ def _settings(label: str, record: RunRecord, notes: list[str]) -> dict[str, Any]
         notes.append(f"{label}: config.yaml is not valid YAML ({str(error).splitlines()[0]}); its settings are not compared.")
         return {}
     own = (str(record.path), f"{record.project}/{record.name}")
-    cleaned = {key: "(the run)" if value == record.name else value for key, value in settings.items()}
-    return {key: text(value).replace(own[0], "(the run)").replace(own[1], "(the run)") for key, value in cleaned.items()}
+    return {key: text(value).replace(own[0], "(the run)").replace(own[1], "(the run)") for key, value in settings.items()}
 
 
 def _all_metrics(runs: dict[str, RunRecord], notes: list[str]) -> dict[str, dict[str, dict[str, Series]]]:
@@ -164,11 +170,13 @@ def _all_metrics(runs: dict[str, RunRecord], notes: list[str]) -> dict[str, dict
 
 
 def _final_table(runs: dict[str, RunRecord], metrics: dict[str, dict[str, dict[str, Series]]]) -> Table:
+    """Give the last value of each metric; those that most runs have come first."""
     rows: list[list[Any]] = []
     for verb, by_run in metrics.items():
         values = {label: final_values(by_run.get(label, {}), record.last(verb)) for label, record in runs.items()}
         names = dict.fromkeys(name for of_run in values.values() for name in of_run)
-        rows += [[verb, name, *[of_run.get(name, "") for of_run in values.values()]] for name in names]
+        rows += [[verb, name, *[of_run.get(name, "-") for of_run in values.values()]] for name in names]
+    rows.sort(key=lambda row: row.count("-"))
     return make_table(["stage", "metric", *runs], rows)
 
 

@@ -92,6 +92,21 @@ class RunRecord:
         left = [file.parent.name for file in self.path.glob("*/metrics.csv")] + [folder.name for folder in self.path.glob("artefacts/*/")]
         return list(dict.fromkeys(recorded + sorted(left)))
 
+    @property
+    def status(self) -> str:
+        """How the last verb ended; what it was is said too where it did not end well."""
+        if not self.stages:
+            return "unknown"
+        last = self.stages[-1]
+        return last.status if last.status == "done" else f"{last.verb} {last.status}"
+
+    @property
+    def headline(self) -> Stage | None:
+        """The stage that heads the page: the last one that measured something (`test/auroc`) and did not only count, else the last with numbers."""
+        told = [stage for stage in reversed(self.stages) if stage.summary]
+        measured = (stage for stage in told if any("/" in name and isinstance(value, float) for name, value in stage.summary.items()))
+        return next(measured, told[0] if told else None)
+
     def last(self, verb: str) -> Stage | None:
         """Return the last stage of `verb`, or None if the manifest has none."""
         return next((stage for stage in reversed(self.stages) if stage.verb == verb), None)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from markupsafe import Markup, escape
 
 from shared.report.curves import Plot, draw, families
 from shared.report.pictures import PictureSeries, find_series, read_series
@@ -34,7 +38,7 @@ class Section:
 
     verb: str
     stage: Stage | None
-    earlier: list[Stage]
+    history: str
     values: Table | None
     plots: list[Plot]
     pictures: list[PictureSeries]
@@ -61,7 +65,6 @@ def build_section(record: RunRecord, verb: str, headline: dict[str, Any]) -> Sec
     """
     notes: list[str] = []
     stage, folder = record.last(verb), record.path / "artefacts" / verb
-    earlier = [other for other in record.stages if other.verb == verb and other is not stage]
     series = read_metrics(record.path / verb / "metrics.csv", notes)
     notes += not_finite(series.values())
     values = final_values(series, stage, single_only=True)
@@ -77,18 +80,31 @@ def build_section(record: RunRecord, verb: str, headline: dict[str, Any]) -> Sec
     if not (values or plots or pictures or tables or links):
         notes.append(f"No metrics, pictures or tables were found in {verb}/ and artefacts/{verb}/.")
     table = make_table(["metric", "value"], rows, caption="values") if rows else None
-    return Section(verb, stage, earlier, table, plots, pictures, tables, links, notes)
+    return Section(verb, stage, history(record, verb), table, plots, pictures, tables, links, notes)
+
+
+def history(record: RunRecord, verb: str) -> str:
+    """Say how often a verb was run before, and how that ended; empty if it was run once."""
+    earlier = Counter([stage.status for stage in record.stages if stage.verb == verb][:-1])
+    return ", ".join(f"{count} {status}" for status, count in earlier.items())
 
 
 def final_values(series: dict[str, Series], stage: Stage | None, single_only: bool = False) -> dict[str, Any]:
-    """Return the last value of each metric (of those with one value only, if asked), and the stage's summary."""
-    last = {name: one.values[-1] for name, one in series.items() if len(one.values) == 1 or not single_only}
-    return last | (stage.summary if stage else {})
+    """Return the last value of each metric, and the stage's summary; if asked, without the metrics that have a curve."""
+    curves = {name for name, one in series.items() if len(one.finite) > 1} if single_only else set()
+    last = {name: one.values[-1] for name, one in series.items()} | (stage.summary if stage else {})
+    return {name: value for name, value in last.items() if name not in curves}
+
+
+def breakable(name: str) -> Markup:
+    """Let a name of a metric break into lines behind its slashes and underscores."""
+    return Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(name))))
 
 
 def draw_all(groups: dict[str, list[Series]], notes: list[str]) -> list[Plot]:
     """Draw a plot for each group of metrics that has a curve; at most `PLOTS`, and a note on the others."""
-    curves = {title: group for title, group in groups.items() if any(len(series.finite) > 1 for series in group)}
+    drawable = [title for title, group in groups.items() if any(len(series.finite) > 1 for series in group)]
+    curves = {title: groups[title] for title in sorted(drawable, key=lambda title: title != "loss")}  # the loss comes first
     if len(curves) > PLOTS:
         notes.append(f"{len(curves) - PLOTS} more curves are not drawn: {', '.join(list(curves)[PLOTS:])}.")
     drawn = (draw(title, {series.name: series for series in group}) for title, group in list(curves.items())[:PLOTS])

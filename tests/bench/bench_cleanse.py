@@ -1,6 +1,6 @@
 """Cleansing: the time of its parts, the importance passes beside torch-pruning's, and the tuning beside a bare loop.
 
-uv run python tests/bench/bench_cleanse.py        5 minutes on two CPU cores
+uv run python tests/bench/bench_cleanse.py [--quick]        5 minutes on two CPU cores
 
 Networks are random, of the sizes that the project trains; times do not depend on the weights. The importance of torch-pruning is as published:
 two passes over all late timesteps, each with the importance of every group asked for one by one.
@@ -8,14 +8,15 @@ two passes over all late timesteps, each with the importance of every group aske
 
 from __future__ import annotations
 
+import argparse
 import logging
 import resource
 import statistics
-import time
 import warnings
 
 import torch
 import torch_pruning as tp
+from timing import record, timed
 from torch.nn import functional as F
 
 from projects.diff_cleanse.cleanse import Pictures, Recipe, cleanse
@@ -63,32 +64,39 @@ def bare_tuning(unet, teacher, images, steps, batch):
 
 
 def seconds(run):
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+    return timed(run)[1]
 
 
-def compare(name, ours, theirs):
-    times = [[seconds(run) for run in (ours, theirs)] for _ in range(ROUNDS)]
+def compare(what, size, beside, kind, ours, theirs, rounds):
+    times = [[seconds(run) for run in (ours, theirs)] for _ in range(rounds)]
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"{name:46} {mine:7.2f} s {other:7.2f} s  {other / mine:5.2f}")
+    record(what, size, mine, other, beside, kind=kind)
+    print(f"{f'{what}, {size}, beside {beside}':50} {mine:7.2f} s {other:7.2f} s  {other / mine:5.2f}", flush=True)
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round of the smaller size, to see that everything runs")
+    options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    print(f"{torch.get_num_threads()} CPU threads, medians of {ROUNDS} alternating rounds")
-    print(f"{'':46} {'ours':>9} {'other':>9}  ratio")
-    for size, channels, batch in ((16, 1, 32), (32, 3, 8)):
+    rounds, count = (1, 2) if options.quick else (ROUNDS, 20)
+    print(f"{torch.get_num_threads()} CPU threads, medians of {rounds} alternating rounds")
+    print(f"{'':50} {'ours':>9} {'other':>9}  ratio")
+    for size, channels, batch in ((16, 1, 2),) if options.quick else ((16, 1, 32), (32, 3, 8)):
         torch.manual_seed(0)
         unet, shape = build_unet("tiny", size, channels), (channels, size, size)
         pattern, images = torch.full(shape, -0.5), torch.rand(256, *shape) * 2 - 1
         index, eps = group_channels(unet, shape), torch.randn(batch, *shape)
         probe = Probe(unet, SCHEDULE, images[:batch], eps, late_timesteps(100))
         compare(
-            f"importance, {size} px, beside torch-pruning",
+            "both importance passes",
+            f"{size} x {size} pixels",
+            "torch-pruning",
+            "peer",
             lambda probe=probe, index=index: two_pass_importance(index, probe, lambda noise: noise - 0.5),
             lambda unet=unet, probe=probe: published_importance(unet, probe, (probe.eps, probe.eps - 0.5)),
+            rounds,
         )
         full = two_pass_importance(index, probe, lambda noise: noise - 0.5)
         for every in (2, 5):
@@ -97,12 +105,28 @@ def main():
             print(f"  every {every}th timestep: rank correlation {min(correlations):.3f} with all")
         teacher = build_unet("tiny", size, channels).eval().requires_grad_(False)
         compare(
-            f"20 steps of tuning, {size} px, beside a bare loop",
-            lambda unet=unet, teacher=teacher, images=images: fit(Repair(unet, teacher, SCHEDULE, Pictures(images), 48), 20),
-            lambda unet=unet, teacher=teacher, images=images: bare_tuning(unet, teacher, images, 20, 48),
+            f"{count} steps of tuning",
+            f"{size} x {size} pixels",
+            "bare loop",
+            "naive",
+            lambda unet=unet, teacher=teacher, images=images: fit(Repair(unet, teacher, SCHEDULE, Pictures(images), 48), count),
+            lambda unet=unet, teacher=teacher, images=images: bare_tuning(unet, teacher, images, count, 48),
+            rounds,
         )
+        if options.quick:
+            break
         report = cleanse(unet, BETAS, Trigger(pattern, "ddim"), recipe=Recipe(), progress=None)
         parts = ", ".join(f"{part} {took:.1f} s" for part, took in report.seconds.items())
+        if size == 16:
+            record(
+                "fast cleansing with its new scan",
+                f"{size} x {size} pixels",
+                sum(report.seconds.values()),
+                60,
+                "60 s, on two cores",
+                kind="bound",
+                target=1,
+            )
         print(f"cleanse, {size} px: {sum(report.seconds.values()):.1f} s ({parts})")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 

@@ -1,6 +1,6 @@
 """Dual smoothing: certifying beside the straightforward loop, as its size grows, and training under Trainer beside a bare loop, in one process.
 
-python tests/bench/bench_drs.py [--device cuda] [--threads 1] [--rounds 5]
+python tests/bench/bench_drs.py [--device cuda] [--threads 1] [--rounds 5] [--quick]
 
 The straightforward loop is written as published codes are: the image is repeated, the mask is built pixel by pixel for every batch, noise is drawn
 for whole images and cut, each branch's predictions go to the host and are counted there.
@@ -9,12 +9,12 @@ for whole images and cut, each branch's predictions go to the host and are count
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
+from timing import clock, record, timed
 from torch.nn import functional as F
 
 from projects.drs.certification import Plan
@@ -53,14 +53,17 @@ def certification(size, channels, backbone, draws, device, rounds):
     times = {"straightforward": [], "float32": [], "bfloat16": []}
     for number in range(rounds + 1):
         for name in times:
-            began = time.perf_counter()
+            began = clock(device)
             if name == "straightforward":
                 straightforward(model, image, draws + 100, 1000, device)
             else:
                 classifiers[name].certify(image[None], [number])
             if number:
-                times[name].append((time.perf_counter() - began) / (draws + 100) * 1e6)
+                times[name].append((clock(device) - began) / (draws + 100) * 1e6)
     medians = {name: statistics.median(values) for name, values in times.items()}
+    for name in ("float32", "bfloat16"):
+        setting = f"{backbone} at {size} pixels, {device}"
+        record(f"a draw of both branches, {name}", setting, medians[name] / 1e6, medians["straightforward"] / 1e6, "loop as published")
     ratios = "  ".join(f"{name} {medians[name]:8.1f} ({medians['straightforward'] / medians[name]:.2f})" for name in ("float32", "bfloat16"))
     print(
         f"{backbone} at {size:3d} pixels: straightforward {medians['straightforward']:8.1f} microseconds a draw of both branches, ours {ratios}",
@@ -68,7 +71,7 @@ def certification(size, channels, backbone, draws, device, rounds):
     )
 
 
-def training(epochs, folder):
+def training(epochs, folder, rounds):
     data = CertificationData()
     data.setup()
     quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
@@ -100,11 +103,12 @@ def training(epochs, folder):
         return steps
 
     rates = {"under Trainer": [], "bare loop": []}
-    for _ in range(3):
+    for _ in range(rounds):
         for name, run in (("under Trainer", under_trainer), ("bare loop", bare)):
-            began = time.perf_counter()
-            rates[name].append(run() / (time.perf_counter() - began))
+            steps, seconds = timed(run)
+            rates[name].append(steps / seconds)
     ours, other = (statistics.median(values) for values in rates.values())
+    record("training under the Trainer", "digits at 16 pixels", ours, other, "bare loop", unit="steps/s")
     print(
         f"training, digits at 16 pixels, both branches: {ours:.1f} steps/s under Trainer, {other:.1f} in a bare loop ({ours / other:.2f})", flush=True
     )
@@ -115,13 +119,16 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest size, to see that everything runs")
     options = parser.parse_args()
+    options.rounds = 1 if options.quick else options.rounds
     torch.set_num_threads(options.threads)
     print(torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU thread(s)")
-    for size, channels, backbone, draws in ((16, 1, "small", 4000), (32, 3, "small", 2000), (64, 3, "small", 1000), (32, 3, "resnet20", 300)):
+    settings = [(16, 1, "small", 4000), (32, 3, "small", 2000), (64, 3, "small", 1000), (32, 3, "resnet20", 300)]
+    for size, channels, backbone, draws in [(16, 1, "small", 400)] if options.quick else settings:
         certification(size, channels, backbone, draws, options.device, options.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        training(4, Path(folder))
+        training(1 if options.quick else 4, Path(folder), min(3, options.rounds))
 
 
 if __name__ == "__main__":

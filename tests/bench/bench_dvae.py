@@ -1,6 +1,6 @@
 """D-VAE: training steps and purification beside a straightforward version, as the size of images grows, in one process.
 
-python tests/bench/bench_dvae.py [--device cuda] [--threads 1] [--rounds 5] [--width 64]
+python tests/bench/bench_dvae.py [--device cuda] [--threads 1] [--rounds 3] [--width 64] [--quick]
 
 The straightforward version is laid out as the published code is: the encoder is a whole ResNet-18 whose last stages and classifier are computed and
 not used, tensors lie channels first, losses are fetched to the host in every step, and purified images leave the device batch by batch as float64.
@@ -8,12 +8,11 @@ not used, tensors lie channels first, losses are fetched to the host in every st
 
 import argparse
 import resource
-import statistics
-import time
 from functools import partial
 
 import numpy as np
 import torch
+from timing import medians, record
 from torch import nn
 
 from projects.dvae import losses
@@ -93,37 +92,38 @@ def purification(size, width, device, batch):
     return {"ours": ours, "straightforward": plain}
 
 
-def compare(name, versions, rounds, batch, device):
-    times = {version: [] for version in versions}
-    for number in range(rounds + 1):
-        for version, call in versions.items():
-            began = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                times[version].append(time.perf_counter() - began)
-    medians = {version: statistics.median(values) for version, values in times.items()}
-    rates = "  ".join(f"{version} {batch / seconds:8.1f} images/s" for version, seconds in medians.items())
+WHY = "nearly all of its time are convolutions that both versions need"
+
+
+def compare(name, size, versions, rounds, batch, device):
+    times = medians(versions, rounds, device)
+    for version, seconds in times.items():
+        if version != "straightforward":
+            what, setting = f"{name}{version.removeprefix('ours')}", f"{size} x {size}, {device}"
+            plain = batch / times["straightforward"]
+            record(what, setting, batch / seconds, plain, "as published", unit="images/s", target=1.5, reason=WHY)
+    rates = "  ".join(f"{version} {batch / seconds:8.1f} images/s" for version, seconds in times.items())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ratios = "  ".join(f"{medians['straightforward'] / seconds:.2f}" for version, seconds in medians.items() if version != "straightforward")
-    print(f"{name}: {rates}  ratio {ratios}  (peak memory of the process {memory:.0f} MB)", flush=True)
+    ratios = "  ".join(f"{times['straightforward'] / seconds:.2f}" for version, seconds in times.items() if version != "straightforward")
+    print(f"{name}, {size} x {size}: {rates}  ratio {ratios}  (peak memory of the process {memory:.0f} MB)", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest size, to see that everything runs")
     options = parser.parse_args()
+    options.rounds = 1 if options.quick else options.rounds
     torch.set_num_threads(options.threads)
     print(torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU thread(s)", f"width {options.width}")
-    for size in (16, 32, 64):
+    for size in (16,) if options.quick else (16, 32, 64):
         arguments = (size, options.width, options.device, options.batch)
-        compare(f"training, {size} x {size}", training(*arguments), options.rounds, options.batch, options.device)
-        compare(f"purification to x3, {size} x {size}", purification(*arguments), options.rounds, options.batch, options.device)
+        compare("training", size, training(*arguments), options.rounds, options.batch, options.device)
+        compare("purification to x3", size, purification(*arguments), options.rounds, options.batch, options.device)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Forgery search beside straightforward code, in one process.
 
-python tests/bench/bench_forgery_nas.py [--parts inference search] [--device cuda] [--threads 1] [--rounds 5]
+python tests/bench/bench_forgery_nas.py [--parts inference search] [--device cuda] [--threads 1] [--rounds 3] [--quick]
 
 inference: the folded evaluation network beside the plain one whose central differences are two convolutions each. The genotype is the released
 one, with 12 cells.
@@ -14,10 +14,9 @@ import argparse
 import copy
 import multiprocessing
 import resource
-import statistics
-import time
 
 import torch
+from timing import medians, record
 from torch import nn
 from torch.nn import functional as F
 
@@ -52,20 +51,6 @@ def with_two_terms(net):
             if isinstance(child, CDConv2d):
                 setattr(parent, name, TwoTerms(child))
     return net
-
-
-def measure(jobs, rounds, device):
-    """Return the median seconds of each job, run in turns; `jobs` maps names to functions."""
-    times = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name, job in jobs.items():
-            began = time.perf_counter()
-            job()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _grown(job, pipe):
@@ -109,8 +94,11 @@ def inference(options):
                 torch.testing.assert_close(run(other), run(net), rtol=1e-3, atol=1e-4, msg=f"{name} computes something else")
             jobs = {name: lambda other=other: run(other) for name, other in nets.items()}
             memory = {name: peak_memory(job, options.device) for name, job in jobs.items()}
-            found = measure(jobs, options.rounds, options.device)
+            found = medians(jobs, options.rounds, options.device)
             print(f"C = {channels}, {size} x {size} pixels, batch {options.batch}: {count(net, size).macs / 1e6:.0f} M multiply-adds an image")
+            setting = f"C = {channels}, {size} x {size}, batch {options.batch}, {options.device}"
+            fast, slow = (options.batch / found[name] for name in ("folded", "two terms"))
+            record("inference, kernels folded", setting, fast, slow, "two convolutions a difference", unit="images/s", peak=memory["folded"])
             for name, seconds in found.items():
                 ratio = found["two terms"] / seconds
                 print(f"  {name:24s}: {options.batch / seconds:8.2f} images/s, {ratio:.2f} times two terms, {memory[name]:.0f} MiB", flush=True)
@@ -207,8 +195,21 @@ def search_at(options, channels, size, batch):
         logits = {name: run(images[0]) for name, (run, *_) in runs.items()}
     for way in ("sampled", "mixture"):
         torch.testing.assert_close(logits[f"ours, {way}"], logits[f"straightforward, {way}"], rtol=1e-3, atol=1e-4)
-    found = measure(jobs, options.rounds, options.device)
+    found = medians(jobs, options.rounds, options.device)
     print(f"C = {channels}, L = {options.layers}, K = 4, {size} x {size} pixels, batch {batch}")
+    setting = f"C = {channels}, {size} x {size}, batch {batch}, {options.device}"
+    for way, like, target in (("sampled", "sampled", 3), ("mixture", "mixture", 1.3), ("mixture, shared theta", "mixture", None)):
+        record(
+            f"step of the search, {way}",
+            setting,
+            found[f"ours, {way}"],
+            found[f"straightforward, {like}"],
+            "candidates one by one",
+            target=target,
+            peak=memory[f"ours, {way}"],
+        )
+    if plain_memory := memory["straightforward, sampled"]:
+        record("peak of a step, sampled", setting, max(1.0, memory["ours, sampled"]), plain_memory, "candidates one by one", unit="MiB")
     for name, seconds in found.items():
         ratio = found["straightforward, sampled" if "sampled" in name else "straightforward, mixture"] / seconds
         print(f"  {name:27s}: {seconds:6.3f} s a step, {ratio:5.2f} times, {memory[name]:.0f} MiB", flush=True)
@@ -216,7 +217,7 @@ def search_at(options, channels, size, batch):
 
 def search(options):
     """The search by channels, size of the images and batch; sampled paths, and the mixture of all candidates."""
-    for channels, size, batch in ((8, 32, 16), (16, 32, 16), (16, 64, 8)):
+    for channels, size, batch in ((8, 32, 2),) if options.quick else ((8, 32, 16), (16, 32, 16), (16, 64, 8)):
         search_at(options, channels, size, batch)
 
 
@@ -228,12 +229,15 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--channels", nargs="+", type=int, default=[16, 36], help="of the evaluation network")
     parser.add_argument("--sizes", nargs="+", type=int, default=[64], help="of its images")
     parser.add_argument("--layers", type=int, default=4, help="cells of the supernet")
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest sizes, to see that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.channels, options.sizes, options.batch = 1, [16], [32], 1
     torch.set_num_threads(options.threads)
     print(torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU thread(s)")
     for part in options.parts:

@@ -1,6 +1,6 @@
 """HODINet beside straightforward code with the same weights, and beside peers.
 
-uv run python tests/bench/bench_hodinet.py [--parts relation,channels,model,step,metrics,gpu] [--threads 1] [--rounds 3]
+uv run python tests/bench/bench_hodinet.py [--parts relation,channels,model,step,metrics,gpu] [--threads 1] [--rounds 3] [--quick]
 
 relation: the read-out of HOSF, exact, by columns, beside the stored N x N matrix, with 64 channels and N = side^2 places; a side of 64 is stage 1 of
 a picture of 256 x 256 pixels, 96 that of 384 x 384.
@@ -25,11 +25,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import py_sod_metrics
 import timm
 import torch
 from memory import MIB, difference, isolated, on_gpu
 from scipy import ndimage
+from timing import installed, record
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,7 +48,7 @@ CALLS = 300
 IMPORTED = ["timm", "py_sod_metrics", "torch.utils.flop_counter", *(f"projects.hodinet.{name}" for name in ("losses", "metrics", "model"))]
 
 
-def compare(title, contestants, options, count=1, unit="pictures", device="cpu", tolerance=1e-3):
+def compare(title, contestants, options, count=1, unit="pictures", device="cpu", tolerance=1e-3, beside=PLAIN, targets=None):
     """Print a table of contestants.
 
     Args:
@@ -59,6 +59,8 @@ def compare(title, contestants, options, count=1, unit="pictures", device="cpu",
         unit: their name.
         device: `cpu` or `cuda`.
         tolerance: of `apart`, for contestants whose name begins with ours.
+        beside: whose work that of PLAIN is, where it is a library's.
+        targets: ratios of `time` and `memory` that were asked for.
     """
     jobs = {name: build(*arguments) for name, (build, *arguments) in contestants.items()}
     results, times = {}, {name: [] for name in jobs}
@@ -72,17 +74,35 @@ def compare(title, contestants, options, count=1, unit="pictures", device="cpu",
                 results[name] = [each.detach().double().cpu() for each in found]
     seconds = {name: [statistics.median(each) / count for each in zip(*values, strict=True)] for name, values in times.items()}
     peaks = {name: on_gpu(job) for name, job in jobs.items()} if device == "cuda" else {}
+    if device != "cuda":
+        peaks = {name: isolated(IMPORTED, options.threads, *contestants[name]) for name in jobs}
     del jobs
+    note(title, seconds, peaks, options.threads == 1 and device == "cpu", beside, targets or {})
     print(f"\n{title}\n  {'':24} {'wall ms':>9} {'CPU ms':>9} {'times':>7} {'of CPU':>7} {unit + '/s':>11} {'peak MiB':>9} {'apart':>8}")
     for name, (wall, cpu) in seconds.items():
         ratios = [f"{slow / fast:7.2f}" for slow, fast in zip(seconds[PLAIN], (wall, cpu), strict=True)] if PLAIN in seconds else ["      -"] * 2
         apart = difference(results[name], results[PLAIN]) if PLAIN in results and name.startswith("ours") else None
-        peak = peaks[name] if device == "cuda" else isolated(IMPORTED, options.threads, *contestants[name])
         second = cpu if options.threads == 1 and device == "cpu" and "2 threads" not in name else wall
-        end = f"{1 / second:11.1f} {peak:9.1f}"
+        end = f"{1 / second:11.1f} {peaks[name]:9.1f}"
         print(f"  {name:24} {1000 * wall:9.3f} {1000 * cpu:9.3f} {' '.join(ratios)} {end} {'-' if apart is None else f'{apart:.0e}':>8}", flush=True)
         if apart is not None and not apart <= tolerance:
             raise AssertionError(f"{title}: {name} is {apart:.1e} apart from {PLAIN}")
+
+
+def note(title, seconds, peaks, is_cpu, beside, targets):
+    """Record ours beside the others: times of the process where one thread computes, and peak memory where it was asked for."""
+    what, _, size = title.partition(": ")
+    times = {name: cpu if is_cpu and "2 threads" not in name else wall for name, (wall, cpu) in seconds.items()}
+    kind = "naive" if beside == PLAIN else "peer"
+    for name in (name for name in times if name.startswith("ours") and PLAIN in times):
+        way = f"{what}{name.removeprefix('ours')}"
+        record(
+            way, size, times[name], times[PLAIN], beside, kind=kind, target=targets.get("time"), reason=targets.get("reason", ""), peak=peaks[name]
+        )
+        if "memory" in targets:
+            record(f"{way}, peak memory", size, peaks[name], peaks[PLAIN], beside, unit="MiB", target=targets["memory"])
+    for name in (name for name in times if what == "model" and name not in ("ours", PLAIN)):
+        record(what, size, times["ours"], times[name], f"{name} of timm with a feature pyramid", kind="peer")
 
 
 def clocks(device):
@@ -115,7 +135,9 @@ def relation(options):
                 print(f"\nwithout the {PLAIN} relation, some copies of {matrix / MIB:.0f} MiB: too large for this machine")
                 del contestants[PLAIN]
             work = "forward and backward" if backward else "forward"
-            compare(f"relation, {work}: {side} x {side} places, 64 channels, a matrix of {matrix / MIB:.0f} MiB", contestants, options)
+            targets = {"time": 1 / 1.3} | ({"memory": 4} if side == 64 else {})
+            title = f"relation, {work}: {side} x {side} places, 64 channels, a matrix of {matrix / MIB:.0f} MiB"
+            compare(title, contestants, options, targets=targets)
 
 
 def channels_job(batch, width, literal):
@@ -132,8 +154,8 @@ def channels_job(batch, width, literal):
 
 
 def channels(options):
-    for width in (256, 512):
-        for batch in (1, 8):
+    for width in (256,) if options.quick else (256, 512):
+        for batch in (1,) if options.quick else (1, 8):
             contestants = {"ours": (channels_job, batch, width, False), PLAIN: (channels_job, batch, width, True)}
             compare(f"channels: maxima of outer products, C = {width}, batch {batch}", contestants, options, CALLS, "calls")
 
@@ -185,7 +207,7 @@ def inference_job(pair, way, batch, size, device="cpu", autocast=False):
 
 
 def model(options):
-    for pair, size, peers in ((TINY, 64, ()), (FULL, 256, options.peers)):
+    for pair, size, peers in ((TINY, 64, ()),) if options.quick else ((TINY, 64, ()), (FULL, 256, options.peers)):
         contestants = {way: (inference_job, pair, way, 1, size) for way in ("ours", PLAIN, *peers)}
         compare(f"model: {' + '.join(pair)}, inference of {size} x {size} pixels, batch 1", contestants, options)
         for way in contestants:
@@ -202,7 +224,7 @@ def work(pair, way, size):
 
 
 def plain_loss(logits, masks):
-    """Section 3 as it reads: BCE, IoU and SSIM of each head."""
+    """The loss as it reads: BCE, IoU and SSIM of each head."""
     offsets = torch.arange(-5, 6, device=masks.device)
     line = torch.exp(-(offsets**2) / 4.5)
     window = (line[:, None] * line / line.sum() ** 2)[None, None]
@@ -235,7 +257,7 @@ def step_job(pair, way, batch, size, device="cpu", autocast=False):
 
 
 def step(options):
-    for pair, batch, size in ((TINY, 16, 64), (SMALL, 2, 128), (SMALL, 2, 256)):
+    for pair, batch, size in ((TINY, 2, 64),) if options.quick else ((TINY, 16, 64), (SMALL, 2, 128), (SMALL, 2, 256)):
         contestants = {way: (step_job, pair, way, batch, size) for way in ("ours", PLAIN)}
         compare(f"step: {' + '.join(pair)}, training on {size} x {size} pixels, batch {batch}", contestants, options, batch)
 
@@ -257,6 +279,8 @@ def draw_map(kind, size, index):
 
 
 def library_job(kind, size, count):
+    import py_sod_metrics
+
     warnings.filterwarnings("ignore")
     pictures = [(levels, mask.astype(np.uint8) * 255) for levels, mask in (draw_map(kind, size, index) for index in range(count))]
 
@@ -296,14 +320,18 @@ def in_order(numbers):
 
 
 def metrics(options):
-    for size in SIZES:
-        for kind in ("trained", "noisy", "blobs"):
+    if not installed("py_sod_metrics"):
+        return
+    slow = "one thread where two were meant, or blobs all over the picture, the worst case: there is no background to skip"
+    for size in SIZES[:1] if options.quick else SIZES:
+        for kind in ("trained",) if options.quick else ("trained", "noisy", "blobs"):
             count = options.pictures
             contestants = {PLAIN: (library_job, kind, size, count)}
             contestants |= {f"ours, {threads} thread{'s' * (threads - 1)}": (metrics_job, kind, size, count, threads) for threads in (1, 2)}
             contestants["group256, 2 threads"] = (metrics_job, kind, size, count, 2, "group256")
-            title = f"metrics: {count} {kind} maps of {size[0]} x {size[1]} pixels; {PLAIN} is the loop of pysodmetrics, in one thread"
-            compare(title, contestants, options, count, tolerance=1e-6)
+            title, beside = f"metrics: {count} {kind} maps of {size[0]} x {size[1]} pixels", "pysodmetrics, picture by picture, in one thread"
+            print(f"\n{PLAIN}: {beside}")
+            compare(title, contestants, options, count, tolerance=1e-6, beside=beside, targets={"time": 5, "reason": slow})
 
 
 def gpu(options):
@@ -331,7 +359,10 @@ def main():
     parser.add_argument("--peers", nargs="*", default=["convnext_base", "pvt_v2_b5"], help="encoders of the segmentation networks of model")
     parser.add_argument("--pictures", type=int, default=24, help="of metrics")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="of the part gpu")
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest sizes, to see that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.sides, options.pictures = 1, SIDES[:1], 2
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose among {', '.join(PARTS)}")
     torch.set_num_threads(options.threads)

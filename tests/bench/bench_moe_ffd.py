@@ -1,19 +1,17 @@
 """MoE-FFD: both mixtures of a block beside a loop over experts with boolean masks, and the whole ViT-B/16 beside plain LoRA, in one process.
 
-python tests/bench/bench_moe_ffd.py [--device cuda] [--threads 1] [--rounds 5] [--batch 8] [--parts mixtures network]
+python tests/bench/bench_moe_ffd.py [--device cuda] [--threads 1] [--rounds 3] [--batch 8] [--parts mixtures network] [--quick]
 
 The loop is written as published codes are: rows of an expert are picked by a boolean mask, the expert's output is added there, and the sum of all
 experts is added to the frozen layer's output. Plain LoRA of rank 8 is that of peft if it is installed, else this project's with one expert.
 """
 
 import argparse
-import importlib.util
 import resource
-import statistics
-import time
 
 import timm
 import torch
+from timing import installed, medians, record
 from torch import nn
 from torch.nn import functional as F
 
@@ -50,20 +48,6 @@ def loop_of_adapters(mixture, tokens, base):
             hidden = torch.cat([first.flatten(2), patches.flatten(2)], dim=2).transpose(1, 2)
             delta[mask] += gates[mask, expert, None, None] * F.linear(hidden, mixture.up_weight[expert], mixture.up_bias[expert])
     return base + delta
-
-
-def measure(jobs, rounds, device):
-    """Return the median seconds of each job, run in turns; `jobs` maps names to functions."""
-    times = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name, job in jobs.items():
-            began = time.perf_counter()
-            job()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak_memory(job, device):
@@ -109,9 +93,11 @@ def mixtures(batch, rounds, device):
                 nn.init.normal_(parameter, std=0.05)
             mixture.to(device).train(stage != "forward")
             base = torch.randn(batch, 197, outputs, device=device)
-            found = measure({"ours": make(type(mixture).__call__, mixture, tokens, base), "loop": make(loop, mixture, tokens, base)}, rounds, device)
+            found = medians({"ours": make(type(mixture).__call__, mixture, tokens, base), "loop": make(loop, mixture, tokens, base)}, rounds, device)
             totals = {way: totals[way] + found[way] for way in totals}
             print(f"{stage}, {name:15s}: {1e3 * found['ours']:7.1f} ms, loop {1e3 * found['loop']:7.1f} ms ({found['loop'] / found['ours']:.2f})")
+        target = 2 if stage == "forward" else None
+        record(f"both mixtures of a block, {stage}", f"width {WIDTH}, batch {batch}, {device}", *totals.values(), "loop over experts", target=target)
         print(
             f"{stage}, both           : {1e3 * totals['ours']:7.1f} ms, loop {1e3 * totals['loop']:7.1f} ms ({totals['loop'] / totals['ours']:.2f})"
         )
@@ -120,7 +106,7 @@ def mixtures(batch, rounds, device):
 def plain_lora():
     """Return LoRA of rank 8 on queries, keys and values, and whose it is."""
     backbone = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=2)
-    if importlib.util.find_spec("peft") is None:
+    if not installed("peft"):
         return build_detector("lora", backbone, rank=8), "ours"
     from peft import LoraConfig, get_peft_model
 
@@ -149,22 +135,35 @@ def network(batch, rounds, device, autocast):
 
     for stage, is_training in (("forward", False), ("training step", True)):
         jobs = {name: lambda net=net: run(net, is_training) for name, net in nets.items()}  # noqa: B023 - run before the next stage
-        found = measure(jobs, rounds, device)
+        found = medians(jobs, rounds, device)
+        setting, rates = f"ViT-B/16, batch {batch}, {device}{', bfloat16' * autocast}", {name: batch / seconds for name, seconds in found.items()}
+        memory = {name: peak_memory(job, device) for name, job in jobs.items()}
+        for name, kind, target in ((f"LoRA of {source}", "naive" if source == "ours" else "peer", 1 / 1.6), ("full", "naive", None)):
+            beside = "full fine-tuning" if name == "full" else name
+            given = {"kind": kind, "unit": "images/s", "target": target, "peak": memory["MoE"] if device == "cuda" else None}
+            record(f"MoE-FFD, {stage}", setting, rates["MoE"], rates[name], beside, **given)
+            if device == "cuda":
+                record(f"MoE-FFD, {stage}, peak memory", setting, memory["MoE"], memory[name], beside, kind=kind, unit="MiB")
         for name, seconds in found.items():
-            memory = peak_memory(jobs[name], device)
             ratio = seconds / found[f"LoRA of {source}"]
-            print(f"{stage}, ViT-B/16, {name:12s}: {batch / seconds:8.2f} images/s, {ratio:.2f} of plain LoRA's time, {memory:.0f} MiB", flush=True)
+            print(
+                f"{stage}, ViT-B/16, {name:12s}: {batch / seconds:8.2f} images/s, {ratio:.2f} of plain LoRA's time, {memory[name]:.0f} MiB",
+                flush=True,
+            )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--parts", nargs="+", choices=("mixtures", "network"), default=["mixtures", "network"])
     parser.add_argument("--bf16", action="store_true", help="autocast the network to bfloat16")
+    parser.add_argument("--quick", action="store_true", help="one round of one picture, to see that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.batch = 1, 1
     torch.set_num_threads(options.threads)
     print(torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU thread(s)")
     if "mixtures" in options.parts:

@@ -1,6 +1,6 @@
 """Poisons that need no network, over a whole training set of CIFAR's size, each in a process of its own, beside straightforward loops.
 
-python tests/bench/bench_poisons.py [--count 50000] [--size 32] [--classes 10] [--threads 2] [--attacks lsp ar ops cuda random]
+python tests/bench/bench_poisons.py [--count 50000] [--size 32] [--classes 10] [--threads 1] [--attacks lsp ar ops cuda random] [--quick]
 
 The straightforward loops are written as published codes are: AR cell by cell, OPS candidate by candidate over all images of a class, LSP image by
 image. They are timed on a few images (AR, LSP) or one class (OPS) and extrapolated.
@@ -15,6 +15,7 @@ import time
 import numpy as np
 import torch
 from sklearn.datasets import make_classification
+from timing import record
 from torch.utils.data import Dataset
 
 from projects.dvae.poisons import ATTACKS, make_pattern, poison_dataset
@@ -103,10 +104,13 @@ def main():
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--attacks", nargs="+", choices=closed, default=closed)
+    parser.add_argument("--quick", action="store_true", help="a few images, to see that everything runs")
     options = parser.parse_args()
+    options.count = 500 if options.quick else options.count
     print(f"{options.count} images of 3 x {options.size} x {options.size}, {options.classes} classes, {options.threads} CPU thread(s)")
+    size, timed = f"{options.count} images of 3 x {options.size} x {options.size}", {}
     spawn = multiprocessing.get_context("spawn")
     for name in options.attacks:
         results = spawn.Queue()
@@ -114,13 +118,17 @@ def main():
         process.start()
         made, taken, peak, found = results.get()
         process.join()
-        other = straightforward(name, options)
+        other, timed[name] = straightforward(name, options), taken
+        if other:
+            record(f"poison {name}", size, taken, other, "loop as published, extrapolated")
         beside = f", straightforward {other:9.1f} s ({other / taken:.0f} times as long)" if other else ""
         print(
             f"{name:6s} {taken:6.1f} s ({made:5.1f} s to prepare), {options.count / taken:8.0f} images/s, peak {peak:6.0f} MiB above the images, "
             f"linf {found['linf']:.0f}, l2 at most {found['l2_max']:.4f}{beside}",
             flush=True,
         )
+    if {"lsp", "ar", "ops"} <= set(timed):
+        record("poisons lsp, ar and ops together", size, sum(timed[name] for name in ("lsp", "ar", "ops")), 60, "60 s", kind="bound", target=1)
 
 
 if __name__ == "__main__":

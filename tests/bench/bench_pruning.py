@@ -1,32 +1,26 @@
 """Our pruning engine beside torch-pruning: same network, gradients and share of channels, in one process.
 
-python tests/bench/bench_pruning.py [--device cuda]
+python tests/bench/bench_pruning.py [--device cuda] [--quick]
 
 Three comparisons: scoring on cached groups; one whole step (gradients, groups, scores, selection, removal); and ten steps one after the other.
 """
 
 import argparse
 import statistics
-import time
 import warnings
 from copy import deepcopy
 
 import torch
 import torch_pruning as tp
 import torchvision
+from timing import record, timed
 
 from shared.backbones.unets import build_unet
 from shared.pruning import Activations, BatchTaylor, Budget, GroupIndex, apply, magnitude, rank_correlation, select, taylor
 
 
 def seconds(run, device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return timed(run, device)[1]
 
 
 def ratio(name, ours, theirs, device, rounds):
@@ -34,6 +28,10 @@ def ratio(name, ours, theirs, device, rounds):
     ours(), theirs()
     times = [[seconds(run, device) for run in (ours, theirs)] for _ in range(rounds)]
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    network, _, what = name.partition(": ")
+    record(
+        f"scoring on cached groups, {what}", f"{network}, {device}", mine, other, "torch-pruning", kind="peer", target=3 if device == "cuda" else 1
+    )
     print(f"{name:52} {mine * 1e3:10.1f} {other * 1e3:10.1f} {other / mine:8.2f}", flush=True)
 
 
@@ -102,6 +100,8 @@ def steps(name, model, inputs, options, device, rounds, count):
 
         times.append([seconds(ours, device), seconds(reference, device)])
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    what = f"{count} whole step{'s' * (count > 1)}"
+    record(what, f"{name}, {device}", mine, other, "torch-pruning", kind="peer", target=1 if count == 1 else None)
     print(f"{f'{name}: {count} whole step' + 's' * (count > 1):52} {mine * 1e3:10.1f} {other * 1e3:10.1f} {other / mine:8.2f}", flush=True)
 
 
@@ -133,6 +133,8 @@ def repeated_without_gradients(name, model, inputs, options, device, rounds, is_
 
         times.append([seconds(ours, device), seconds(reference, device)])
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    what, target = f"{count} steps on the weights alone", 2 if is_rebuilt else None
+    record(what, f"{name}, {device}", mine, other, f"torch-pruning, {described}", kind="peer", target=target)
     print(f"{f'{name}: {count} steps, weights only, {described}':52} {mine * 1e3:10.1f} {other * 1e3:10.1f} {other / mine:8.2f}", flush=True)
 
 
@@ -188,19 +190,26 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--timesteps", type=int, default=12)
+    parser.add_argument("--quick", action="store_true", help="one round of ResNet-50, without gradients, to see that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds = 1
     warnings.simplefilter("ignore")
     device, rounds = options.device, options.rounds
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
     print(f"{name}, torch-pruning {tp.__version__}, median of {rounds} alternating rounds\n{'':52} {'ours ms':>10} {'theirs ms':>10} {'ratio':>8}")
     for name, model, inputs, settings in networks(device):
+        if options.quick and isinstance(inputs, dict):
+            continue
         scoring(name, model, inputs, device, 2 * rounds)
         steps(name, model, inputs, settings, device, rounds, 1)
-        steps(name, model, inputs, settings, device, max(1, rounds // 2), 10)
+        steps(name, model, inputs, settings, device, max(1, rounds // 2), 2 if options.quick else 10)
         for is_rebuilt in (False, True):
             repeated_without_gradients(name, model, inputs, settings, device, max(1, rounds // 2), is_rebuilt)
         if isinstance(inputs, dict):
             unet = model
+    if options.quick:
+        return
     gradients(unet, device, list(range(900, 1000, max(1, 100 // options.timesteps))))
 
 

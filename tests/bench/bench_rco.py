@@ -1,6 +1,6 @@
 """RCO beside plain distillation, beside straightforward code with the same weights, and beside torchdistill.
 
-uv run --group peers python tests/bench/bench_rco.py [--parts walk,switch,bare,cache,memory,recording,losses,gpu] [--threads 1] [--rounds 3]
+uv run --group peers python tests/bench/bench_rco.py [--parts walk,switch,bare,cache,memory,recording,losses,gpu] [--threads 1] [--rounds 3] [--quick]
 
 walk: training steps of a student that follows four anchors (EEI-4) beside one taught by the converged teacher alone, which is plain distillation;
 both under the Trainer, with the teacher run in every step. An anchor teaches two epochs of a few steps here, and dozens of epochs in earnest.
@@ -23,7 +23,6 @@ the allocator reports.
 
 import argparse
 import copy
-import importlib.util
 import statistics
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from memory import MIB, difference, isolated, on_gpu
-from timing import clock, table, timed
+from timing import clock, installed, record, table, timed
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -57,7 +56,6 @@ BATCH = 64
 LOSS, RECIPE = Loss("kd"), Recipe(lr=0.01, weight_decay=5e-4)
 KD, EEI = Walk(anchors=1), Walk(anchors=4)
 IMPORTED = ["projects.rco.module", "projects.rco.networks", "helpers.rco_reference"]
-PEER = importlib.util.find_spec("torchdistill") is not None
 
 
 class Pictures(DistillationData):
@@ -111,6 +109,7 @@ class Setting:
 
 
 VECTORS = Setting("mlp_800", "mlp_16", 100, 9)
+QUICK = Setting("mlp_800", "mlp_16", 5, 4, rounds=1)
 SMALL = Setting("resnet56", "resnet20", 2, 5, rounds=3)
 ONCE = replace(SMALL, rounds=1)
 LARGE = Setting("resnet50", "mobilenetv2_0.5", 1, 4, rounds=1)
@@ -250,15 +249,22 @@ def peers_loop(setting, student, route, data):
     return watch.step, weights(box.student_model)
 
 
-def compare(title, jobs, rounds, tolerance=None):
-    """Print a table of trainings, by name; each gives the seconds of a step, and weights. With a tolerance all must end near the first one's."""
+def compare(title, jobs, rounds, tolerance=None, target=None, reason=""):
+    """Print a table of trainings, by name; each gives the seconds of a step, and weights. With a tolerance all must end near the first one's.
+
+    The second one is ours: it is recorded beside the others, and its target is beside the first.
+    """
     times, ends = {name: [] for name in jobs}, {}
     for number in range(rounds):
         for name in list(jobs)[:: -1 if number % 2 else 1]:
             seconds, ends[name] = jobs[name]()
             times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    first = next(iter(medians))
+    first, ours, *peers = medians
+    what, _, size = title.partition(": ")
+    record(f"{what}, a step", size, medians[ours], medians[first], first, target=target, reason=reason)
+    for peer in peers:
+        record(f"{what}, a step", size, medians[ours], medians[peer], peer, kind="peer")
     rows = []
     for name, seconds in medians.items():
         apart = difference(ends[name], ends[first])
@@ -282,7 +288,8 @@ def _walk(options, setting):
     route, data = route_of(setting, options, 4), setting.data()
     ways = {"plain distillation": KD, "EEI-4": EEI}
     jobs = {name: lambda way=way: train(setting, module_of(setting, way, route), data) for name, way in ways.items()}
-    compare(f"walk: {setting}", jobs, min(options.rounds, setting.rounds))
+    reason = "anchors change every few steps here, and every few hundred in earnest"
+    compare(f"walk along EEI-4: {setting}", jobs, min(options.rounds, setting.rounds), target=0.95, reason=reason)
 
 
 def switch(options, settings=(VECTORS, SMALL, LARGE)):
@@ -312,10 +319,13 @@ def _bare(options, setting):
     student = module_of(setting, KD, route).student
     jobs = {"bare loop": lambda: bare_loop(setting, student, route, data)}
     jobs["ours under the Trainer"] = lambda: train(setting, module_of(setting, KD, route), data)
-    if PEER:
+    if installed("torchdistill"):
         jobs["torchdistill"] = lambda: peers_loop(setting, student, route, data)
     tolerance = 1e-4 if setting.is_vectors else 0.2  # from 3e-6 after the first two steps of ResNet-20 rounding grows a hundredfold in the next two
-    compare(f"bare: {setting}", jobs, min(options.rounds, setting.rounds), tolerance)
+    compare(f"plain distillation under the Trainer: {setting}", jobs, min(options.rounds, setting.rounds), tolerance)
+
+
+CACHED = "a teacher as small as mlp_800 costs little beside the Trainer; outputs are made once an anchor, which four epochs hardly pay off"
 
 
 def cache(options, settings=(VECTORS, ONCE, LARGE)):
@@ -330,6 +340,9 @@ def cache(options, settings=(VECTORS, ONCE, LARGE)):
                         module = module_of(trained, Walk(anchors=anchors), route, cache=kept)
                         times[kept].append(train(trained, module, data, from_start=True)[0])
                 kept, run = (1000 * statistics.median(times[kept]) for kept in (True, False))
+                if length >= 4:
+                    what = f"teacher's outputs kept, EEI-{anchors}, {length} epochs an anchor"
+                    record(what, f"{trained}", kept / 1000, run / 1000, "teacher run in every step", target=1.5, reason=CACHED)
                 rows.append([str(length), f"{kept:.3f}", f"{run:.3f}", f"{run / kept:.2f}"])
             print(f"\ncache: EEI-{anchors}, {replace(setting, epochs='any number of')}")
             table("epochs an anchor | cached, ms a step | teacher run, ms | times", rows)
@@ -356,9 +369,10 @@ def kept_job(folder, anchors):
 
 def memory(options):
     rows = []
-    for anchors in (1, 4, 16, 64):
+    for anchors in (1, 4) if options.quick else (1, 4, 16, 64):
         size = drawn_route(options.folder, "wrn_40_2", [3, 32, 32], 100, anchors).bytes / MIB
         peaks = [isolated(IMPORTED, options.threads, build, options.folder, anchors) for build in (ours_job, kept_job)]
+        record("peak memory of a training", f"{anchors} anchor(s) of WRN-40-2", *peaks, "whole networks kept", unit="MiB")
         rows.append([str(anchors), f"{size:.0f}", *(f"{peak:.0f}" for peak in peaks)])
     print("\nmemory: peak MiB of a training along a route of WRN-40-2")
     table("anchors | MiB of their states on the disk | ours | whole networks kept", rows)
@@ -374,7 +388,7 @@ class WatchedRecorder(AnchorRecorder):
 
 def recording(options):
     rows = []
-    for name in ("mlp_800", "resnet56", "resnet50"):
+    for name in ("mlp_800",) if options.quick else ("mlp_800", "resnet56", "resnet50"):
         setting = Setting(name, "", 1, 2 + options.rounds, batch=4)
         data = setting.data()
         for half in (False, True):
@@ -408,7 +422,7 @@ def loss_job(function, size, count=20):
 
 def their_loss(kind):
     """Return torchdistill's loss of the options that ours has by default, or None if it is not installed."""
-    if not PEER or kind not in ("kd", "dist"):
+    if kind not in ("kd", "dist") or not installed("torchdistill"):
         return None
     from torchdistill.losses import mid_level
 
@@ -436,7 +450,8 @@ def losses(options):
     }
     rows = []
     for kind, (mine, plain) in kinds.items():
-        for size in ((64, 128), (256, 128)) if kind == "crd" else ((64, 100), (256, 1000)):
+        sizes = ((64, 128), (256, 128)) if kind == "crd" else ((64, 100), (256, 1000))
+        for size in sizes[:1] if options.quick else sizes:
             contestants = {"ours": mine, "straightforward": plain, "torchdistill": their_loss(kind)}
             jobs = {name: loss_job(function, size) for name, function in contestants.items() if function}
             found, times = {}, {name: [] for name in jobs}
@@ -446,7 +461,11 @@ def losses(options):
                     times[name] += [1e6 * seconds / 20] if number else []
             apart = difference(found["ours"], found["straightforward"])
             assert apart < 1e-3, f"{kind} is {apart:.1e} apart from the straightforward version"
-            times = {name: f"{statistics.median(values):.0f}" for name, values in times.items()}
+            medians = {name: statistics.median(values) for name, values in times.items()}
+            for beside, of in (("straightforward", "naive"), ("torchdistill", "peer")):
+                if beside in medians:
+                    record(f"loss {kind}, both passes", " x ".join(map(str, size)), medians["ours"] / 1e6, medians[beside] / 1e6, beside, kind=of)
+            times = {name: f"{value:.0f}" for name, value in medians.items()}
             rows.append([kind, " x ".join(map(str, size)), *(times.get(name, "-") for name in contestants), f"{apart:.0e}"])
     print("\nlosses: forward and backward, microseconds")
     table("loss | size | ours | straightforward | torchdistill | apart", rows)
@@ -474,7 +493,9 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--rounds", type=int, default=3, help="at most; those of the largest networks are fewer")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="of the part gpu")
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest networks, to see that everything runs")
     options = parser.parse_args()
+    options.rounds = 1 if options.quick else options.rounds
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose among {', '.join(PARTS)}")
     torch.set_num_threads(options.threads)
@@ -482,7 +503,7 @@ def main():
     with tempfile.TemporaryDirectory() as options.folder:
         for part in options.parts:
             began = time.perf_counter()
-            PARTS[part](options)
+            PARTS[part](options, *([(QUICK,)] if options.quick and part in ("walk", "switch", "bare", "cache") else []))
             print(f"\n({part}: {time.perf_counter() - began:.0f} s)", flush=True)
 
 

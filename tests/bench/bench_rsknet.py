@@ -1,6 +1,6 @@
 """RSKNet-MTSP beside straightforward code with the same weights, and beside librosa and SpeechBrain.
 
-uv run --group peers python tests/bench/bench_rsknet.py [--parts frontend,rtf,block,pooling,training,scoring,lists,gpu] [--threads 1] [--rounds 3]
+uv run --group peers python tests/bench/bench_rsknet.py [--parts frontend,rtf,...,gpu] [--threads 1] [--rounds 3] [--quick]
 
 frontend: 80 log-mel features of 2, 5 and 60 s and of 32 recordings of 2 s, beside the definition file by file, torchaudio's port of Kaldi file by
 file, librosa's mel spectrogram with a logarithm, and SpeechBrain's features. The last two define theirs a little differently (no pre-emphasis).
@@ -26,16 +26,12 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
 from memory import difference, isolated, on_gpu
-from speechbrain.lobes.features import Fbank as TheirFbank
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-from timing import timed
+from timing import installed, record, timed
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
-from torchaudio.compliance import kaldi
 
 from projects.rsknet.blocks import SKConv2d
 from projects.rsknet.costs import settle
@@ -51,7 +47,7 @@ from shared.losses import MarginSoftmax
 
 PLAIN = "straightforward"
 RATE, BINS = 16_000, 80
-TRIALS, COHORT, TOP, WIDTH = 580_000, 1_200, 300, 256
+COHORT, TOP, WIDTH = 1_200, 300, 256
 NETS = ("rsknet_mtsp", "rsknet_mtsp_l", "resnet34", "ecapa512", "ecapa1024", "xvector")
 THEIRS = {"speechbrain 512": [512] * 4 + [1536], "speechbrain 1024": [1024] * 4 + [3072]}
 MODULES = ("module", "costs", "folding", "lists", "plda")
@@ -64,7 +60,7 @@ IMPORTED = [
 ]
 
 
-def compare(title, contestants, options, count=1, unit="inputs", device="cpu", tolerance=1e-3):
+def compare(title, contestants, options, count=1, unit="inputs", device="cpu", tolerance=1e-3, targets=None):
     """Print a table of contestants; returns their seconds of an input, by name.
 
     Args:
@@ -75,6 +71,7 @@ def compare(title, contestants, options, count=1, unit="inputs", device="cpu", t
         unit: their name.
         device: `cpu` or `cuda`.
         tolerance: of `apart`, for contestants whose name begins with ours.
+        targets: ratios that were asked for beside a contestant, and why they may not be reached.
     """
     jobs = {name: build(*arguments) for name, (build, *arguments) in contestants.items()}
     results, times = {}, {name: [] for name in jobs}
@@ -87,13 +84,20 @@ def compare(title, contestants, options, count=1, unit="inputs", device="cpu", t
                 results[name] = [each.detach().double().cpu() for each in found]
     medians = {name: statistics.median(values) for name, values in times.items()}
     peaks = {name: on_gpu(job) for name, job in jobs.items()} if device == "cuda" else {}
+    if device != "cuda":
+        peaks = {name: isolated(IMPORTED, options.threads, *contestants[name]) for name in jobs}
     del jobs
+    what, _, size = title.partition(": ")
+    for name in medians if "ours" in medians else ():
+        if name != "ours":
+            target, reason = (targets or {}).get(name, (None, ""))
+            kind = "naive" if name == PLAIN else "peer"
+            record(what, size, medians["ours"], medians[name], name, kind=kind, target=target, reason=reason, peak=peaks["ours"])
     print(f"\n{title}\n  {'':24} {'ms':>10} {'times':>7} {unit + '/s':>12} {'peak MiB':>9} {'apart':>8}")
     for name, seconds in medians.items():
         times_faster = f"{medians[PLAIN] / seconds:7.2f}" if PLAIN in medians else "      -"
         apart = difference(results[name], results[PLAIN]) if PLAIN in results and name.startswith("ours") else None
-        peak = peaks[name] if device == "cuda" else isolated(IMPORTED, options.threads, *contestants[name])
-        end = f"{1 / seconds:12.1f} {peak:9.1f} {'-' if apart is None else f'{apart:.0e}':>8}"
+        end = f"{1 / seconds:12.1f} {peaks[name]:9.1f} {'-' if apart is None else f'{apart:.0e}':>8}"
         print(f"  {name:24} {1000 * seconds:10.3f} {times_faster} {end}", flush=True)
         if apart is not None and not apart <= tolerance:
             raise AssertionError(f"{title}: {name} is {apart:.1e} apart from {PLAIN}")
@@ -125,19 +129,27 @@ def frontend_job(way, batch, seconds):
     if way == PLAIN:
         return lambda: [torch.stack([plain_fbank(waveform) for waveform in waveforms])]
     if way == "speechbrain":
+        from speechbrain.lobes.features import Fbank as TheirFbank
+
         features = TheirFbank(n_mels=BINS)
         return lambda: [features(waveforms)]
     if way == "torchaudio":
+        from torchaudio.compliance import kaldi
+
         given = {"num_mel_bins": BINS, "window_type": "hamming", "dither": 0.0, "sample_frequency": RATE}
         return lambda: [kaldi.fbank(2**15 * each[None], **given) for each in waveforms]
+    import librosa
+
     about = {"sr": RATE, "n_fft": 512, "win_length": 400, "hop_length": 160, "window": "hamming", "center": False, "n_mels": BINS, "fmin": 20}
     return lambda: [torch.from_numpy(np.log(librosa.feature.melspectrogram(y=each.numpy(), **about) + 1e-10)) for each in waveforms]
 
 
 def frontend(options):
-    for batch, seconds in ((1, 2), (1, 5), (1, 60), (32, 2)):
-        contestants = {way: (frontend_job, way, batch, seconds) for way in ("ours", PLAIN, "librosa", "torchaudio", "speechbrain")}
-        compare(f"frontend: {batch} x {seconds} s", contestants, options, batch, "recordings")
+    ways = ["ours", PLAIN, *(peer for peer in ("librosa", "torchaudio", "speechbrain") if installed(peer))]
+    targets = {"torchaudio": (3, "padded buffers, more groups of filters and other chunks were tried without gain")}
+    for batch, seconds in ((1, 2),) if options.quick else ((1, 2), (1, 5), (1, 60), (32, 2)):
+        contestants = {way: (frontend_job, way, batch, seconds) for way in ways}
+        compare(f"features of speech: {batch} x {seconds} s", contestants, options, batch, "recordings", targets=targets)
 
 
 def our_module(name):
@@ -149,6 +161,8 @@ def our_module(name):
 def embedding_job(name, seconds):
     waveform = 0.1 * draw(1, seconds * RATE)
     if name in THEIRS:
+        from speechbrain.lobes.features import Fbank as TheirFbank
+
         features, net = TheirFbank(n_mels=BINS), their_net(name)
 
         def work():
@@ -170,6 +184,8 @@ def embedding_job(name, seconds):
 
 
 def their_net(name):
+    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
     torch.manual_seed(0)
     net = ECAPA_TDNN(BINS, channels=THEIRS[name], lin_neurons=192)
     update_bn([draw(4, 200, BINS)], net)
@@ -177,18 +193,35 @@ def their_net(name):
 
 
 def rtf(options):
-    sizes = {name: parameters(build_net(name, BINS)) / 1e6 for name in NETS} | {name: parameters(their_net(name)) / 1e6 for name in THEIRS}
+    sizes = {name: parameters(build_net(name, BINS)) / 1e6 for name in NETS}
+    has_peer = installed("speechbrain")
+    sizes |= {name: parameters(their_net(name)) / 1e6 for name in THEIRS} if has_peer else {}
     sizes["rsknet_mtsp_l, folded"] = sizes["rsknet_mtsp_l"]
-    for seconds in (2, 5, 60):
+    for seconds in (2,) if options.quick else (2, 5, 60):
         contestants = {name: (embedding_job, name, seconds) for name in sizes}
         found = compare(f"rtf: from {seconds} s of sound to an embedding", contestants, options, unit="recordings")
+        if has_peer:
+            note(found, sizes, seconds)
         print(f"  {'':24} {'M params':>9} {'RTF':>9} {'ms/M':>9}")
         for name, size in sizes.items():
             print(f"  {name:24} {size:9.2f} {found[name] / seconds:9.4f} {1000 * found[name] / size:9.2f}")
 
 
+def note(found, sizes, seconds):
+    """Record embeddings beside SpeechBrain's: the light network, in all and for each parameter, and our own ECAPA-TDNN."""
+    ours, usual, size = "rsknet_mtsp_l", "speechbrain 1024", f"{seconds} s of sound"
+    record("RSKNet-MTSP-L, embedding", size, found[ours], found[usual], "SpeechBrain's ECAPA-TDNN 1024", kind="peer", target=1)
+    record("RSKNet-MTSP-L, embedding", size, found[ours], found["speechbrain 512"], "SpeechBrain's ECAPA-TDNN 512", kind="peer")
+    reason = "a two-dimensional convolution uses each of its weights at every frequency"
+    each = [found[name] / sizes[name] for name in (ours, usual)]
+    record("RSKNet-MTSP-L, for a million parameters", size, *each, "SpeechBrain's ECAPA-TDNN 1024", kind="peer", target=1, reason=reason)
+    for width in ("512", "1024"):
+        beside = f"SpeechBrain's ECAPA-TDNN {width}"
+        record(f"ECAPA-TDNN {width}, embedding", size, found[f"ecapa{width}"], found[f"speechbrain {width}"], beside, kind="peer")
+
+
 class StackedSK(SKConv2d):
-    """Section 2.2 as it reads: branches stacked, summed, averaged, weighted and summed."""
+    """The block as it reads: branches stacked, summed, averaged, weighted and summed."""
 
     def forward(self, features, mask=None):
         stacked = torch.stack([torch.relu(branch(features)) for branch in self.branches], 1)  # (B, M, C, F, T)
@@ -197,7 +230,7 @@ class StackedSK(SKConv2d):
 
 
 class PlainMTSP(MTSP):
-    """Section 2.3 as it reads."""
+    """Pooling as it reads."""
 
     def forward(self, stages, masks):
         parts = []
@@ -235,7 +268,7 @@ def block_job(way, batch, size, separable, backward):
 
 
 def block(options):
-    for size in ((32, 80, 200), (256, 10, 25)):
+    for size in ((256, 10, 25),) if options.quick else ((32, 80, 200), (256, 10, 25)):
         for separable in (False, True):
             for batch, backward in ((1, False), (8, True)):
                 contestants = {way: (block_job, way, batch, size, separable, backward) for way in ("ours", PLAIN)}
@@ -263,7 +296,7 @@ def pooling(options):
 
 
 def plain_margin(weight, embeddings, labels, margin=0.2, scale=32.0):
-    """Section 2.6 as it reads, but for its guard, which random embeddings do not need."""
+    """PLDA as it reads, but for its guard, which random embeddings do not need."""
     angles = F.linear(F.normalize(embeddings), F.normalize(weight)).clamp(-1 + 1e-7, 1 - 1e-7).acos()
     return scale * torch.where(F.one_hot(labels, len(weight)).bool(), (angles + margin).cos(), angles.cos())
 
@@ -296,15 +329,16 @@ def step_job(name, bins, batch, frames, way, device="cpu", autocast=False):
 
 
 def training(options):
-    for name, bins, frames in (("tiny_rsknet_mtsp", 24, 100), ("tiny_rsknet_mtsp_l", 24, 100), ("rsknet_mtsp", BINS, 200)):
+    settings = [("tiny_rsknet_mtsp", 24, 100), ("tiny_rsknet_mtsp_l", 24, 100), ("rsknet_mtsp", BINS, 200)]
+    for name, bins, frames in settings[:1] if options.quick else settings:
         contestants = {way: (step_job, name, bins, 16, frames, way) for way in ("ours", PLAIN)}
         compare(f"training: {name}, 16 crops of {frames} frames", contestants, options, 16, "crops")
 
 
-def scoring_job(backend, way, files):
+def scoring_job(backend, way, files, trials):
     chance = torch.Generator().manual_seed(0)
     embeddings = F.normalize(torch.randn(files, WIDTH, generator=chance, dtype=torch.float64))
-    enrol, test = torch.randint(files, (2, TRIALS), generator=chance)
+    enrol, test = torch.randint(files, (2, trials), generator=chance)
     background = torch.randn(COHORT, 1, WIDTH, generator=chance, dtype=torch.float64) + torch.randn(COHORT, 4, WIDTH, generator=chance).double()
     background, speakers = F.normalize(background.flatten(0, 1)), torch.arange(COHORT).repeat_interleave(4)
     cohort = speaker_means(background, speakers)[0]
@@ -317,13 +351,13 @@ def scoring_job(backend, way, files):
                 return [scores]
             found = cohort_statistics(embeddings, cohort, TOP)
             return [normalised(scores, found, found, enrol, test)]
-        projected, ones, step = plda.project(embeddings), torch.ones(TRIALS, dtype=torch.int64), 1 << 15
+        projected, ones, step = plda.project(embeddings), torch.ones(trials, dtype=torch.int64), 1 << 15
         parts = zip(enrol.split(step), test.split(step), ones.split(step), strict=True)
         return [torch.cat([plda.score(projected[left], counts, projected[right]) for left, right, counts in parts])]
 
     def plain():
         if plda is not None:
-            return [plda.score(plda.project(embeddings[enrol]), torch.ones(TRIALS, dtype=torch.int64), plda.project(embeddings[test]))]
+            return [plda.score(plda.project(embeddings[enrol]), torch.ones(trials, dtype=torch.int64), plda.project(embeddings[test]))]
         scores = F.cosine_similarity(embeddings[enrol], embeddings[test])
         if backend == "cosine":
             return [scores]
@@ -336,8 +370,8 @@ def scoring_job(backend, way, files):
 
 def scoring(options):
     for backend in ("cosine", "as-norm", "plda"):
-        contestants = {way: (scoring_job, backend, way, options.files) for way in ("ours", PLAIN)}
-        compare(f"scoring: {TRIALS} trials of {options.files} files, {backend}", contestants, options, TRIALS, "trials")
+        contestants = {way: (scoring_job, backend, way, options.files, options.trials) for way in ("ours", PLAIN)}
+        compare(f"scoring: {options.trials} trials of {options.files} files, {backend}", contestants, options, options.trials, "trials")
 
 
 def list_job(way, path):
@@ -358,11 +392,11 @@ def lists(options):
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list_test_all2.txt"
-        pairs = rng.integers(0, options.files, (TRIALS, 2))
+        pairs = rng.integers(0, options.files, (options.trials, 2))
         names = [f"id{10000 + index % 1251}/{index:011x}/{1 + index % 40:05d}.wav" for index in range(options.files)]
         path.write_text("".join(f"{number % 2} {names[a]} {names[b]}\n" for number, (a, b) in enumerate(pairs)))
         contestants = {way: (list_job, way, path) for way in ("ours", PLAIN)}
-        compare(f"lists: {TRIALS} lines of a trial list", contestants, options, TRIALS, "lines")
+        compare(f"lists: {options.trials} lines of a trial list", contestants, options, options.trials, "lines")
 
 
 def inference_job(name, bins, batch, frames, way, device, autocast):
@@ -401,8 +435,12 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--files", type=int, default=20_000, help="of scoring and lists")
+    parser.add_argument("--trials", type=int, default=580_000, help="of scoring and lists")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="of the part gpu")
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest sizes, to see that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.files, options.trials = 1, 1000, 20_000
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose among {', '.join(PARTS)}")
     warnings.filterwarnings("ignore")

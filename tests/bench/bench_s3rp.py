@@ -1,6 +1,6 @@
 """S3RP beside straightforward code that does the same: the solver, its gradient, training steps, memory, and super-resolving beside assimilation.
 
-uv run --group peers python tests/bench/bench_s3rp.py [--parts solver,gradient,training,memory,sequence,gpu] [--threads 1] [--rounds 5] [--quick]
+uv run --group peers python tests/bench/bench_s3rp.py [--parts solver,gradient,training,memory,sequence,gpu] [--threads 1] [--rounds 3] [--quick]
 
 solver: fields carried over a frame of 10 Runge-Kutta steps by `Physics.advance`, beside NumPy (one sequence after the other, fluxes by np.roll, four
 stages; in float64 as one writes it, and in float32), and SciPy (a sparse matrix a sequence, made beforehand, applied four times a step).
@@ -21,14 +21,13 @@ Linux) rises above what a process of the contestant's own holds before it runs; 
 """
 
 import argparse
-import importlib.util
 import statistics
 
 import numpy as np
 import scipy.sparse
 import torch
 from memory import MIB, difference, isolated, on_gpu
-from timing import timed
+from timing import installed, record, timed
 from torch import nn
 
 from projects.s3rp.assimilation import variational
@@ -44,11 +43,10 @@ from projects.s3rp.worlds import World, draw_plumes
 
 OURS, PLAIN = "ours", "straightforward"
 SUBSTEPS, DIFFUSIVITY, INTERVAL = 10, 1e-3, 0.05
-HAS_TORCHDIFFEQ = importlib.util.find_spec("torchdiffeq") is not None
 IMPORTED = ["scipy.sparse", *(f"projects.s3rp.{name}" for name in ("module", "assimilation", "classical", "filtering", "kriging", "worlds"))]
 
 
-def compare(title, contestants, options, count=1, unit="sequences", device="cpu", tolerance=1e-4, rounds=None):
+def compare(title, contestants, options, count=1, unit="sequences", device="cpu", tolerance=1e-4, rounds=None, target=None):
     """Print a table of contestants.
 
     Args:
@@ -61,6 +59,7 @@ def compare(title, contestants, options, count=1, unit="sequences", device="cpu"
         device: `cpu` or `cuda`.
         tolerance: of `apart`, for contestants that have to agree; None where they do not do the same.
         rounds: of each; None takes those of the options.
+        target: ratio that was asked for, of ours beside the first straightforward one.
     """
     jobs = {name: build(*arguments) for name, (build, *arguments) in contestants.items()}
     results, times = {}, {name: [] for name in jobs}
@@ -74,14 +73,21 @@ def compare(title, contestants, options, count=1, unit="sequences", device="cpu"
     medians = {name: statistics.median(values) for name, values in times.items()}
     peaks = {name: on_gpu(job) for name, job in jobs.items()} if device == "cuda" else {}
     measure = next((name for name in jobs if name.startswith(PLAIN)), None)
+    if device != "cuda":
+        peaks = {name: isolated(IMPORTED, options.threads, *contestants[name]) for name in jobs}
     del jobs
+    what, _, size = title.partition(": ")
+    for name in medians if measure else ():
+        if not name.startswith(OURS):
+            kind = "naive" if name.startswith(PLAIN) else "peer"
+            asked = {"target": target, "reason": "fields of this size no longer stay in the cache"} if name == measure else {}
+            record(what, size, medians[OURS], medians[name], name.replace(f"{PLAIN}, float", "NumPy, float"), kind=kind, peak=peaks[OURS], **asked)
     print(f"\n{title}\n  {'':28} {'ms':>10} {'times':>7} {unit + '/s':>16} {'peak MiB':>9} {'apart':>8}")
     for name, seconds in medians.items():
         faster = f"{medians[measure] / seconds:7.2f}" if measure else "      -"
         apart = difference(results[name], results[measure]) if measure and tolerance else None
-        peak = peaks[name] if device == "cuda" else isolated(IMPORTED, options.threads, *contestants[name])
         print(
-            f"  {name:28} {1000 * seconds:10.2f} {faster} {count / seconds:16.1f} {peak:9.1f} {'-' if apart is None else f'{apart:.0e}':>8}",
+            f"  {name:28} {1000 * seconds:10.2f} {faster} {count / seconds:16.1f} {peaks[name]:9.1f} {'-' if apart is None else f'{apart:.0e}':>8}",
             flush=True,
         )
         if apart is not None and not apart <= tolerance:
@@ -151,12 +157,12 @@ def solver_job(way, batch, size, device="cpu"):
 
 
 def solver(options):
-    for batch in (8, 64):
-        for size in (32, 64) if options.quick else (32, 64, 128):
+    for batch in (8,) if options.quick else (8, 64):
+        for size in (32,) if options.quick else (32, 64, 128):
             ways = {f"{PLAIN}, float64": "float64", f"{PLAIN}, float32": "float32", "scipy, float32": "scipy float32", OURS: OURS}
             contestants = {name: (solver_job, way, batch, size) for name, way in ways.items()}
             work = f"solver: {batch} fields of {size} x {size}, {SUBSTEPS} steps"
-            compare(work, contestants, options, batch * size * size * SUBSTEPS / 1e6, "M cell steps")
+            compare(work, contestants, options, batch * size * size * SUBSTEPS / 1e6, "M cell steps", target=5)
 
 
 def gradient_job(way, batch, size, device="cpu"):
@@ -187,9 +193,9 @@ def gradient_job(way, batch, size, device="cpu"):
 
 
 def gradient(options, device="cpu"):
-    ways = (PLAIN, OURS, *(("torchdiffeq", "torchdiffeq, adjoint") if HAS_TORCHDIFFEQ else ()))
-    for batch in (8, 64):
-        for size in (32, 64) if options.quick else (32, 64, 128):
+    ways = (PLAIN, OURS, *(("torchdiffeq", "torchdiffeq, adjoint") if installed("torchdiffeq") else ()))
+    for batch in (8,) if options.quick else (8, 64):
+        for size in (32,) if options.quick else (32, 64, 128):
             contestants = {way: (gradient_job, way, batch, size, device) for way in ways}
             work = f"gradient: {batch} fields of {size} x {size}, {SUBSTEPS} steps, forward and backward"
             compare(work, contestants, options, batch * size * size * SUBSTEPS / 1e6, "M cell steps", device, 1e-3)
@@ -259,7 +265,7 @@ def training_job(way, size, frames, batch, channels=16, device="cpu", steps=True
 
 
 def training(options, device="cpu"):
-    sizes = {"tiny": (32, 6, 8), "64 x 64": (64, 8, 8)}
+    sizes = {"tiny": (32, 6, 8)} if options.quick else {"tiny": (32, 6, 8), "64 x 64": (64, 8, 8)}
     for name, given in sizes.items():
         contestants = {way: (training_job, way, *given, 16, device) for way in (PLAIN, OURS, f"{OURS}, checkpointing")}
         compare(f"training: {name}, a step of {given[2]} sequences of {given[1]} frames", contestants, options, 1, "steps", device, 1e-3)
@@ -285,12 +291,16 @@ def memory(options):
     ways = (PLAIN, OURS, f"{OURS}, checkpointing")
     print(f"\nmemory: a training step of {batch} sequences of {size} x {size} cells, MiB kept for the backward pass / peak MiB")
     print(f"  {'frames':>6} " + " ".join(f"{way:>22}" for way in ways))
-    for frames in (4, 8, 16, 32):
-        cells = []
+    for frames in (4,) if options.quick else (4, 8, 16, 32):
+        cells, sizes = [], []
         for way in ways:
             kept = kept_for_backward(training_job(way, size, frames, batch, steps=False))
             peak = isolated(IMPORTED, options.threads, training_job, way, size, frames, batch)
             cells.append(f"{kept:12.1f} / {peak:7.1f}")
+            sizes.append((kept, peak))
+        setting = f"{batch} sequences of {frames} frames of {size} x {size}"
+        record("kept for the backward pass, checkpointing", setting, sizes[2][0], sizes[0][0], PLAIN, unit="MiB")
+        record("peak of a training step, checkpointing", setting, sizes[2][1], sizes[0][1], PLAIN, unit="MiB")
         print(f"  {frames:6} " + " ".join(f"{cell:>22}" for cell in cells), flush=True)
 
 
@@ -324,7 +334,7 @@ def sequence(options):
         "4D-Var, 60 iterations",
         "ensemble filter",
     )
-    for size in (32, 64) if options.quick else (32, 64, 128):
+    for size in (32,) if options.quick else (32, 64, 128):
         contestants = {way: (sequence_job, way, size, 16) for way in ways}
         compare(f"sequence: 16 frames of {size} x {size} from {size // 4} x {size // 4}", contestants, options, rounds=min(2, options.rounds))
 
@@ -345,10 +355,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default="solver,gradient,training,memory,sequence")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest sizes, to see that everything runs")
     parser.add_argument("--device", default="cuda", help="of the part gpu")
     options = parser.parse_args()
+    options.rounds = 1 if options.quick else options.rounds
     torch.set_num_threads(options.threads)
     for part in options.parts.split(","):
         PARTS[part](options)

@@ -1,6 +1,6 @@
 """TriPINet beside straightforward code with the same weights, in one process.
 
-python tests/bench/bench_tripinet.py [--parts predict attention large training] [--device cuda] [--threads 1] [--rounds 5]
+python tests/bench/bench_tripinet.py [--parts predict attention large training] [--device cuda] [--threads 1] [--rounds 3] [--quick]
 
 predict: a file judged and written as the verb does, megapixels a second, and each stage's part of the time. The straightforward version computes each
 filter of each colour by a convolution of its own, the DCT by whole matrices made for each picture, attention from every position to every position
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from timing import record
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,6 +40,7 @@ from projects.tripinet.pairs import read_pixels
 NETS = {"configs/tiny.yaml": 16, "default": 64}
 """Channels of the fused features and of the decoder."""
 UNPOOLED = 10**6
+POOLING = "most of the gain is that of pooling the keys, and a picture as small has little to pool"
 
 
 class OneByOne(nn.Module):
@@ -77,7 +79,7 @@ class WholeMatrices(nn.Module):
 
 
 class ExplicitAttention(nn.Module):
-    """Steps 2 and 3 of section 2.3 as they read, in matrices; `pooled` bounds the side of the grid of keys."""
+    """Steps 2 and 3 of gCMDA as they read, in matrices; `pooled` bounds the side of the grid of keys."""
 
     def __init__(self, attend, pooled):
         super().__init__()
@@ -97,7 +99,7 @@ class ExplicitAttention(nn.Module):
 
 
 class AsWritten(nn.Module):
-    """Section 2.4: enlarge, concatenate, excite, merge."""
+    """The decoder: enlarge, concatenate, excite, merge."""
 
     def __init__(self, decoder):
         super().__init__()
@@ -213,6 +215,10 @@ def predict(options):
                 moved = (jobs["ours"]() - same).abs().max()
                 found = measure(jobs, options)
                 print(f"{name}, C = {channels}, {size} x {size} pixels; pooling moves probabilities by at most {moved:.1e}")
+                rates, setting = {way: size**2 / 1e6 / seconds for way, seconds in found.items()}, f"{size} x {size} pixels, C = {channels}"
+                for way, target in (("straightforward", 2), ("pooled keys", None)):
+                    beside = f"{way} in both" if way == "pooled keys" else way
+                    record("predict, file to files", setting, rates["ours"], rates[way], beside, unit="megapixels/s", target=target, reason=POOLING)
                 for way, seconds in found.items():
                     print(f"  {way:15s}: {size**2 / 1e6 / seconds:7.4f} megapixels/s, {found['straightforward'] / seconds:6.2f} times", flush=True)
                 stages(module, path, Path(folder), options)
@@ -290,11 +296,13 @@ def attention(options):
     """Memory of the attention of one picture, measured as the growth of a forked process, and computed of the matrix alone."""
     print("attention to positions and channels, C = 64: MiB by which a process grows (the N x M matrix of weights, computed)")
     for side in options.sides:
-        row = []
+        row, sizes = [], {}
         for way in ("pooled", "unpooled", "matrix"):
             keys = min(side, 16) ** 2 if way == "pooled" else side**2
             _, grown = isolated("fork", attend, side, way)
+            sizes[way] = max(0.1, grown)
             row.append(f"{way} {grown:7.1f} ({side**2 * keys * 4 / 2**20:.1f})")
+        record("memory of attention", f"{side} x {side} positions, C = 64", sizes["pooled"], sizes["matrix"], "explicit matrix", unit="MiB")
         print(f"  {side:3d} x {side:3d} positions: " + ", ".join(row), flush=True)
 
 
@@ -316,7 +324,7 @@ def large_picture(path, options):
 def large(options):
     """Seconds and memory of large pictures, in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
-        for height, width in ((2000, 3000), (4000, 6000)):
+        for height, width in ((600, 900),) if options.quick else ((2000, 3000), (4000, 6000)):
             path = draw(Path(folder) / f"{width}.jpg", height, width)
             seconds, grown = isolated("spawn", large_picture, path, options)
             speed, share = height * width / 1e6 / seconds, 2**20 * grown / (height * width)
@@ -355,6 +363,8 @@ def step(options, channels, batch, size, autocast=False, stages=("training step"
             rival.train(stage == "training step")
         found = measure({name: pass_of(rival, images, masks, autocast) for name, rival in rivals.items()}, options)
         slowest = list(found)[-1]
+        setting = f"batch {batch} of {size} x {size}, C = {channels}, {options.device}{', bfloat16' * autocast}"
+        record(stage, setting, batch / found["ours"], batch / found[slowest], slowest, unit="images/s")
         print(f"{stage}, C = {channels}, batch {batch} of {size} x {size}, {'bfloat16' if autocast else 'float32'}")
         for name, seconds in found.items():
             print(f"  {name:15s}: {batch / seconds:8.2f} images/s, {found[slowest] / seconds:5.2f} times {slowest}", flush=True)
@@ -363,8 +373,9 @@ def step(options, channels, batch, size, autocast=False, stages=("training step"
 def training(options):
     """The settings of configs/tiny.yaml and of the default on a CPU; on a GPU, pictures of 512 x 512."""
     if options.device == "cpu" and not options.gpu_check:
-        step(options, 16, 16, 96)
-        step(options, 64, 4, 256)
+        step(options, 16, 2 if options.quick else 16, 96)
+        if not options.quick:
+            step(options, 64, 4, 256)
         return
     size, batch = (512, 8) if options.device == "cuda" else (64, 2)
     for autocast in (False, True):
@@ -379,13 +390,16 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="of the part training")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[128, 192, 256], help="of the pictures of predict")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256], help="of the pictures of predict")
     parser.add_argument("--sides", nargs="+", type=int, default=[16, 32, 64, 128], help="of the maps of attention")
     parser.add_argument("--channels", type=int, default=16, help="of the network of large")
     parser.add_argument("--memory", type=float, default=8, help="GiB that the straightforward version's attention may take in training")
     parser.add_argument("--gpu-check", action="store_true", help="run the part training on the CPU as on a GPU, on small pictures")
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest sizes, to see that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.sizes, options.sides = 1, [64], [16]
     torch.set_num_threads(options.threads)
     print(torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU thread(s)")
     for part in options.parts:

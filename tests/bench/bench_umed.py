@@ -1,6 +1,6 @@
 """UMed: protecting images beside a straightforward loop, as images grow, in one process.
 
-python tests/bench/bench_umed.py [--device cuda] [--threads 1] [--rounds 3] [--batch 8]
+python tests/bench/bench_umed.py [--device cuda] [--threads 1] [--rounds 3] [--batch 8] [--quick]
 
 The straightforward version goes image by image: masks by scipy's morphology, texture by scikit-image, both generators on one image in float32 with
 channels first, and the central-difference convolution in its three parts. Both end in the same images, as they are stored: that is checked. What
@@ -9,13 +9,12 @@ comes before the networks, regions and texture, is also timed by itself; the net
 
 import argparse
 import resource
-import statistics
-import time
 
 import numpy as np
 import torch
 from scipy import ndimage
 from skimage.feature import local_binary_pattern
+from timing import medians, record
 from torch import nn
 from torch.nn import functional as F
 
@@ -74,24 +73,18 @@ def straightforward(net, images, masks, epsilon, radius, device):
     return torch.from_numpy(np.stack(stored))
 
 
-def timed(versions, rounds, device):
-    times = {name: [] for name in versions}
-    for number in range(rounds + 1):
-        for name, call in versions.items():
-            began = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
+WHY = "nearly all of the time are the generators' convolutions, which both versions need"
 
 
-def show(what, medians, batch):
-    rates = "  ".join(f"{name} {batch / seconds:9.1f} images/s" for name, seconds in medians.items())
-    ratios = "  ".join(f"{medians['straightforward'] / seconds:.2f}" for name, seconds in medians.items() if name != "straightforward")
+def show(what, size, seconds, batch, target=None):
+    rate = {name: batch / each for name, each in seconds.items()}
+    for name in (name for name in seconds if name != "straightforward"):
+        way, beside = f"{what}{name.removeprefix('ours')}", "image by image, scipy and scikit-image"
+        record(way, size, rate[name], rate["straightforward"], beside, unit="images/s", target=target, reason=WHY)
+    rates = "  ".join(f"{name} {batch / each:9.1f} images/s" for name, each in seconds.items())
+    ratios = "  ".join(f"{seconds['straightforward'] / each:.2f}" for name, each in seconds.items() if name != "straightforward")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what}: {rates}  ratio {ratios}  (peak memory of the process {memory:.0f} MB)", flush=True)
+    print(f"{what}, {size}: {rates}  ratio {ratios}  (peak memory of the process {memory:.0f} MB)", flush=True)
 
 
 def main():
@@ -100,10 +93,13 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--quick", action="store_true", help="one round of the smallest size, to see that everything runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.batch = 1, 2
     torch.set_num_threads(options.threads)
     print(torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU thread(s)", f"batches of {options.batch}")
-    for size in (128, 256, 512):
+    for size in (128,) if options.quick else (128, 256, 512):
         module = Protector(size=size, surrogate_widths=[8, 16]).to(options.device).eval()
         other = Protector(size=size, surrogate_widths=[8, 16]).to(options.device).eval()
         net = in_three_parts(other.perturbator)
@@ -129,9 +125,10 @@ def main():
         print(f"{size} x {size}: bfloat16 changes {100 * (off > 0).float().mean():.2f} % of the pixels, by {off.max()} level(s) at most")
         whole = {"ours": lambda m=module, i=images, k=masks: m.protect(i, k), "ours in bfloat16": in_bf16}
         whole["straightforward"] = lambda a=arguments: straightforward(*a)
-        show(f"protect {size} x {size}", timed(whole, options.rounds, options.device), options.batch)
+        setting = f"{size} x {size} pixels, {options.device}"
+        show("protect", setting, medians(whole, options.rounds, options.device), options.batch, 5 if size == 256 else None)
         before = {"ours": prepared, "straightforward": prepared_one_by_one}
-        show(f"regions and texture {size} x {size}", timed(before, options.rounds, options.device), options.batch)
+        show("regions and texture", setting, medians(before, options.rounds, options.device), options.batch)
 
 
 if __name__ == "__main__":

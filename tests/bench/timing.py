@@ -1,7 +1,11 @@
-"""How benchmarks take times and print them."""
+"""How benchmarks take times, print them and record what comes of a comparison."""
 
+import importlib
+import json
+import os
 import statistics
 import time
+from pathlib import Path
 
 import torch
 
@@ -36,3 +40,35 @@ def table(heads, rows):
     print(f"\n| {heads} |\n|" + "---|" * (heads.count(" | ") + 1))
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
+
+
+def installed(name):
+    """Tell whether a peer is there; where it is not, say that its rows are left out."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        print(f"{name}: left out, as it cannot be imported ({error}); `uv run --group peers` has the peers", flush=True)
+        return False
+    return True
+
+
+def record(what, size, ours, other, beside="straightforward", *, kind="naive", unit="s", target=None, reason="", peak=None):
+    """Add a comparison to the file that the environment variable TOUCHSTONE_BENCH names, one JSON object a line; without it, do nothing.
+
+    Args:
+        what: that was done.
+        size: how much of it.
+        ours: our measurement.
+        other: that of the contestant beside us, or what was asked for.
+        beside: the contestant.
+        kind: naive (the same, written as one would first write it), peer (another library) or bound (a number that was asked for).
+        unit: of both; more is better where it ends in /s, else less.
+        target: the ratio that was asked for.
+        reason: why the ratio is below it, should it be.
+        peak: peak memory of ours in MiB, where it was measured.
+    """
+    if path := os.environ.get("TOUCHSTONE_BENCH"):
+        ratio = ours / other if unit.endswith("/s") else other / ours
+        row = {"what": what, "size": size, "ours": ours, "other": other, "beside": beside, "kind": kind, "unit": unit, "ratio": ratio}
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row | {"target": target, "reason": reason, "peak": peak}) + "\n")

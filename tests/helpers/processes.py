@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from shared.runs import REPOSITORY
@@ -29,6 +31,13 @@ def _enter(function: Callable, args: tuple, environment: dict[str, str]) -> None
     os.environ.update(environment)
     torch.set_num_threads(1)
     function(*args)
+
+
+def run_until_killed(run_folder: Path, function: Callable, *args: Any) -> None:
+    """Run `function(*args)`, whose process kills itself, with a folder for its runs, and wait."""
+    process = start(function, *args, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"})
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def run_together(function: Callable, *args: Any, count: int = 2) -> None:

@@ -18,7 +18,7 @@ from shared.data.crops import crop_and_flip
 
 
 class KeptAnchors:
-    """Anchors as the public re-implementation keeps them (section 7 of the sheet): every one a deep copy of the teacher, all of them in memory.
+    """Anchors as the public re-implementation keeps them: every one a deep copy of the teacher, all of them in memory.
 
     Its faults are left out: the copies are frozen and in evaluation mode, and the last one teaches to the end.
 
@@ -63,7 +63,7 @@ def distil(
     device: str = "cpu",
     is_mixed: bool = False,
 ) -> None:
-    """Train a student by labels and by its teacher's softened classes, (section 2.2), at a constant learning rate.
+    """Train a student by labels and by its teacher's softened classes, at a constant learning rate.
 
     Args:
         student: on the device, in training mode.
@@ -98,7 +98,7 @@ def distil(
 
 
 def dkd_masked(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0) -> Tensor:
-    """Decoupled distillation with the target masked by -1000, as it was published (section 2.6); (B, K) logits and (B,) labels to a scalar."""
+    """Decoupled distillation with the target masked by -1000, as it was published; (B, K) logits and (B,) labels to a scalar."""
     target = F.one_hot(labels, student.shape[1]).bool()
     p_s, p_t = ((logits / tau).softmax(1) for logits in (student, teacher))
     b_s, b_t = (torch.stack([(p * target).sum(1), (p * ~target).sum(1)], 1) for p in (p_s, p_t))
@@ -108,7 +108,7 @@ def dkd_masked(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float = 
 
 
 def dist_by_cosines(student: Tensor, teacher: Tensor, beta: float = 2.0, gamma: float = 2.0, tau: float = 4.0) -> Tensor:
-    """DIST, where Pearson's correlation is the cosine of centred rows or columns (section 2.6); (B, K) logits to a scalar."""
+    """DIST, where Pearson's correlation is the cosine of centred rows or columns; (B, K) logits to a scalar."""
     p_s, p_t = ((logits / tau).softmax(1) for logits in (student, teacher))
 
     def apart(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def dist_by_cosines(student: Tensor, teacher: Tensor, beta: float = 2.0, gamma: 
 
 
 def contrast_by_loop(student: Tensor, teacher: Tensor, labels: Tensor, tau: float = 0.07) -> Tensor:
-    """The contrastive loss sample by sample (section 2.6); (B, d) features and (B,) labels to a scalar."""
+    """The contrastive loss sample by sample; (B, d) features and (B,) labels to a scalar."""
     ours, theirs = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
     total = student.new_zeros(())
     for one, other in ((ours, theirs), (theirs, ours)):

@@ -1,4 +1,4 @@
-"""Algorithms 1 and 2 of the VAFL sheet as they stand there: dictionaries, autograd, one record at a time, and ages by equation 3."""
+"""Algorithms 1 and 2 of VAFL as they stand: dictionaries, autograd, one record at a time, and ages by equation 3."""
 
 from __future__ import annotations
 

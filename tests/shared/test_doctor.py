@@ -1,5 +1,6 @@
 import importlib.metadata
 import os
+import re
 import shutil
 import sys
 
@@ -26,7 +27,8 @@ def test_this_installation_is_usable(find):
     assert importlib.metadata.version("lightning") in checks["dependencies"].found
     assert importlib.metadata.version("torch") in checks["torch"].found
     assert f"{len(os.sched_getaffinity(0))} cores" in checks["processor"].found
-    assert "data of diff_cleanse" in checks
+    assert re.fullmatch(r"\d+ of \d+ projects begin with data that are drawn offline; yours are given by --data.root", checks["data"].found)
+    assert {"onnx", "dashboards"} <= set(re.findall(r"\w+", checks["optional parts"].found))
     assert exit_code(list(checks.values())) == 0
 
 
@@ -96,15 +98,24 @@ def test_data_of_configurations(tmp_path):
     configs = tmp_path / "demo" / "configs"
     configs.mkdir(parents=True)
     script = tmp_path / "demo" / "cli.py"
+    offline = "1 of 1 projects begin with data that are drawn offline; yours are given by --data.root"
     (configs / "tiny.yaml").write_text("data: {source: digits}\n")
-    assert doctor._data(script) == Check("data of demo", "ok", "drawn offline")
+    assert doctor._data([script]) == [Check("data", "ok", offline)]
     (configs / "paper.yaml").write_text(f"data: {{source: folder, root: {tmp_path}}}\n")
-    assert doctor._data(script) == Check("data of demo", "ok", f"paper.yaml: {tmp_path} found")
+    assert doctor._data([script]) == [Check("data of demo", "ok", f"paper.yaml: {tmp_path} found"), Check("data", "ok", offline.replace("1", "0", 1))]
     (configs / "celeba.yaml").write_text(f"where: {tmp_path / 'celeba'}\ndata: {{root: '${{where}}'}}\n")
-    check = doctor._data(script)
+    check, _ = doctor._data([script])
     assert (check.state, check.found) == ("note", f"celeba.yaml: {tmp_path / 'celeba'} absent; paper.yaml: {tmp_path} found")
     (configs / "celeba.yaml").write_text("data: {root: [\n")
-    assert (doctor._data(script).state, doctor._data(script).found.startswith(f"{configs / 'celeba.yaml'} cannot be read")) == ("broken", True)
+    check, _ = doctor._data([script])
+    assert (check.state, check.found.startswith(f"{configs / 'celeba.yaml'} cannot be read")) == ("broken", True)
+
+
+def test_an_absent_optional_part_is_told(monkeypatch):
+    monkeypatch.setattr(doctor, "unmet", lambda name, specifier: "onnx is missing" if name == "onnx" else None)
+    check = doctor._extras()
+    assert (check.state, check.remedy) == ("ok", "for those that you need: `uv sync --extra NAME`")
+    assert check.found.endswith("; without onnx: onnx is missing")
 
 
 def test_driver_without_visible_device_is_noted(find, monkeypatch, tmp_path):

@@ -331,9 +331,12 @@ def test_list_prints_every_project(capsys):
     assert set(listed) == {path.parent.name for path in REPOSITORY.glob("projects/*/cli.py")}
     assert listed["diff_cleanse"]["script"] == "projects/diff_cleanse/cli.py"
     assert {"fit", "test", "predict"} <= set(listed["diff_cleanse"]["verbs"])
+    assert {"search", "robustness"} <= set(listed["forgery_nas"]["verbs"])  # the second one stands in shared
+    assert all(10 < len(project["title"]) < 160 for project in listed.values())  # a clause
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in listed)
+    assert shown.splitlines()[-1].startswith("Each also has fit, validate, test, predict;")
 
 
 def test_projects_are_read_without_importing_them(tmp_path):
@@ -342,11 +345,11 @@ def test_projects_are_read_without_importing_them(tmp_path):
     for name in ("alpha", "beta", "gamma"):
         (tmp_path / "projects" / name).mkdir(parents=True)
         (tmp_path / "projects" / name / "cli.py").write_text(cli)
-    (tmp_path / "projects/alpha/README.md").write_text("# Alpha\n\n![picture](a.png)\n\nFinds triggers in models. More.\n")
+    (tmp_path / "projects/alpha/README.md").write_text("# alpha\n\n![picture](a.png)\n\nFinds triggers\nin models: all. More.\n")
     (tmp_path / "projects/beta/__init__.py").write_text('"""Beta: certifies classifiers.\n\nLong text."""\n')
     (tmp_path / "projects/gamma/cli.py").write_text("def broken(:")
     alpha, beta, gamma = find_projects(tmp_path)
-    assert (alpha.title, beta.title, gamma.title) == ("Alpha: Finds triggers in models", "Beta: certifies classifiers", "")
+    assert (alpha.title, beta.title, gamma.title) == ("Finds triggers in models", "Beta: certifies classifiers", "")
     assert alpha.verbs == ["fit", "validate", "test", "predict", "scan"]
     assert gamma.verbs == []
 

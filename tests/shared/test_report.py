@@ -363,3 +363,22 @@ def test_import_is_light():
     heavy = "{'torch', 'lightning', 'matplotlib', 'jinja2', 'numpy', 'PIL', 'yaml'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", f"import sys, shared.report; print({heavy})"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_verb_that_ran_often_has_its_history_counted_and_a_measurement_heads_the_page(run):
+    repeated = [stage("predict", status=status, summary={"predict/files": 3}) for status in ("done", "failed", "done", "failed")]
+    write(run / "manifest.json", manifest(stage("test", summary={"test/auroc": 0.75, "test/eer": 0.2}), *repeated))
+    text = Page(build_report(run)).text
+    assert "earlier: 2 done, 1 failed" in text
+    assert "predict failed" in text
+    assert text.index("0.75") < text.index("took")  # above the first section
+
+
+def test_settings_are_compared_within_a_project_and_a_value_named_like_the_run_is_shown(tmp_path):
+    first, second = make_run(tmp_path, "first"), make_run(tmp_path, "net", lr=0.2)
+    (second / "config.yaml").write_text((second / "config.yaml").read_text().replace("name: net", "name: net, kind: net"))
+    other = make_run(tmp_path / "b", "third", project="other")
+    text = Page(compare_runs([first, second, other], tmp_path / "page.html")).text
+    assert "model.kind" in text
+    assert "(the run)" not in text
+    assert "different projects" in Page(compare_runs([first, other], tmp_path / "two.html")).text

@@ -1,4 +1,4 @@
-"""CAFE beside the attacks that came before it (sections 2.12 and 9)."""
+"""CAFE beside the attacks that came before it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def in_order(found: Rows) -> Rows:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the sheet's acceptance row holds (section 9)."""
+    """Say whether the expected row holds."""
     mean = {row["attack"]: row["psnr"]["mean"] for row in means}
     rivals = [name for name, (_, batch, campaign) in LINES.items() if batch == 40 and campaign.method != "cafe"]
     return {

@@ -1,4 +1,4 @@
-"""When CAFE works: rounds, batches and widths (sections 2.7 and 9)."""
+"""When CAFE works: rounds, batches and widths."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def jobs(kept: Path, seeds: list[int], is_quick: bool) -> list[Job]:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the conditions of section 2.7 are those that decide."""
+    """Say whether the paper's conditions are those that decide."""
     row = {line["setting"]: line for line in means}
     short = row["fewer rounds than records"]
     wide, narrow = row["1.2 N rounds"]["psnr"]["mean"], row["half as wide (h twice the pixels)"]["psnr"]["mean"]

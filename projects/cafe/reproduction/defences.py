@@ -1,4 +1,4 @@
-"""What defences cost, and what they hold off from CAFE and from an attacker who knows them (sections 2.11 and 9)."""
+"""What defences cost, and what they hold off from CAFE and from an attacker who knows them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def scored(found: Rows) -> Rows:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the sheet's acceptance row holds, and how far the defence carries."""
+    """Say whether the expected row holds, and how far the defence carries."""
     mean = {row["defence"]: {name: row[name]["mean"] for name in ("points", "CAFE", "knowing", "mean image")} for row in means}
     fake, clip = mean["fake"], mean["fake:mode=clip"]
     return {

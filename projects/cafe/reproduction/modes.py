@@ -1,4 +1,4 @@
-"""Tables, horizontal learning, coloured pictures and known labels (sections 2.9, 2.10 and 9)."""
+"""Tables, horizontal learning, coloured pictures and known labels."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def jobs(kept: Path, seeds: list[int], is_quick: bool) -> list[Job]:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether every mode leaks as section 9 says."""
+    """Say whether every mode leaks as expected."""
     row = {line["mode"]: line for line in means}
     patches = [row[f"coloured patches, widths {widths}"]["psnr"]["mean"] for widths in ("32, 64", "32, 160", "32, 160, 1000 steps")]
     guess = row["coloured patches, widths 32, 64"]["mean_record"]["mean"]

@@ -1,4 +1,4 @@
-"""The setting of the tables: digits of 16 x 16 pixels in quarters, the nets of section 9, and a line of figures of an attack."""
+"""The setting of the tables: digits of 16 x 16 pixels in quarters, small nets, and a line of figures of an attack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More records (section 9, and the paper's largest setting: 800 records in batches of 100)."""
+"""More records (and the paper's largest setting: 800 records in batches of 100)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps I to III: the closed form beside the authors' descent, and what each term of step III buys (sections 2.3 to 2.6 and 9)."""
+"""Steps I to III: the closed form beside the authors' descent, and what each term of step III buys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What CAFE bears: a model that trains meanwhile, and noise on what is uploaded (sections 2.6 and 9)."""
+"""What CAFE bears: a model that trains meanwhile, and noise on what is uploaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jobs(kept: Path, seeds: list[int], is_quick: bool) -> list[Job]:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the table goes the way of section 9."""
+    """Say whether the table goes the expected way."""
     mean = {line["while recorded"]: line["psnr"]["mean"] for line in means}
     guess = means[0]["mean_record"]["mean"]
     static, slow, faster, training = (mean[name] for name in ("static model", *(f"trained by Adam at {lr:g}" for lr in (1e-6, 1e-4, 1e-3))))

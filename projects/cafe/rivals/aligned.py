@@ -1,4 +1,4 @@
-"""Gradient matching over rounds whose members are known: CAFE's α term without steps I and II (sections 2.5, 2.12)."""
+"""Gradient matching over rounds whose members are known: CAFE's α term without steps I and II."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient matching on one batch: DLG, iDLG, Inverting Gradients, SAPAG and several runs as a group (section 2.12).
+"""Gradient matching on one batch: DLG, iDLG, Inverting Gradients, SAPAG and several runs as a group.
 
 What all of these attacks take (some have further arguments):
 

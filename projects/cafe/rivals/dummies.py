@@ -52,7 +52,7 @@ class Dummies:
 
     @classmethod
     def draw(cls, shapes: Sequence[Sequence[int]], count: int, classes: int, like: Tensor, seed: int, labels: Tensor | None = None) -> Dummies:
-        """Draw pixels and label logits from U(0, 1), as the reference does (section 2.5), on the CPU so that every device sees the same.
+        """Draw pixels and label logits from U(0, 1), as the reference does, on the CPU so that every device sees the same.
 
         Args:
             shapes: shape of one record's block, a party.
@@ -121,7 +121,7 @@ def descend_lbfgs(dummies: Dummies, objective: Callable[[], Tensor], steps: int,
     """Lower `objective` by L-BFGS without line search, and end early where it is no longer finite.
 
     A step that would move an entry by more than `REACH` is shortened. Unbounded, as DLG was published, the second step already throws a batch's
-    pixels to 10^4 on section 9's digits; and a line search gets stuck, since the gradient of a net with ReLUs jumps.
+    pixels to 10^4 on digits; and a line search gets stuck, since the gradient of a net with ReLUs jumps.
 
     Args:
         dummies: moved in place.

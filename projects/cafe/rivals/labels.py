@@ -1,4 +1,4 @@
-"""Labels read from the gradients of the last layer, before any record is recovered (section 2.12)."""
+"""Labels read from the gradients of the last layer, before any record is recovered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gradient matching compares: the gradients of dummy records with those that were uploaded (section 2.12)."""
+"""What gradient matching compares: the gradients of dummy records with those that were uploaded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Attacked:
 
 
 def squared_distance(gradients: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
-    """Sum over layers of ||g - g'||^2, of DLG (Zhu et al. 2019), iDLG and the α term of section 2.5; at least 0."""
+    """Sum over layers of ||g - g'||^2, of DLG (Zhu et al. 2019), iDLG and the α term of CAFE's own objective; at least 0."""
     return torch.stack([(ours - theirs).square().sum() for ours, theirs in zip(gradients, observed, strict=True)]).sum()
 
 

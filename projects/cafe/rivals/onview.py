@@ -1,4 +1,4 @@
-"""The rivals by name, run on what the server of a federation recorded (section 2.12)."""
+"""The rivals by name, run on what the server of a federation recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attacks believe of records beside their gradients: smooth images, statistics seen by batch norm, agreement of several runs (section 2.12)."""
+"""What attacks believe of records beside their gradients: smooth images, statistics seen by batch norm, agreement of several runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server of a federation sees, as the rivals take it (section 2.1)."""
+"""What the server of a federation sees, as the rivals take it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a silenced component does: a weight of 0 for what is scratched ends its alarms, and others go on (claim 5; sections 2.8 and 9).
+"""What a silenced component does: a weight of 0 for what is scratched ends its alarms, and others go on (claim 5).
 
 Scratches lie on one surface only. On the grain their pixels stay in the grain's cluster, whose colours vary anyway. On the floor they do not: they
 look like the rims of things, which have a cluster of their own, and most pixels of that are floor, too. So a surface is all clusters that are mostly

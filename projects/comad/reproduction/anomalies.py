@@ -1,4 +1,4 @@
-"""Which score finds which anomaly: ComAD, a patch memory on the same features, and both together (claims 1 to 4; section 9)."""
+"""Which score finds which anomaly: ComAD, a patch memory on the same features, and both together (claims 1 to 4)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say which of the sheet's claims hold for the means."""
+    """Say which claims hold for the means."""
     auroc = {row["detector"]: {column: row[column]["mean"] for column in (*worlds.KINDS, LOGICAL_MEAN)} for row in summary}
     comad, patches, fused, placed = (auroc[name] for name in (COMAD, PATCHES, FUSED, PLACED))
     gap = comad[LOGICAL_MEAN] - patches[LOGICAL_MEAN]

@@ -1,4 +1,4 @@
-"""Five ways to add the scores of ComAD and of the patch memory, and what one incomplete tray among those of validation does to them (section 2.7)."""
+"""Five ways to add the scores of ComAD and of the patch memory, and what one incomplete tray among those of validation does to them."""
 
 from __future__ import annotations
 

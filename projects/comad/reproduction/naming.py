@@ -1,4 +1,4 @@
-"""Whether the right component and the right measure are named (claim 6; sections 2.8 and 9)."""
+"""Whether the right component and the right measure are named (claim 6)."""
 
 from __future__ import annotations
 

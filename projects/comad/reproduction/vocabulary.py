@@ -1,4 +1,4 @@
-"""What the parts of ComAD's segmentation do: number of clusters, metric, choice of tokens, CRF, and filter of components (sections 2.2 to 2.4)."""
+"""What the parts of ComAD's segmentation do: number of clusters, metric, choice of tokens, CRF, and filter of components."""
 
 from __future__ import annotations
 

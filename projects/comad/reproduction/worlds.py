@@ -1,4 +1,4 @@
-"""Trays, inspectors that are fitted to them with the settings of configs/tiny.yaml, and their scores (section 9 of the sheet)."""
+"""Trays, inspectors that are fitted to them with the settings of configs/tiny.yaml, and their scores."""
 
 from __future__ import annotations
 

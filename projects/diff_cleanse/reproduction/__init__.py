@@ -76,8 +76,10 @@ TABLES: dict[str, Table] = {
 
 def reproduce_table(
     run: Run, name: str, model: dict[str, Any], data: dict[str, Any], steps: int, seeds: int | None, quick: bool, jobs: int | None
-) -> dict[str, Any]:
-    """Make a table; returns and writes the results. What an interrupted run made is not made again; the time says what all of it took.
+) -> tuple[dict[str, Any], dict[str, Figure]]:
+    """Make a table; returns and writes the results, and draws its figures.
+
+    What an interrupted run made is not made again; the time says what all of it took.
 
     Args:
         run: run folder; models and rows are kept in its artefacts.
@@ -97,20 +99,14 @@ def reproduce_table(
     rows = table.tabulate([row for part in found for row in part.value])
     summary = summarise(rows, by=table.by)
     seconds = sum(part.seconds for part in (*trained, *found)) / jobs
-    return write_results(run, table.title, table.claim, summary, chosen, seconds, {} if quick else table.expectations(summary), name)
+    results = write_results(run, table.title, table.claim, summary, chosen, seconds, {} if quick else table.expectations(summary), name)
+    return results, _figures(name, results["rows"], folder)
 
 
-def figures(name: str, results: dict[str, Any], folder: Path) -> dict[str, Figure]:
-    """Draw what belongs to a table, by name.
-
-    Args:
-        name: a key of `TABLES`.
-        results: what `reproduce_table` returned.
-        folder: its artefacts.
-    """
+def _figures(name: str, summary: Rows, folder: Path) -> dict[str, Figure]:
     if name == "samplers":
-        return {"asr": samplers.plot(results["rows"]), "samples": samplers.show_samples(folder / "rows" / "samplers" / "seed-0")}
-    return {"removal": removal.plot(results["rows"])} if name == "removal" else {}
+        return {"asr": samplers.plot(summary), "samples": samplers.show_samples(folder / "rows" / "samplers" / "seed-0")}
+    return {"removal": removal.plot(summary)} if name == "removal" else {}
 
 
 @dataclass(frozen=True)

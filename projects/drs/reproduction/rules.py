@@ -112,7 +112,7 @@ CASES = (
 )
 
 
-def rows(seed: int, quick: bool) -> list[dict[str, Any]]:
+def rows(quick: bool, seed: int) -> list[dict[str, Any]]:
     """Return a row for each case."""
     found = []
     for case in CASES:

@@ -1,4 +1,4 @@
-"""Adversarial training (Madry et al. 2018), as the paper's baseline has it (section 3)."""
+"""Adversarial training (Madry et al. 2018), as the paper's baseline has it."""
 
 from __future__ import annotations
 

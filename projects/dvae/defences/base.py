@@ -62,7 +62,7 @@ class Defence:
         return images
 
     def transform_test(self, images: Tensor) -> Tensor:
-        """Map test images, which the protocol leaves as they are (section 5).
+        """Map test images, which the protocol leaves as they are.
 
         Args:
             images: uint8 (N, C, H, W).

@@ -96,7 +96,7 @@ class _Reconstructed(Defence):
 
 
 class VAE(_Reconstructed):
-    """A rate-constrained VAE (section 2.2); it samples at inference, too.
+    """A rate-constrained VAE; it samples at inference, too.
 
     Args:
         rate: target kd in nats a latent position.

@@ -1,4 +1,4 @@
-"""Poisons that are found by descent through a surrogate network: EM, REM, TAP and SEP (section 4.2)."""
+"""Poisons that are found by descent through a surrogate network: EM, REM, TAP and SEP."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from projects.dvae.poisons.training_set import TrainingSet
 from shared.poisons import Kind, check_radius, find_processes, patch_colours, patch_grid, to_levels
 from shared.seeding import generator
 
-BudgetName = Literal["paper", "quick"]
+RecipeName = Literal["paper", "quick"]
 Choice = Literal["random", "classes"]
 Progress = Callable[[int, int], None]
 
@@ -75,7 +75,7 @@ ATTACKS: dict[str, Attack] = {
 }
 """Attacks that `make_pattern` knows; the bounds are those of the published tables."""
 
-EFFORTS: dict[str, dict[BudgetName, Minimising | Robust | Targeted]] = {
+EFFORTS: dict[str, dict[RecipeName, Minimising | Robust | Targeted]] = {
     "em": {"paper": Minimising(), "quick": Minimising(batch_size=128, lr=0.02, steps=10, step=0.2, rounds=15)},
     "em_class": {
         "paper": Minimising(steps=1, stop_error=0.1),
@@ -91,7 +91,7 @@ EFFORTS: dict[str, dict[BudgetName, Minimising | Robust | Targeted]] = {
         "quick": Targeted(lr=0.02, epochs=20, steps=15, step=0.25, is_augmented=False, checkpoints=5, flip=False),
     },
 }
-"""Effort of each attack that learns: `paper` as published (section 4.2), `quick` for some thousand images of 16 x 16 pixels and a small network."""
+"""Effort of each attack that learns: `paper` as published, `quick` for some thousand images of 16 x 16 pixels and a small network."""
 
 
 def make_pattern(
@@ -102,7 +102,7 @@ def make_pattern(
     seed: int = 0,
     radius: float | None = None,
     build: Callable[[int], nn.Module] | None = None,
-    budget: BudgetName = "paper",
+    recipe: RecipeName = "paper",
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Pattern:
@@ -116,12 +116,12 @@ def make_pattern(
         seed: seed of everything that is drawn.
         radius: bound in the unit of the attack's kind; None takes the attack's own.
         build: makes a surrogate network from a seed; needed by attacks that learn.
-        budget: effort of attacks that learn.
+        recipe: effort of attacks that learn.
         device: where the surrogate is trained.
         progress: is called with the work done and all the work, by attacks that learn.
 
     Raises:
-        ValueError: for an unknown name or budget, a radius out of range, a missing `build`, or a set that is not as stated.
+        ValueError: for an unknown name or recipe, a radius out of range, a missing `build`, or a set that is not as stated.
     """
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}: known are {', '.join(ATTACKS)}")
@@ -134,10 +134,10 @@ def make_pattern(
         return _closed_form(name, training_set, bound or 0.0, seed)
     if build is None:
         raise ValueError(f"the attack {name} learns through a surrogate network: give build")
-    if budget not in EFFORTS[name]:
-        raise ValueError(f"unknown budget {budget!r}: known are {', '.join(EFFORTS[name])}")
+    if recipe not in EFFORTS[name]:
+        raise ValueError(f"unknown recipe {recipe!r}: known are {', '.join(EFFORTS[name])}")
     search = Search(training_set, bound, seed, build, device, progress or (lambda done, total: None))
-    return _learned(name, search, EFFORTS[name][budget])
+    return _learned(name, search, EFFORTS[name][recipe])
 
 
 def patch_side(size: tuple[int, int]) -> int:

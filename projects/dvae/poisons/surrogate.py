@@ -16,7 +16,7 @@ from shared.seeding import generator
 
 
 class Surrogate:
-    """A classifier with its optimiser: SGD with momentum 0.9, weight decay 5e-4 and gradients clipped to a norm of 5 (section 4.2).
+    """A classifier with its optimiser: SGD with momentum 0.9, weight decay 5e-4 and gradients clipped to a norm of 5.
 
     Args:
         net: maps (B, C, H, W) images in [0, 1] to (B, K) logits.

@@ -9,7 +9,7 @@ from projects.dvae.training import Recipe
 from projects.dvae.workshop import Workshop
 
 DIGITS = Settings(rates=(4.0, 20.0), epochs=(30, 30), width=24, batch_size=64, options={"energy_floor": 0.01})
-"""Digits of 8 x 8 pixels have latents of 4 x 4 positions, sixteen times fewer than CIFAR's: the rate of each is larger (sheet, section 9). A
+"""Digits of 8 x 8 pixels have latents of 4 x 4 positions, sixteen times fewer than CIFAR's: the rate of each is larger. A
 perturbation of one pixel in 64 has more energy than the published hinge allows for one in 1024."""
 
 

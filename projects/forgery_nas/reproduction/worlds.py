@@ -1,4 +1,4 @@
-"""Drawn faces, and the searches and trainings that are compared on them (section 9).
+"""Drawn faces, and the searches and trainings that are compared on them.
 
 The weights of a search learn from swaps, its architecture from swaps too (in-dataset) or from self-blended faces (across sets), and reenacted
 faces stay unseen. Faces of 48 x 48 pixels are cut down to their middle 32 x 32.

@@ -1,4 +1,4 @@
-"""How stages are decoded, and by which loss they are trained (sections 1, 2.4 and 3)."""
+"""How stages are decoded, and by which loss they are trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which encoder reads which modality: the paper's transformer for colour and CNN for depth beside the other pairs (claim 3; section 1)."""
+"""Which encoder reads which modality: the paper's transformer for colour and CNN for depth beside the other pairs (claim 3)."""
 
 from __future__ import annotations
 

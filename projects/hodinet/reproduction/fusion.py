@@ -1,4 +1,4 @@
-"""How the modalities are fused: the paper's products of features beside sums (claim 2; sections 2.2, 2.3 and 9)."""
+"""How the modalities are fused: the paper's products of features beside sums (claim 2)."""
 
 from __future__ import annotations
 

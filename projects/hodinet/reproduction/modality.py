@@ -1,4 +1,4 @@
-"""What depth adds to colour (claim 1; section 9)."""
+"""What depth adds to colour (claim 1)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether both modalities gain what the sheet expects."""
+    """Say whether both modalities gain what is expected."""
     rows = {row["modality"]: row for row in summary}
     better = {measure: max(rows[name][measure]["mean"] for name in ("rgb", "depth")) for measure in GAINS}
     gained = {measure: rows[BOTH][measure]["mean"] - better[measure] for measure in GAINS}

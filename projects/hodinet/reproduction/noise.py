@@ -1,4 +1,4 @@
-"""What is left where depth says nothing, with and without bad depth in training (claim 4; section 9)."""
+"""What is left where depth says nothing, with and without bad depth in training (claim 4)."""
 
 from __future__ import annotations
 

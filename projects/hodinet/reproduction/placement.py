@@ -1,4 +1,4 @@
-"""Where features are fused in space and where over channels (claim 3; section 1)."""
+"""Where features are fused in space and where over channels (claim 3)."""
 
 from __future__ import annotations
 

@@ -1,15 +1,12 @@
-"""Networks that are trained alike on drawn scenes, in which what is salient differs in colour and stands nearer (section 9 of the sheet)."""
+"""Networks that are trained alike on drawn scenes, in which what is salient differs in colour and stands nearer."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from projects.hodinet.data import SaliencyData
@@ -17,9 +14,8 @@ from projects.hodinet.metrics import SaliencyMetrics
 from projects.hodinet.module import SaliencyDetection
 from projects.hodinet.samples import DrawnScenes
 from projects.hodinet.scenes import Variant
-from shared.jobs import kept_arrays
-from shared.quiet import quiet_trainer, silence
-from shared.seeding import derive_seed
+from shared.kept_networks import kept_network, key_of, thousands
+from shared.quiet import quiet_trainer
 from shared.tables import Rows
 
 COMMON: dict[str, Any] = {"size": None, "optimiser": "adamw", "lr": 2e-3, "schedule": "onecycle"}
@@ -48,20 +44,14 @@ def train(
         variant: of the training scenes.
     """
     module = SaliencyDetection(seed=seed, **(COMMON | options))
-    settings = [COMMON | options, seed, length, epochs, variant, SIDE, BATCH, CLIP]
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    key = key_of([COMMON | options, seed, length, epochs, variant, SIDE, BATCH, CLIP])
 
-    def trained() -> dict[str, Any]:
+    def fit() -> None:
         data = SaliencyData(length=length, test_length=1, batch_size=BATCH, size=SIDE, seed=seed, variant=variant)
         data.setup()
-        with silence(), torch.random.fork_rng():
-            torch.manual_seed(derive_seed(seed, "training"))
-            quiet_trainer(epochs, CLIP, limit_val_batches=0).fit(module, data.train_dataloader(), data.val_dataloader())
-        return {name: value.numpy() for name, value in module.cpu().state_dict().items()}
+        quiet_trainer(epochs, CLIP, limit_val_batches=0).fit(module, data.train_dataloader(), data.val_dataloader())
 
-    weights = kept_arrays(kept / f"{key}.npz", trained)
-    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return module.eval()
+    return kept_network(module, kept / f"{key}.npz", seed, fit)
 
 
 @lru_cache(maxsize=1)
@@ -83,9 +73,4 @@ def judge(module: SaliencyDetection, seed: int, scenes: int = TESTED, corruption
 def compare(kept: Path, column: str, name: str, options: dict[str, Any], length: int, epochs: int, scenes: int, seed: int) -> Rows:
     """Return the row of a setting, named in a column: a network is trained and judged, see `train` and `judge`."""
     module = train(kept, options, seed, length, epochs)
-    return [{column: name, "seed": seed, "k parameters": thousands(module), **judge(module, seed, scenes)}]
-
-
-def thousands(module: SaliencyDetection) -> float:
-    """Return the number of parameters in thousands."""
-    return sum(parameter.numel() for parameter in module.net.parameters()) / 1e3
+    return [{column: name, "seed": seed, "k parameters": thousands(module.net), **judge(module, seed, scenes)}]

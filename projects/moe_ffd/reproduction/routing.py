@@ -1,4 +1,4 @@
-"""What routers learn from the task, and how evenly they use the experts (claim 4; section 2.4)."""
+"""What routers learn from the task, and how evenly they use the experts (claim 4)."""
 
 from __future__ import annotations
 

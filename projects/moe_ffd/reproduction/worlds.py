@@ -1,4 +1,4 @@
-"""Drawn faces and the adaptations that are compared on them (section 9 of the sheet)."""
+"""Drawn faces and the adaptations that are compared on them."""
 
 from __future__ import annotations
 

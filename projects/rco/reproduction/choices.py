@@ -1,4 +1,4 @@
-"""How many anchors, which ones, how long each teaches, and how they are stored (sections 2.3 and 2.4 of the sheet)."""
+"""How many anchors, which ones, how long each teaches, and how they are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A route under other losses (section 2.6 of the sheet), and digits (section 9)."""
+"""A route under other losses, and digits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _of_digits(means: Rows) -> dict[str, bool]:
 DIGIT = comparison(
     "digits",
     "Digits with noise, a student of 4 units",
-    "reported as it is: the sheet found no effect",
+    "reported as it is: no effect was expected",
     {"digits": DIGITS},
     {LABELS: Line(walk=None), PLAIN: Line(KD), "EEI-4": Line(Walk(anchors=4)), "every epoch": Line(Walk("one_by_one"))},
     _of_digits,

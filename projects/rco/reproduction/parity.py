@@ -1,4 +1,4 @@
-"""Sparse parity: students who cannot learn from the converged teacher, and learn from its route (section 9 of the sheet)."""
+"""Sparse parity: students who cannot learn from the converged teacher, and learn from its route."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHOWN = (LABELS, PLAIN, EVERY, EEI, JUMP, GREEDY)
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 sets for the first setting."""
+    """Say whether the outcomes hold that were expected of the first setting."""
     accuracy, row = means_of(means), {line["line"]: line for line in means}
     middle = {name: mean(row[name], "_median") for name in (PLAIN, EEI, JUMP)}
     return {
@@ -52,7 +52,7 @@ def expectations(means: Rows) -> dict[str, bool]:
 
 
 def expectations_of_settings(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 sets for the other settings."""
+    """Say whether the outcomes hold that were expected of the other settings."""
     early, control = (means_of([row for row in means if row["setting"] == setting]) for setting in (EARLY, CONTROL))
     return {
         "early jump: KD stays at 0.70 or below": early[PLAIN] <= 0.70,

@@ -1,4 +1,4 @@
-"""Parity through images: the same secret in pictures of tiles, so that students have to learn to see it as well (section 9 of the sheet)."""
+"""Parity through images: the same secret in pictures of tiles, so that students have to learn to see it as well."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINES = {
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 sets for parity, here on images."""
+    """Say whether the outcomes hold that were expected of parity, here on images."""
     accuracy = means_of(means)
     return {
         "the teachers learn it: 0.95": means_of(means, "teacher")[PLAIN] >= 0.95,

@@ -1,4 +1,4 @@
-"""A seed's teacher with its route, and students that follow it, for the tables of `reproduce` (section 9 of the sheet)."""
+"""A seed's teacher with its route, and students that follow it, for the tables of `reproduce`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class World:
 SLOW = World()
 FAST = World(student="mlp_12", epochs=18, recipe=Recipe(lr=0.05, weight_decay=1e-4))
 NO_GAP = World(data={"bits": 30, "secret": 4}, epochs=12)
-"""The three settings of the sheet: teachers that jump late and early, and a task that the student can learn without help."""
+"""Three settings: teachers that jump late and early, and a task that the student can learn without help."""
 QUICK = World({"bits": 12, "secret": 2, "length": 640, "test_length": 200, "held_out": 100}, "mlp_32", "mlp_8", 3)
 """So small that only the way is tried."""
 
@@ -119,7 +119,7 @@ def judged(route: Route, data: DistillationData) -> float:
 
 
 def row_of(world: World, line: Line, taught: Taught, folder: Path, seed: int) -> dict[str, float | None]:
-    """Train the student of a line; returns its accuracy and congruence losses, and what it took (section 2.3: updates, passes, time, disk)."""
+    """Train the student of a line; returns its accuracy and congruence losses, and what it took (updates, passes, time, disk)."""
     if line.walk is None:
         return _by_labels(world, taught, seed)
     route = taught.route if line.assistant is None else _assistant(world, line.assistant, taught, folder, seed)

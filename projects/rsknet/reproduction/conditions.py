@@ -1,4 +1,4 @@
-"""Noise, rooms and short recordings, and what calibrated scores are worth there (claim 3 of section 9)."""
+"""Noise, rooms and short recordings, and what calibrated scores are worth there."""
 
 from __future__ import annotations
 

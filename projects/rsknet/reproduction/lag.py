@@ -1,4 +1,4 @@
-"""What the branches of a selective kernel see: the far one distant frames, the near one neighbours (claim of the modules; section 9)."""
+"""What the branches of a selective kernel see: the far one distant frames, the near one neighbours (claim of the modules)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the networks cost: parameters at three numbers of mel bins, multiply-adds and time (claim 4; sections 2.4 and 5)."""
+"""What the networks cost: parameters at three numbers of mel bins, multiply-adds and time (claim 4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTED: dict[str, tuple[str, dict, tuple[float, ...] | None]] = {
     "ECAPA-TDNN 512": ("ecapa512", {}, None),
     "ECAPA-TDNN 1024": ("ecapa1024", {}, None),
 }
-"""Networks: name, options, and millions of parameters at each of `BINS` as the sheet counts them."""
+"""Networks: name, options, and millions of parameters at each of `BINS` as counted by hand."""
 EIGHTY = {"x-vector": 4.61, "ECAPA-TDNN 512": 6.19, "ECAPA-TDNN 1024": 14.65}
 """Millions of parameters of the peers' networks at 80 bins."""
 
@@ -38,7 +38,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether the counts are those of the sheet, to its digits."""
+    """Say whether the counts are those expected, to the digits given."""
     rows = {row["net"]: row for row in summary}
     counted = {name: [rows[name][f"M at F = {bins}"]["mean"] for bins in BINS] for name in rows}
     ours = {name: wanted for name, (_, _, wanted) in COUNTED.items() if wanted is not None}

@@ -1,4 +1,4 @@
-"""Networks beside each other on new speakers: equal error rates with intervals over speakers and seeds (claim 2 of section 9)."""
+"""Networks beside each other on new speakers: equal error rates with intervals over speakers and seeds."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether the networks compare as the sheet expects."""
+    """Say whether the networks compare as expected."""
     rows = {row["net"]: row for row in summary}
     rate, size = ({net: row[column]["mean"] for net, row in rows.items()} for column in ("EER %", "k parameters"))
     return {

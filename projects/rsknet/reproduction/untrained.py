@@ -1,4 +1,4 @@
-"""What statistics of one scale and of several hold before anything is learnt (section 9): random networks, and discriminant analysis on them."""
+"""What statistics of one scale and of several hold before anything is learnt: random networks, and discriminant analysis on them."""
 
 from __future__ import annotations
 

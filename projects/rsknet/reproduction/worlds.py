@@ -1,4 +1,4 @@
-"""Networks that are trained alike on drawn speakers, and judged on others (section 9 of the sheet)."""
+"""Networks that are trained alike on drawn speakers, and judged on others."""
 
 from __future__ import annotations
 

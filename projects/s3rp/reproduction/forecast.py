@@ -1,4 +1,4 @@
-"""Beyond the last observation (section 9 e of the sheet)."""
+"""Beyond the last observation."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 (e) sets."""
+    """Say whether what was expected holds."""
     error = {line["line"]: line["error ahead"]["mean"] for line in means}
     return {
         "at least 2 times better than our last field that stays": error[STAYS] >= 2 * error[OURS],

@@ -1,4 +1,4 @@
-"""Fine fields without any fine field to learn from, and what happens without each part (section 9 b of the sheet)."""
+"""Fine fields without any fine field to learn from, and what happens without each part."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 sets."""
+    """Say whether what was expected holds."""
     row = {(line["line"], line["world"]): {name: one["mean"] for name, one in line.items() if isinstance(one, dict)} for line in means}
     ours, projected = row[OURS, CLEAN], row[PROJECTED, CLEAN]
     frames = [ours[name] for name in sorted(name for name in ours if name.startswith("_"))]

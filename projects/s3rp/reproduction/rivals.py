@@ -1,4 +1,4 @@
-"""Other ways from coarse frames to fine fields beside ours, and the exact posterior where it is known (sections 2.7 and 9 a, c of the sheet)."""
+"""Other ways from coarse frames to fine fields beside ours, and the exact posterior where it is known."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 sets."""
+    """Say whether what was expected holds."""
     error = {line["line"]: line["error"]["mean"] for line in means}
     return {
         "ours is better than every method without physics": error[OURS] < min(error[name] for name in ("bicubic+projection", "spline", KRIGING)),
@@ -140,7 +140,7 @@ ORACLES: dict[str, tuple[World, int, tuple[str, ...]]] = {
     "blobs, 32 x 32, factor 4, truth on a grid twice as fine": (replace(PLUMES, refine=2), 16, (BICUBIC, VARIATIONAL)),
     "random fields, 24 x 24, factor 4, noise .02": (RANDOM, 16, (BICUBIC, KRIGING, VARIATIONAL, KALMAN)),
 }
-"""World, test sequences, and methods, of section 9 (a) and (c)."""
+"""World, test sequences, and methods."""
 
 
 def oracle(setting: Setting, name: str, line: str, seed: int) -> Rows:
@@ -170,7 +170,7 @@ def oracle_jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def oracle_expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 sets."""
+    """Say whether what was expected holds."""
     first, second, finer, third = ORACLES
     row = {(line["world"], line["line"]): {name: one["mean"] for name, one in line.items() if isinstance(one, dict)} for line in means}
     error = {key: one["all frames"] for key, one in row.items()}

@@ -1,4 +1,4 @@
-"""The solver against closed forms: order of convergence, conservation, bounds (section 2.2 of the sheet)."""
+"""The solver against closed forms: order of convergence, conservation, bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well spreads tell errors, where the exact answer is known (section 9 c, d of the sheet)."""
+"""How well spreads tell errors, where the exact answer is known."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the outcomes hold that section 9 (d) sets."""
+    """Say whether what was expected holds."""
     row = {line["line"]: {name: one["mean"] for name, one in line.items() if isinstance(one, dict)} for line in means}
     ours = row[MATHERON]
     return {

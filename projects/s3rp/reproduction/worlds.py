@@ -1,4 +1,4 @@
-"""Networks that are trained alike on drawn plumes, and judged on others (section 9 of the sheet)."""
+"""Networks that are trained alike on drawn plumes, and judged on others."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ AT_ONCE = 64
 """Sequences that a network computes at a time."""
 
 PLUMES = World()
-"""Section 9 (b): 32 x 32 cells from 8 x 8, 6 frames, blobs, no noise."""
+"""32 x 32 cells from 8 x 8, 6 frames, blobs, no noise."""
 NOISY = World(sigma=0.02, missing=0.2)
 RANDOM = World(size=24, start="random", frames=8, sigma=0.02)
-"""Section 9 (c, d): Gaussian random fields, for which the exact posterior is known."""
+"""Gaussian random fields, for which the exact posterior is known."""
 QUICK = World(size=16, frames=3)
 
 

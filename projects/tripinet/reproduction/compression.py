@@ -1,4 +1,4 @@
-"""How much is left when test pictures were compressed as a whole (claim 3; section 9, what must move, 4)."""
+"""How much is left when test pictures were compressed as a whole."""
 
 from __future__ import annotations
 

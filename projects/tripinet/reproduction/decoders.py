@@ -23,7 +23,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether the sheet's order comes out."""
+    """Say whether the expected order comes out."""
     means = {row["decoder"]: row["F1"]["mean"] for row in summary}
     return {
         "pise is at least as good as fpn in F1": means["pise"] >= means["fpn"],

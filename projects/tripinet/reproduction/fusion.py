@@ -24,7 +24,7 @@ def jobs(kept: Path, seeds: list[int], quick: bool) -> list[Job]:
 
 
 def expectations(summary: Rows) -> dict[str, bool]:
-    """Say whether the sheet's order comes out."""
+    """Say whether the expected order comes out."""
     found = {row["fusion"]: row for row in summary}
     means = {name: row["F1"]["mean"] for name, row in found.items()}
     return {

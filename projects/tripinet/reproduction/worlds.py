@@ -1,9 +1,7 @@
-"""Networks that are trained alike on traces inside of masks, and what they find in test pictures of other photographs (section 9 of the sheet)."""
+"""Networks that are trained alike on traces inside of masks, and what they find in test pictures of other photographs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -16,9 +14,8 @@ from projects.tripinet.data import ForgedPictures, ManipulationData
 from projects.tripinet.forging import FORGERIES, IN_PLACE
 from projects.tripinet.metrics import LocalisationMetrics
 from projects.tripinet.module import ManipulationLocalisation
-from shared.jobs import kept_arrays
-from shared.quiet import quiet_trainer, silence
-from shared.seeding import derive_seed
+from shared.kept_networks import kept_network, key_of, thousands
+from shared.quiet import quiet_trainer
 from shared.tables import Rows
 
 COMMON: dict[str, Any] = {"channels": 16, "width": 16, "lr": 3e-3, "schedule": "onecycle"}
@@ -43,19 +40,14 @@ def train(kept: Path, options: dict[str, Any], seed: int, length: int = LENGTH, 
         epochs: passes over them.
     """
     module = ManipulationLocalisation(seed=seed, **(COMMON | options))
-    key = hashlib.sha256(json.dumps([options, seed, length, epochs], sort_keys=True).encode()).hexdigest()[:16]
+    key = key_of([options, seed, length, epochs])
 
-    def trained() -> dict[str, Any]:
+    def fit() -> None:
         data = ManipulationData(length=length, test_length=2, test_sets=["control"], batch_size=BATCH, seed=seed)
         data.setup()
-        with silence(), torch.random.fork_rng():
-            torch.manual_seed(derive_seed(seed, "training"))
-            quiet_trainer(epochs, CLIP, limit_val_batches=0).fit(module, data.train_dataloader(), data.val_dataloader())
-        return {name: value.numpy() for name, value in module.cpu().state_dict().items()}
+        quiet_trainer(epochs, CLIP, limit_val_batches=0).fit(module, data.train_dataloader(), data.val_dataloader())
 
-    weights = kept_arrays(kept / f"{key}.npz", trained)
-    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return module.eval()
+    return kept_network(module, kept / f"{key}.npz", seed, fit)
 
 
 @lru_cache(maxsize=len(TESTS))
@@ -87,7 +79,7 @@ def judge(module: ManipulationLocalisation, seed: int, pictures: int = TESTED) -
 def compare(kept: Path, column: str, name: str, options: dict[str, Any], length: int, epochs: int, pictures: int, seed: int) -> Rows:
     """Return the row of a setting, named in a column: a network is trained and judged, see `train` and `judge`."""
     module = train(kept, options, seed, length, epochs)
-    return [{column: name, "seed": seed, "k parameters": thousands(module), **judge(module, seed, pictures)}]
+    return [{column: name, "seed": seed, "k parameters": thousands(module.net), **judge(module, seed, pictures)}]
 
 
 def columns(f1: dict[str, float], auc: dict[str, float]) -> dict[str, Any]:
@@ -99,8 +91,3 @@ def columns(f1: dict[str, float], auc: dict[str, float]) -> dict[str, Any]:
         row |= {f"{name} {kind}": values.get(kind) for kind in IN_PLACE}
         row[f"{name} unlearnt"] = fmean(values[kind] for kind in unlearnt) if values else None
     return row | {"AUC control": auc["control"]}
-
-
-def thousands(module: ManipulationLocalisation) -> float:
-    """Return the number of parameters in thousands."""
-    return sum(parameter.numel() for parameter in module.net.parameters()) / 1e3

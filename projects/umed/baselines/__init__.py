@@ -1,4 +1,4 @@
-"""What a learned protection is set beside, at the same bound and on the integers that are stored (section 5), by name.
+"""What a learned protection is set beside, at the same bound and on the integers that are stored, by name.
 
 protected = make_baseline("em", train, epsilon_levels=4, seed=0)    # uint8 (N, C, H, W), like train.images
 """

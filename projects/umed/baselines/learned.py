@@ -1,4 +1,4 @@
-"""Baselines that look through a U-Net: EM, TAP and SEP, with the segmentation loss in the place of the classifier's (section 2.7)."""
+"""Baselines that look through a U-Net: EM, TAP and SEP, with the segmentation loss in the place of the classifier's."""
 
 from __future__ import annotations
 

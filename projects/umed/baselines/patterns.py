@@ -1,4 +1,4 @@
-"""Baselines that need no network: random noise, a checkerboard, and LSP and AR with the regions of an image as their classes (section 2.7).
+"""Baselines that need no network: random noise, a checkerboard, and LSP and AR with the regions of an image as their classes.
 
 All return perturbations δ in units of [0, 1] images, of at most ε.
 """

@@ -1,4 +1,4 @@
-"""What shortens delays, and what it costs: uploads, orders, bounds on ages, step rules, bytes (sections 2.2, 2.4, 8 and 9)."""
+"""What shortens delays, and what it costs: uploads, orders, bounds on ages, step rules, bytes."""
 
 from __future__ import annotations
 

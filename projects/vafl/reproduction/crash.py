@@ -1,4 +1,4 @@
-"""A client that is killed in the middle of training and comes back (section 9: crash and rejoin without stalling)."""
+"""A client that is killed in the middle of training and comes back (crash and rejoin without stalling)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions, LSTMs and MLPs at the clients, under exponential delays (sections 3 and 9)."""
+"""Convolutions, LSTMs and MLPs at the clients, under exponential delays."""
 
 from __future__ import annotations
 

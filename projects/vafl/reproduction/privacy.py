@@ -1,4 +1,4 @@
-"""Accuracy against mu: noise, clipping, and how often a record is released (sections 2.6, 2.7 and 9)."""
+"""Accuracy against mu: noise, clipping, and how often a record is released."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def is_ahead(better: list[tuple[float, float, float]], worse: list[tuple[float, 
 
 
 def expectations(means: Rows) -> dict[str, bool]:
-    """Say whether the paper's noise is what section 9 says of it, and what releases buy."""
+    """Say whether the paper's noise is what was expected of it, and what releases buy."""
     row = {tuple(line[name] for name in COLUMNS): line for line in means}
     free, paper = (mean(row["extra 10 %", "none", std], "accuracy") for std in ("0", f"{PAPER:g}"))
     seldom, often, always, asked = (private(means, uploads) for uploads in UPLOADS)

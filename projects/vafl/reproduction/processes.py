@@ -1,4 +1,4 @@
-"""The same methods in processes of their own, in real seconds (section 9)."""
+"""The same methods in processes of their own, in real seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A federation in processes of this machine for the tables, with a client that may be killed in the middle (section 9)."""
+"""A federation in processes of this machine for the tables, with a client that may be killed in the middle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The setting of the tables (section 9): digits at eight clients under Poisson delays, a run of it, and the choice of each method's step size."""
+"""The setting of the tables: digits at eight clients under Poisson delays, a run of it, and the choice of each method's step size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One client that is five times slower, or away for a while (sections 2.4 and 9)."""
+"""One client that is five times slower, or away for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""That an audit says which records leak, after how many rounds, and why the others do not (sections 2.7 to 2.11)."""
+"""That an audit says which records leak, after how many rounds, and why the others do not."""
 
 import json
 import textwrap

@@ -138,7 +138,7 @@ def test_wrong_options_are_named(build, message):
 
 
 def accuracy(defence, rounds: int = 150) -> float:
-    """Train four small nets on quarters of digits and a linear top net, as section 9 does with larger ones, and return the test accuracy."""
+    """Train four small nets on quarters of digits and a linear top net and return the test accuracy."""
 
     def blocks(images: Tensor) -> list[Tensor]:
         return [quarter.flatten(1) for half in images.chunk(2, 2) for quarter in half.chunk(2, 3)]

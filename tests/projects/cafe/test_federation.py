@@ -1,4 +1,4 @@
-"""That the simulator computes what the parties and the server would (sections 2.1, 2.2 and 10)."""
+"""That the simulator computes what the parties and the server would."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def middles(federation, blocks, labels, party, batch=BATCH):
 @pytest.mark.parametrize("reference_loss", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_two_identities_hold(seed, reference_loss):
-    """The bias gradient is V^T s and the weight gradient H^T diag(s) V, on random nets in float64 (section 2.2)."""
+    """The bias gradient is V^T s and the weight gradient H^T diag(s) V, on random nets in float64."""
     blocks, labels = images(seed)
     federation = small(reference_loss)
     schedule = uniform(RECORDS, BATCH, ROUNDS, seed)

@@ -1,4 +1,4 @@
-"""That a user's own net comes apart at its first fully connected layer without becoming another net (sections 2.1, 2.2 and 10)."""
+"""That a user's own net comes apart at its first fully connected layer without becoming another net."""
 
 import copy
 import pickle
@@ -105,7 +105,7 @@ def test_the_parts_give_what_the_net_gives_with_the_very_same_parameters(name):
 
 @each_net
 def test_the_first_layers_gradients_are_the_sums_over_records(name):
-    """The bias gradient sums dL/du and the weight gradient dL/du h^T, record by record in the user's own net (section 2.2)."""
+    """The bias gradient sums dL/du and the weight gradient dL/du h^T, record by record in the user's own net."""
     net, blocks = drawn(name)
     whole = copy.deepcopy(net).double()
     federation = Federation([as_bottom(net, blocks.shape[1:])], ServerNet(1, 4, CLASSES, 0)).double()

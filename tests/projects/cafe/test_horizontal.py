@@ -1,4 +1,4 @@
-"""That horizontal learning is seen as vertical learning with one party is, alone or stacked (section 2.10)."""
+"""That horizontal learning is seen as vertical learning with one party is, alone or stacked."""
 
 import pytest
 import torch

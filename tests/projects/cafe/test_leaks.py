@@ -1,4 +1,4 @@
-"""That a schedule settles the records that exact arithmetic says it does, and when (section 2.7)."""
+"""That a schedule settles the records that exact arithmetic says it does, and when."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Every number agrees with scikit-image, torchmetrics, SciPy or its formula, and says what the sheet's section 5 asks for."""
+"""Every number agrees with scikit-image, torchmetrics, SciPy or its formula."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""That the nets are the reference's, and that the two identities on which the attack stands hold (sections 2.1 and 2.2)."""
+"""That the nets are the reference's, and that the two identities on which the attack stands hold."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""That schedules draw what they say, and that their condition is judged rightly (sections 2.6 to 2.8)."""
+"""That schedules draw what they say, and that their condition is judged rightly."""
 
 from itertools import combinations
 

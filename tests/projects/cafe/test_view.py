@@ -1,4 +1,4 @@
-"""That the attacker is shown what the server sees and nothing else (sections 2.1 and 10)."""
+"""That the attacker is shown what the server sees and nothing else."""
 
 from dataclasses import fields
 

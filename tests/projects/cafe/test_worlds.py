@@ -1,4 +1,4 @@
-"""The pieces of photographs are a pure function of seed and split, share no pixel, and are what the sheet's section 9 was measured on."""
+"""The pieces of photographs are a pure function of seed and split, share no pixel, and are what the first measurements were made on."""
 
 import pytest
 import torch

@@ -1,9 +1,8 @@
 """The verb `distil`: what the network learns, what the light inspector finds beside the full one, its file, and what is refused."""
 
-import shutil
-
 import pytest
 import torch
+from helpers.runs import copied, runs_in
 
 from projects.comad.cli import main
 from projects.comad.distilling import Kept, Lessons, check_target, check_teacher, learn_components, lightened, train
@@ -28,22 +27,19 @@ def without_report(monkeypatch):
 
 @pytest.fixture(scope="module")
 def distilled(fitted, tmp_path_factory):
-    """A folder of runs whose inspector of few trays was distilled."""
+    """The run folder of an inspector of few trays that was distilled."""
     folder = tmp_path_factory.mktemp("distilled")
-    shutil.copytree(fitted / "comad", folder / "comad")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
+    run = copied(fitted, folder)
+    with runs_in(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr("shared.report.build_report", lambda run: None)
         main(["distil", "--epochs", "8"])
-    return folder
+    return run
 
 
 @pytest.fixture
 def run(distilled, run_folder):
     """The run of the distilled inspector as this test's latest run; its folder."""
-    shutil.copytree(distilled / "comad", run_folder / "comad")
-    return run_folder / "comad" / (run_folder / "comad" / "latest").read_text().strip()
+    return copied(distilled, run_folder)
 
 
 @pytest.fixture

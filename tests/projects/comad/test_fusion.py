@@ -11,7 +11,7 @@ SCORES = {"logical": torch.tensor([5.0, 100, 0]), "patch": torch.tensor([30.0, 4
 
 
 def expected(how, scores, reference):
-    """The normalised scores by NumPy, section 2.7."""
+    """The normalised scores by NumPy."""
     if how == "sum":
         return scores
     if how == "max":

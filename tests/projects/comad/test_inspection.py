@@ -4,11 +4,11 @@ import base64
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from helpers.runs import copied, runs_in
 from PIL import Image
 
 from projects.comad.cli import main
@@ -73,12 +73,10 @@ def largest(inspector):
 def pages(fitted, tmp_path_factory):
     """The fitted run with its pages; read it only."""
     folder = tmp_path_factory.mktemp("pages")
-    shutil.copytree(fitted / "comad", folder / "comad")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
+    run = copied(fitted, folder)
+    with runs_in(folder):
         inspect()
-    return folder / "comad" / (folder / "comad" / "latest").read_text().strip()
+    return run
 
 
 def test_each_component_has_a_page_that_the_index_links_and_pages_need_no_other_file(pages):
@@ -223,7 +221,7 @@ def test_names_stand_in_texts_and_rules_are_reported_beside(run):
 
 def test_changes_add_up_over_files(run, tmp_path, without_pages):
     k = largest(load(run / "model.safetensors"))
-    first = inspect(change(f"component.{k}.weight=0"), "--output", str(tmp_path / "first.safetensors"), "--data.val_length=4")
+    first = inspect(change(f"component.{k}.weight=0"), "--out", str(tmp_path / "first.safetensors"), "--data.val_length=4")
     trays = ("--data.length=40", "--data.val_length=4")  # the settings of the run do not lie beside that file
     second = inspect(change(f"component.{k}.name=grain"), "--inspector", str(first.adjusted), *trays, "--run=second")
     judgement = load(second.adjusted).judgement
@@ -279,9 +277,9 @@ def test_only_an_adjusted_inspector_is_replaced(run, tmp_path, capsys):
         (tmp_path / "notes.txt", "is no inspector, so it is not replaced"),
         (tmp_path, "is a folder: name a file"),
     ):
-        assert message in fails(["inspect", change("quantile=0.9"), "--output", str(path)], capsys)
+        assert message in fails(["inspect", change("quantile=0.9"), "--out", str(path)], capsys)
     assert (tmp_path / "notes.txt").read_text() == "dear diary"
-    assert "say by --set what is changed" in fails(["inspect", "--output", str(tmp_path / "new.safetensors")], capsys)
+    assert "say by --set what is changed" in fails(["inspect", "--out", str(tmp_path / "new.safetensors")], capsys)
 
 
 def test_other_pictures_than_those_that_were_learnt_are_refused(run, capsys):

@@ -13,7 +13,7 @@ from projects.comad.layouts import CATEGORIES, PICTURES, Picture, check_sizes, r
 from shared.data.files import BadFileError
 
 SIZE = (30, 50)  # height and width
-TYPES = [  # of the category screw_bag, section 4 of the sheet, with 1600 x 1100 pixels
+TYPES = [  # of the category screw_bag, with 1600 x 1100 pixels
     DefectType("additional_1_nut", 249, 0.0042614 * 1600 * 1100, False),
     DefectType("missing_2_washers", 240, 11000, False),
     DefectType("bag_broken", 239, 1.0, True),

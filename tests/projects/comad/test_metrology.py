@@ -49,7 +49,7 @@ def fitted():
 
 
 def reference(heat, images, kept, multipliers=(1, 1.1, 1.2, 1.3, 1.4)):
-    """Section 2.5 by loops over pictures, with OpenCV and scikit-learn."""
+    """The measures by loops over pictures, with OpenCV and scikit-learn."""
     levels = np.rint(heat.numpy() * 128).astype(np.uint8)
     ratios = []
     for image in images:

@@ -50,8 +50,7 @@ def save(image, path):
 @pytest.fixture
 def module(fitted):
     """The inspector of few trays."""
-    folder = fitted / "comad"
-    return ComponentInspection().load(folder / (folder / "latest").read_text().strip() / "model.safetensors").eval()
+    return ComponentInspection().load(fitted / "model.safetensors").eval()
 
 
 @pytest.fixture

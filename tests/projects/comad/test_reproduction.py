@@ -43,7 +43,7 @@ def line(names, **columns):
 
 
 def judged_anomalies(**changed):
-    """Return the claims that do not hold of AUROCs as the sheet has them, some of which are changed: detector, column, value."""
+    """Return the claims that do not hold of AUROCs as a prototype had them, some of which are changed: detector, column, value."""
     columns = (*worlds.KINDS, "logical mean")
     found = {name: dict.fromkeys(columns, 0.99) for name in anomalies.DETECTORS}
     found[anomalies.COMAD]["swap"] = 0.5

@@ -8,7 +8,7 @@ UNMAPPED = 0
 
 
 def brute_force(points, count):
-    """Section 2.2 word for word: the matrix of distances, the row with the largest norm, then the largest distance to the nearest chosen one."""
+    """Greedy sampling word for word: the matrix of distances, the row with the largest norm, then the largest distance to the nearest chosen one."""
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     chosen = [int(distances.norm(dim=1).argmax())]
     while len(chosen) < count:

@@ -23,7 +23,7 @@ def gathered(pictures, **options):
 
 
 def brute_force(pictures, limit):
-    """Section 5 of the sheet, threshold by threshold, by whole masks."""
+    """The definition, threshold by threshold, by whole masks."""
     values = sorted({float(value) for anomaly_map, _ in pictures for value in anomaly_map.flatten()}, reverse=True)
     unions = [torch.stack([each.mask for each in defects]).any(0) if defects else torch.zeros_like(a, dtype=torch.bool) for a, defects in pictures]
     points = []

@@ -41,15 +41,14 @@ def agree(rows, others):
 @pytest.fixture(scope="module")
 def apart(fitted):
     """Scores by part, names, alarms and maps of the few trays, and these themselves, without Lightning and in one batch."""
-    run = fitted / "comad" / (fitted / "comad" / "latest").read_text().strip()
-    inspector = Inspector.load(run / "model.safetensors", build_features("offline"))
+    inspector = Inspector.load(fitted / "model.safetensors", build_features("offline"))
     data = InspectionData(test_length=4)
     data.setup()
     trays = [data.test_set.tray(place) for place in range(len(data.test_set))]
     examined = inspector.examine(torch.stack([tray.image for tray in trays]))
     verdicts = inspector.judge(examined)
     return SimpleNamespace(
-        found=tables(run / "artefacts" / "fit"),
+        found=tables(fitted / "artefacts" / "fit"),
         trays=trays,
         scores={part: values.numpy() for part, values in examined.scores.items()} | {"fused": verdicts.scores.numpy()},
         verdicts=verdicts,

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import yaml
 from helpers.commands import failing
-from helpers.processes import run_together, start
+from helpers.processes import run_together, run_until_killed
 from helpers.workers import comad_until_killed, command_line
 from PIL import Image
 
@@ -174,9 +174,7 @@ def test_the_papers_setting_has_the_papers_size(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_fit_goes_on_and_learns_the_same(run_folder, monkeypatch):
-    process = start(comad_until_killed, ["fit", *SMALL, "--run", "broken"], 2, environment={"TOUCHSTONE_RUNS": str(run_folder)})
-    process.join()
-    assert process.exitcode == -9
+    run_until_killed(run_folder, comad_until_killed, ["fit", *SMALL, "--run", "broken"], 2)
     assert not (run_folder / "comad" / "broken" / "model.safetensors").exists()
     observed = []
     sample = Inspector.sample

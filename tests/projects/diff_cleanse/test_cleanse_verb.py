@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from projects.diff_cleanse.cli import main
 from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
 
-QUICK = ["--steps=2", "--batch=8", "--generated=30", "--shares=[0.1]", "--rescan=false", "--wandb=disabled", "--trainer.log_every_n_steps=1"]
+QUICK = ["--steps=2", "--batch_size=8", "--generated=30", "--shares=[0.1]", "--rescan=false", "--wandb=disabled", "--trainer.log_every_n_steps=1"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_pictures_need_not_be_square(run_folder, tmp_path):
         (["PIPELINE", "--trigger", "missing.safetensors"], "no trigger missing.safetensors"),
         (["PIPELINE", "--trigger", "TRIGGER", "--budget", "huge"], "unknown budget 'huge'; known are fast, full"),
         (["PIPELINE", "--trigger", "TRIGGER", "--shares", "[2.0]"], "shares must be one or more numbers between 0 and 1"),
-        (["PIPELINE", "--trigger", "TRIGGER", "--batch", "5000"], "clean pictures are fewer than a batch of 5000"),
+        (["PIPELINE", "--trigger", "TRIGGER", "--batch_size", "5000"], "clean pictures are fewer than a batch of 5000"),
         (["PIPELINE", "--trigger", "TRIGGER", "--out", "PIPELINE"], "is, holds or lies in the folder that is read"),
         (["PIPELINE", "--trigger", "TRIGGER", "--out", "."], "is not empty and no earlier result"),
     ],

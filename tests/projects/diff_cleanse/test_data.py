@@ -33,7 +33,7 @@ def test_cifar10_trains_on_both_splits_as_the_attacks_do(tmp_path):
 
 def test_a_folder_is_split_the_same_way_each_time(tmp_path):
     write_celeba_hq(tmp_path / "celeba_hq_256", count=20)
-    options = {"source": "folder", "root": str(tmp_path / "celeba_hq_256"), "size": 16, "channels": 3, "validation_share": 0.25, "batch_size": 4}
+    options = {"source": "folder", "root": str(tmp_path / "celeba_hq_256"), "size": 16, "channels": 3, "val_fraction": 0.25, "batch_size": 4}
     first, second = ready(**options), ready(**options)
     assert (len(first.train_set), len(first.test_set)) == (15, 5)
     assert first.test_set.indices == second.test_set.indices
@@ -118,7 +118,7 @@ def test_out_d2d_adds_pictures_of_another_domain(tmp_path):
         ({"poison_mode": "out_d2d", "target_source": "folder"}, "data.target_source folder needs data.target_root"),
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"source": "cifar10", "root": "."}, "set data.size to 32 and data.channels to 3"),
-        ({"validation_share": 1.0}, "validation_share must lie between 0 and 1"),
+        ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1"),
         ({"source": "nowhere"}, "digits: scikit-learn's"),
     ],
 )

@@ -1,12 +1,10 @@
-import signal
-
 import lightning as L
 import pytest
 import torch
 import yaml
 from diffusers import DDPMPipeline
 from helpers.layouts import write_cifar10
-from helpers.processes import CONTEXT, run_together, start
+from helpers.processes import CONTEXT, run_together, run_until_killed
 from helpers.workers import command_line, fit_until_killed
 
 from projects.diff_cleanse.cli import main
@@ -197,16 +195,8 @@ def test_the_dashboard_shows_what_is_logged(run_folder):
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
     """SIGKILL in the middle of an epoch, then --resume, ends with the very weights of an unbroken run."""
     common = ["fit", "--trainer.max_steps=30", "--data.batch_size=64", "--save_every=4", *SHORT]
-    process = start(
-        fit_until_killed,
-        [*common, "--run", "broken", "--trainer.max_epochs=-1"],
-        "diff_cleanse",
-        10,
-        environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"},
-    )
+    run_until_killed(run_folder, fit_until_killed, [*common, "--run", "broken", "--trainer.max_epochs=-1"], "diff_cleanse", 10)
     last = run_folder / "diff_cleanse" / "broken" / "checkpoints" / "last.ckpt"
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
     stopped_at = torch.load(last, weights_only=True)["global_step"]
     assert stopped_at == 8, "within an epoch of 21 steps"
     resumed = main(["fit", "--resume", "--run", "broken"])

@@ -1,12 +1,11 @@
 import csv
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers.layouts import write_cifar10
-from helpers.processes import start
+from helpers.processes import run_until_killed
 from helpers.workers import fit_until_killed
 from torch import nn
 
@@ -127,10 +126,7 @@ def test_other_classes_are_named(capsys):
 
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
     common = ["fit", "--trainer.max_epochs=2", "--save_every=4", "--trainer.enable_model_summary=false", "--trainer.check_val_every_n_epoch=5"]
-    environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    process = start(fit_until_killed, [*common, "--run", "broken"], "drs", 10, environment=environment)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    run_until_killed(run_folder, fit_until_killed, [*common, "--run", "broken"], "drs", 10)
     resumed = main(["fit", "--resume", "--run", "broken"])
     whole = main([*common, "--run", "whole"])
     assert resumed.trainer.global_step == whole.trainer.global_step == 42

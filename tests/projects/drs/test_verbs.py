@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers.processes import run_together, start
+from helpers.processes import run_together, run_until_killed
 from helpers.workers import certify_until_killed, command_line, stopping
 from PIL import Image
 
@@ -52,10 +52,10 @@ def test_certify_writes_cohens_table_and_our_own(run, capsys):
 def test_counts_depend_on_neither_batches_nor_processes(run, run_folder, monkeypatch):
     main(["certify", *FEW])
     expected = rows_of(run)
-    main(["certify", *FEW, "--batch=7", "--force"])
+    main(["certify", *FEW, "--batch_size=7", "--force"])
     assert rows_of(run) == expected
     shutil.rmtree(run / "artefacts" / "certify")
-    run_together(command_line, ["certify", *FEW, "--batch=31", "--force", "--run", "short"], "drs")
+    run_together(command_line, ["certify", *FEW, "--batch_size=31", "--force", "--run", "short"], "drs")
     assert rows_of(run) == expected
     assert len(list(own_tables(Run(run))[-1].parent.glob("part-*.jsonl"))) == 2
 
@@ -76,16 +76,14 @@ def test_a_terminated_certification_keeps_its_votes_and_goes_on(run, monkeypatch
 
 @pytest.mark.slow
 def test_a_killed_certification_goes_on(run, run_folder):
-    process = start(certify_until_killed, STOPPED, 5, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"})
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    run_until_killed(run_folder, certify_until_killed, STOPPED, 5)
     goes_on_as_one_that_was_not_stopped(run)
 
 
 def goes_on_as_one_that_was_not_stopped(run):
     folder = run / "artefacts" / "certify"
     [part] = folder.glob("*/part-0000.jsonl")
-    main([*STOPPED, "--batch=100"])
+    main([*STOPPED, "--batch_size=100"])
     broken = rows_of(run)
     shutil.rmtree(folder)
     main([*STOPPED, "--force"])
@@ -115,17 +113,17 @@ def test_own_images_are_certified_and_predicted(run, tmp_path, capsys):
     main(["certify", str(folder), "--draws=200"])
     rows = list(csv.DictReader((run / "artefacts" / "certify" / "certificates.csv").open()))
     assert [row["file"] for row in rows] == [f"{number}.png" for number in range(5)]
-    result = main(["predict", str(folder), "--draws=200", "--noise_seed=3"]).result
+    result = main(["predict", str(folder), "--draws=200", "--seed=3"]).result
     assert [row["file"] for row in result.rows] == [f"{number}.png" for number in range(5)]
     assert all(row["class"] in {"", *"0123456789"} for row in result.rows)
     table = json.loads((run / "artefacts" / "predict" / "predictions.json").read_text())
     assert table == result.rows
     assert (run / "artefacts" / "predict" / "predictions.png").is_file()
-    again = main(["predict", str(folder / "2.png"), "--draws=200", "--noise_seed=3"]).result
+    again = main(["predict", str(folder / "2.png"), "--draws=200", "--seed=3"]).result
     assert len(again.rows) == 1
     Image.new("L", (24, 24), 255).save(folder / "2.png")
     capsys.readouterr()
-    main(["predict", str(folder / "2.png"), "--draws=200", "--noise_seed=3"])
+    main(["predict", str(folder / "2.png"), "--draws=200", "--seed=3"])
     assert "done already" not in capsys.readouterr().out, "the file has changed"
 
 
@@ -172,7 +170,7 @@ def test_published_weights_become_a_run(run_folder, tmp_path, capsys):
         (["certify", "--sigma=-1"], "sigmas must be positive"),
         (["certify", "--certificate=pooled", "--radii=[0.5]"], "needs a fixed number of draws"),
         (["certify", "--sigma=0"], "sigmas must be positive"),
-        (["certify", "--batch=0"], "at least one image in a batch"),
+        (["certify", "--batch_size=0"], "at least one image in a batch"),
         (["certify", "--data.stop=0"], "leave none"),
         (["certify", "--draws=0"], "needs draws"),
         (["predict", "--draws=0"], "a prediction needs draws"),

@@ -11,7 +11,7 @@ def count(module):
 
 def test_the_published_network_has_its_size():
     net = DVAE(10, (32, 32))
-    assert count(net) == 1_181_382, "about 1.2 M (sheet, section 2.4)"
+    assert count(net) == 1_181_382, "about 1.2 M"
     assert count(net.embed) == 327_680
     assert count(DVAE(100, (32, 32)).embed) == 3_276_800
 

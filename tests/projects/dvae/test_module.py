@@ -1,13 +1,12 @@
 import csv
 import math
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers.layouts import write_cifar10
-from helpers.processes import run_together, start
+from helpers.processes import run_together, run_until_killed
 from helpers.workers import command_line, fit_until_killed
 
 from projects.dvae.cli import main
@@ -121,10 +120,7 @@ def test_a_later_stage_is_trained_on_what_the_first_left(run_folder, monkeypatch
 
 def test_a_killed_training_resumes_in_the_second_stage_to_the_same_weights(run_folder):
     common = ["fit", *SMALL, "--save_every=3"]
-    environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    process = start(fit_until_killed, [*common, "--run", "broken"], "dvae", 26, environment=environment)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    run_until_killed(run_folder, fit_until_killed, [*common, "--run", "broken"], "dvae", 26)
     resumed = main(["fit", "--resume", "--run", "broken"])
     whole = main([*common, "--run", "whole"])
     for name, weight in whole.model.state_dict().items():

@@ -76,7 +76,7 @@ def test_a_perturbation_for_each_class_is_looked_up_by_label(tmp_path):
 
 
 def test_negative_noise_is_subtracted(tmp_path):
-    """EM's original loader loses the negative half of the noise (section 10)."""
+    """EM's original loader loses the negative half of the noise."""
     torch.save(torch.full((N, *SHAPE), -8 / 255), tmp_path / "noise.pt")
     found = read(tmp_path / "noise.pt").apply(torch.full((1, *SHAPE), 100 / 255), LABELS[:1], torch.tensor([0]))
     assert ((found * 255).round() == 92).all()

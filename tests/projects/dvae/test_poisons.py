@@ -275,7 +275,7 @@ def test_learned_attacks_are_reproducible(dataset, name, monkeypatch):
     }
     monkeypatch.setitem(EFFORTS, name, {"quick": efforts[name]})
     first, again, other = (
-        poisoned_by(make_pattern(name, Items(dataset), CLASSES, SHAPE, seed=seed, build=build, budget="quick"), dataset) for seed in (0, 0, 1)
+        poisoned_by(make_pattern(name, Items(dataset), CLASSES, SHAPE, seed=seed, build=build, recipe="quick"), dataset) for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -309,8 +309,8 @@ def test_wrong_arguments_are_named(dataset):
         make_pattern("cuda", dataset, CLASSES, SHAPE, radius=8)
     with pytest.raises(ValueError, match="the attack tap learns through a surrogate network: give build"):
         make_pattern("tap", dataset, CLASSES, SHAPE)
-    with pytest.raises(ValueError, match="unknown budget 'fast': known are paper, quick"):
-        make_pattern("em", dataset, CLASSES, SHAPE, build=build, budget="fast")
+    with pytest.raises(ValueError, match="unknown recipe 'fast': known are paper, quick"):
+        make_pattern("em", dataset, CLASSES, SHAPE, build=build, recipe="fast")
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), got 0 to 2: set classes to at least 3"):
         make_pattern("ops", dataset, 2, SHAPE)
     with pytest.raises(ValueError, match=r"shape \(3, 16, 16\), where \(3, 32, 32\) was stated"):

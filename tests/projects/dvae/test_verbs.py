@@ -1,10 +1,10 @@
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from helpers.runs import copied, made_once
 from PIL import Image
 
 from projects.dvae.cli import main
@@ -20,21 +20,13 @@ SMALL = ["--model.width=4", "--model.epochs=[2,1]", "--trainer.max_epochs=3", "-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of a short training; tests copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--run", "short", *SMALL])
-    return folder / "dvae" / "short"
+    return made_once(tmp_path_factory, main, ["fit", "--run", "short", *SMALL])
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run."""
-    target = run_folder / "dvae" / "short"
-    shutil.copytree(trained, target)
-    (run_folder / "dvae" / "latest").write_text("short\n")
-    return target
+    return copied(trained, run_folder)
 
 
 def expected_products(run):
@@ -120,12 +112,12 @@ def test_poison_train_and_a_stored_set(run_folder, tmp_path, capsys):
     data = ["--data.source=stored", f"--data.root={tmp_path / 'set'}", "--data.poison=none"]
     main(["fit", *SMALL, *data, "--run", "stored"])
     main(["purify", "--products=[x1]", "--format=npy"])
-    trained = main(["train", "--images", "x1", "--epochs=2"]).result
+    trained = main(["train", "x1", "--epochs=2"]).result
     assert len(trained.outcome.curve) == 2
     assert trained.outcome.peak >= trained.outcome.last
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["train", "--images", "x7"])
+        main(["train", "x7"])
     assert "x7 is neither a folder nor a product of" in capsys.readouterr().err
 
 
@@ -229,5 +221,5 @@ def test_detect_tells_a_poisoned_set_from_its_clean_one(run, run_folder):
     assert result.verdict.is_poisoned
     assert result.exit_code == 1
     assert result.verdict.reference.separability < result.verdict.scores.separability
-    clean = main(["detect", "--images", str(run_folder / "reference"), "--force"]).result
+    clean = main(["detect", str(run_folder / "reference"), "--force"]).result
     assert not clean.verdict.is_poisoned

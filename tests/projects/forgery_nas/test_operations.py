@@ -20,7 +20,7 @@ NAMES = (*SPACE, "avg_pool_3x3", "bayar_5x5", "srm_5x5", "sep_cdc_5x5_0.25", "di
 
 
 def two_terms(features, weight, theta, stride, dilation, groups):
-    """Section 2.1: the vanilla convolution, less theta times the centre pixel under the summed weights."""
+    """The vanilla convolution, less theta times the centre pixel under the summed weights."""
     vanilla = F.conv2d(features, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, groups)
     return vanilla - theta * F.conv2d(features, weight.sum((2, 3), keepdim=True), None, stride, 0, 1, groups)
 

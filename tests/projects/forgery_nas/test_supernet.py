@@ -110,7 +110,7 @@ def test_softmaxes_are_over_the_living_and_over_the_edges_of_a_node():
 
 
 def plain_operation(net, cell, edge, name):
-    """Build an operation as the sheet has it, with the weights that the supernet has for it."""
+    """Build an operation as the paper has it, with the weights that the supernet has for it."""
     stride = 2 if net.is_reduction[cell] and edges(net.table.nodes)[edge][1] < 2 else 1
     channels = net.channels[1 + cell] // net.k
     operation = build_operation(name, channels, stride, False).double()

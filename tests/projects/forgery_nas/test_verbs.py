@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 import yaml
-from helpers.processes import run_together, start
+from helpers.processes import run_together, run_until_killed
+from helpers.runs import runs_in
 from helpers.workers import command_line, fit_until_killed
 from PIL import Image
 
@@ -39,9 +40,7 @@ BUDGET = search_cost(SearchOptions(space=SPACE, **CELLS), STEPS, 16)
 def made(tmp_path_factory):
     """Runs of a short search and of a short training of what it found; tests copy them."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
+    with runs_in(folder):
         main(["search", "--run", "searched", *SMALL])
         genotype = folder / "forgery_nas" / "searched" / "artefacts" / "search" / "genotype.json"
         main(["fit", "--run", "short", "--model.genotype", str(genotype), *SMALL])
@@ -197,11 +196,8 @@ def test_a_strategy_is_a_function_of_its_seed(strategy, run_folder):
 
 
 def test_a_killed_search_resumes_to_the_same_cells(made, run_folder):
-    environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
     arguments = ["search", *SMALL, "--save_every=5", "--run", "broken"]
-    process = start(fit_until_killed, arguments, "forgery_nas", 2 * STEPS + 1, environment=environment)
-    process.join()
-    assert process.exitcode == -9
+    run_until_killed(run_folder, fit_until_killed, arguments, "forgery_nas", 2 * STEPS + 1)
     point = run_folder / "forgery_nas" / "broken" / "artefacts" / "search" / "last.ckpt"
     assert len(load_checkpoint(point)["search"]["history"]) == 1, "it was killed after the first pruning"
     main(["search", "--resume", "--run", "broken"])

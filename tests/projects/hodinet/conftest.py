@@ -1,7 +1,6 @@
-import shutil
-
 import numpy as np
 import pytest
+from helpers.runs import copied, made_once
 from PIL import Image
 
 QUIET = ["--trainer.enable_model_summary", "false", "--trainer.log_every_n_steps", "1"]
@@ -9,22 +8,16 @@ QUIET = ["--trainer.enable_model_summary", "false", "--trainer.log_every_n_steps
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder of runs with a short training; tests copy it, see `run`."""
+    """A run folder of a short training; tests copy it, see `run`."""
     from projects.hodinet.cli import main
 
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--trainer.max_epochs", "1", "--data.length", "48", "--data.test_length", "8", *QUIET])
-    return folder
+    return made_once(tmp_path_factory, main, ["fit", "--trainer.max_epochs", "1", "--data.length", "48", "--data.test_length", "8", *QUIET])
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run; its folder."""
-    shutil.copytree(trained / "hodinet", run_folder / "hodinet")
-    return run_folder / "hodinet" / (run_folder / "hodinet" / "latest").read_text().strip()
+    return copied(trained, run_folder)
 
 
 def _write(folder, stems, names=("RGB", "depth", "GT"), size=(40, 50), first=0, endings=(".png", ".png", ".png")):

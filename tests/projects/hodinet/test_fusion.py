@@ -25,7 +25,7 @@ def maps(channels=3, height=4, width=5, batch=2, seed=1, signed=False):
 
 
 def readout(r, d, values):
-    """Steps 1 to 4 of section 2.2 for one picture, place by place; (C, N), (C, M), (D, N) -> (D, M)."""
+    """The module's four steps for one picture, place by place; (C, N), (C, M), (D, N) -> (D, M)."""
     rooted = np.zeros((r.shape[1], d.shape[1]))
     for n in range(r.shape[1]):
         for m in range(d.shape[1]):

@@ -163,7 +163,7 @@ def test_counts_at_thresholds_equal_a_loop_over_pixels():
 
 
 def aligned(called, mask):
-    """Section 5's phi, pixel by pixel."""
+    """The E-measure's phi, pixel by pixel."""
     a, b = called - called.mean(), mask - mask.mean()
     return 2 * a * b / (a * a + b * b + np.spacing(1))
 

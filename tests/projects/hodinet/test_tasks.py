@@ -17,7 +17,7 @@ from projects.hodinet.data import SaliencyData
 from projects.hodinet.metrics import PROTOCOLS, SaliencyMetrics
 from projects.hodinet.module import SaliencyDetection
 from projects.hodinet.tables import HEADINGS
-from projects.hodinet.tasks import SHOWN, Examples, examples, picture_name, remarks, trained_on
+from projects.hodinet.tasks import SHOWN, examples, picture_name, remarks, trained_on
 from shared.data.selection import evenly_spaced
 
 SCENES = {"length": 4, "test_length": 9, "size": 32}
@@ -64,23 +64,22 @@ def agree(row, measures):
 
 
 def test_measures_of_scenes_are_those_of_maps_computed_apart(trained):
-    run = trained / "hodinet" / (trained / "hodinet" / "latest").read_text().strip()
-    module = SaliencyDetection.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+    module = SaliencyDetection.load_from_checkpoint(trained / "checkpoints" / "best.ckpt", weights_only=True)
     scenes = [data(test_length=8, size=64).test_pictures[0][place] for place in range(8)]
     pictures = [(one["image"].permute(1, 2, 0).numpy(), one["depth"][0].numpy(), one["mask"][0].numpy() > 0) for one in scenes]
     expected, by_picture = measures_apart(module, pictures)
-    rows = {row["protocol"]: row for row in rows_of(run / "artefacts" / "fit" / "sets.csv")}
+    rows = {row["protocol"]: row for row in rows_of(trained / "artefacts" / "fit" / "sets.csv")}
     assert {(row["set"], row["pictures"]) for row in rows.values()} == {("default", "8")}
     for protocol in PROTOCOLS:
         agree(rows[protocol], expected[protocol])
-    listed = rows_of(run / "artefacts" / "fit" / "pictures.csv")
+    listed = rows_of(trained / "artefacts" / "fit" / "pictures.csv")
     assert [row["picture"] for row in listed] == [str(place) for place in range(8)]
     for row, measures in zip(listed, by_picture, strict=True):
         agree(row, measures)
-    curves = rows_of(run / "artefacts" / "fit" / "curves_default.csv")
+    curves = rows_of(trained / "artefacts" / "fit" / "curves_default.csv")
     assert len(curves) == 256
     assert max(float(line["f"]) for line in curves) == pytest.approx(float(rows["pysod"]["f_max"]))
-    headline = json.loads((run / "manifest.json").read_text())["stages"][0]["summary"]
+    headline = json.loads((trained / "manifest.json").read_text())["stages"][0]["summary"]
     assert headline["test/mae"] == pytest.approx(float(rows["pysod"]["mae"]), abs=1e-4)
 
 
@@ -171,20 +170,6 @@ def test_sheets_of_pictures_of_any_size(spnet):
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
     assert [picture_name(own, place) for place in range(3)] == ["a", "b", "c"]
     assert picture_name(data().test_pictures[0], 7) == "7"
-
-
-def test_sheets_are_drawn_after_epochs_that_double_in_number(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(tasks, "examples", lambda module, pictures, places: None)
-    monkeypatch.setattr(tasks, "log_image", lambda trainer, name, image, step: drawn.append(step))
-    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, max_epochs=11, datamodule=SimpleNamespace(val_set=data().val_set))
-    for epoch in range(11):
-        trainer.current_epoch = epoch
-        Examples().on_validation_end(trainer, None)
-    assert drawn == [1, 2, 4, 8, 11]
-    for change in ({"sanity_checking": True}, {"is_global_zero": False}):
-        Examples().on_validation_end(SimpleNamespace(**(vars(trainer) | change)), None)
-    assert len(drawn) == 5
 
 
 # ---- what is remarked

@@ -9,7 +9,7 @@ from projects.moe_ffd.backbones import TINY_WEIGHTS, HighPassEmbed, TinyViT, bui
 def test_the_tiny_network_has_the_weights_of_the_sheet():
     net = build_vit()
     assert isinstance(net, TinyViT)
-    assert sum(weight.numel() for weight in net.parameters()) == 210_984  # 211 k in section 9
+    assert sum(weight.numel() for weight in net.parameters()) == 210_984  # 211 k
     assert net(torch.randn(2, 3, 48, 48)).shape == (2, 64)
     assert net.forward_features(torch.randn(2, 3, 48, 48)).shape == (2, 65, 64)
     assert net.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)

@@ -12,7 +12,7 @@ def pixel(features, row, column):
 
 
 def brute_force(features, weight, bias, kind, self_index):
-    """Section 2.3, pixel by pixel."""
+    """The convolutions, pixel by pixel."""
     taps = [weight[:, :, i // 3, i % 3] for i in range(9)]
     offsets = [(i // 3 - 1, i % 3 - 1) for i in range(9)]
     result = features.new_zeros(len(features), len(weight), *features.shape[2:])

@@ -1,11 +1,11 @@
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from helpers.processes import run_together, start
+from helpers.processes import run_together, run_until_killed
+from helpers.runs import copied, made_once
 from helpers.workers import command_line, fit_until_killed
 from PIL import Image
 
@@ -28,21 +28,13 @@ SMALL += ["--model.ranks=[1,2]", "--model.kinds=[cv,rd]"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of a short training; tests copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--run", "short", *SMALL])
-    return folder / "moe_ffd" / "short"
+    return made_once(tmp_path_factory, main, ["fit", "--run", "short", *SMALL])
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run."""
-    target = run_folder / "moe_ffd" / "short"
-    shutil.copytree(trained, target)
-    (run_folder / "moe_ffd" / "latest").write_text("short\n")
-    return target
+    return copied(trained, run_folder)
 
 
 def write_faces(folder, count=4, seed=5):
@@ -134,11 +126,7 @@ def test_what_is_logged_is_on_the_dashboard(run):
 
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
     common = ["fit", *SMALL, "--data.test_length=8", "--save_every=1"]
-    process = start(
-        fit_until_killed, [*common, "--run", "broken"], "moe_ffd", 3, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    )
-    process.join()
-    assert process.exitcode == -9
+    run_until_killed(run_folder, fit_until_killed, [*common, "--run", "broken"], "moe_ffd", 3)
     resumed = main(["fit", "--resume", "--run", "broken"])
     whole = main([*common, "--run", "whole"])
     for name, weight in whole.model.state_dict().items():

@@ -289,7 +289,7 @@ def test_augmentation_is_the_crop_and_flip_of_each_image(monkeypatch, tmp_path):
 
 
 def normalised(pixels):
-    return F.normalize(pixels.float() / 255, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # section 3
+    return F.normalize(pixels.float() / 255, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
 class Watcher(L.LightningModule):

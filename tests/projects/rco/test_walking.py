@@ -285,7 +285,7 @@ def test_hardness_needs_finite_losses_and_the_anchors():
 
 
 def searched(ratios, i, delta):
-    """Section 2.4 (c) word by word, every epoch being stored."""
+    """The greedy search word by word, every epoch being stored."""
     j = i + 1
     while j in ratios:
         if ratios[j] > 1 + delta:

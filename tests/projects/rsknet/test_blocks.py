@@ -47,7 +47,7 @@ def convolved(x, part, stride=1, dilation=(1, 1)):
 
 
 def selected(x, sk, dilations):
-    """Steps 1 to 5 of section 2.2, number by number; returns V and the weights."""
+    """The selective kernel's steps, number by number; returns V and the weights."""
     U = [convolved(x, branch, dilation=dilation).clamp_min(0) for branch, dilation in zip(sk.branches, dilations, strict=True)]
     s = sum(U).mean((2, 3))
     z = normalised(torch.einsum("dc,bc->bd", sk.gate.squeeze.weight, s), sk.gate.bn).clamp_min(0)

@@ -6,7 +6,7 @@ from projects.rsknet.costs import costs, multiply_adds, real_time_factor, settle
 from projects.rsknet.model import build_net, parameters
 from projects.rsknet.module import SpeakerVerification
 
-COUNTS = {  # section 2.4 of the sheet, in millions, at 40, 64 and 80 mel bins
+COUNTS = {  # counted by hand, in millions, at 40, 64 and 80 mel bins
     "ResNet34": ("resnet34", {}, (5.979, 6.372, 6.634)),
     "RSKNet-MTSP": ("rsknet_mtsp", {}, (10.964, 12.537, 13.586)),
     "RSKNet-MTSP, k = 128": ("rsknet_mtsp", {"rank": 128}, (9.686, 10.473, 10.997)),

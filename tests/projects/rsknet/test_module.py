@@ -79,7 +79,7 @@ class Copies(L.Callback):
 
 
 def test_the_learning_rate_falls_as_the_sheet_says():
-    """From 0 up in 6 of 150 epochs, times an exponential from 0.1 to 5e-5 (section 3)."""
+    """From 0 up in 6 of 150 epochs, times an exponential from 0.1 to 5e-5."""
     module = small(lr=0.1, final_lr=5e-5, warm_up=0.04)
     epochs = np.arange(151)
     rates = 0.1 * np.array([module.decay(epoch / 150) for epoch in epochs])

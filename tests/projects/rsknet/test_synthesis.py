@@ -1,4 +1,4 @@
-"""The drawn voices have the distributions of the sheet's section 9, and recordings the conditions that were asked for."""
+"""The drawn voices have the distributions that they should, and recordings the conditions that were asked for."""
 
 from dataclasses import replace
 

@@ -75,7 +75,7 @@ def test_smoothers_members_have_its_mean_and_covariance():
 
 
 def test_smoother_of_random_fields_covers_what_it_says_and_its_error_falls_with_time():
-    """Section 9(c): smoother .24/.18/.13 at frames 1, 4 and 8 against .63 of bicubic, coverage .90."""
+    """Smoother .24/.18/.13 at frames 1, 4 and 8 against .63 of bicubic, coverage .90."""
     plumes = draw_plumes(World(size=24, frames=8, sigma=0.02, start="random", length=0.07), 4, "test")
     estimate = smoother(plumes.observations, FieldPrior(0.0, 1.0, 0.07))
     assert estimate.deviation is not None

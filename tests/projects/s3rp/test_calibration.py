@@ -94,7 +94,7 @@ def test_parts_that_hide_nothing_are_refused(observations):
         with pytest.raises(ValueError, match="above 0 and below 1"):
             hide(observations, part, generator(0, "hide"))
     with pytest.raises(ValueError, match="hides none of the observed frames"):
-        hide(observations.first(1), 0.5, generator(0, "hide"), "frames")
+        hide(draw_plumes(World(size=16, frames=1), 2).observations, 0.5, generator(0, "hide"), "frames")
 
 
 def world_of(kappa, sigma, seed, members=39, count=6000):

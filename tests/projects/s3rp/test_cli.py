@@ -1,6 +1,7 @@
 """The command line: configurations, help, and what is said when something is wrong."""
 
 import inspect
+import json
 import re
 import shutil
 
@@ -177,6 +178,15 @@ def test_what_does_not_suit_a_run_is_named(wrong, run, capsys, arguments, messag
 
 def test_a_verb_without_a_run_says_so(run_folder, capsys):
     assert "fit" in fails(["test"], capsys)
+
+
+def test_simulate_draws_what_it_is_asked_for_and_not_what_the_latest_run_has(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("projects.s3rp.simulation._picture", lambda folder, drawn: None)
+    (run / "checkpoints" / "last.ckpt").unlink()
+    main(["simulate", str(tmp_path / "two words"), "--train=1", "--val=1", "--test=1", "--data.world.frames=2"])
+    drawn = json.loads((tmp_path / "two words" / "world.json").read_text())["world"]
+    assert (drawn["size"], drawn["frames"], drawn["missing"]) == (32, 2, 0.0)
+    assert f"--data.root '{tmp_path / 'two words'}'" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_is_no_checkpoint_is_named(run, capsys):

@@ -50,6 +50,14 @@ def test_drawn_sequences_are_those_of_the_world_and_split():
     assert data.boundary == "periodic"
 
 
+def test_drawing_that_takes_long_is_announced(monkeypatch, capsys):
+    PlumeData(world=WORLD, val=2).observations("val")
+    assert not capsys.readouterr().out
+    monkeypatch.setattr("projects.s3rp.data.MANY", 2 * 4 * 16**2)
+    PlumeData(world=WORLD, val=2).observations("val")
+    assert "drawing 2 sequences (val)" in capsys.readouterr().out
+
+
 def test_read_sequences_are_those_that_were_written(files):
     data = PlumeData("files", str(files))
     data.prepare_data()

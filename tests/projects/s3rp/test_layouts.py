@@ -63,7 +63,7 @@ def test_the_truth_is_in_no_file_of_observations(tmp_path, plumes):
     assert find_truth(tmp_path, "val") is None
     assert find_truth(tmp_path, "test", plumes.observations).shape == plumes.truth.shape
     with pytest.raises(BadFileError, match=r"c_true has the shape .* and the observations go with"):
-        find_truth(tmp_path, "test", plumes.observations.first(2))
+        find_truth(tmp_path, "test", plumes.observations.select([0]))
 
 
 def test_nan_is_missing_and_adds_to_the_mask(arrays):

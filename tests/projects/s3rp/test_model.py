@@ -1,5 +1,7 @@
 """S3RP-D and the single-frame network: where training starts, what is kept exactly, what each frame may see, and what moves with the domain."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -280,3 +282,19 @@ def test_velocities_at_centres_are_the_means_of_their_faces():
             assert float(found[0, y, x]) == pytest.approx(float(wind.u[0, 0, y, x] + wind.u[0, 0, y, (x + 1) % 4]) / 2)
             assert float(found[1, y, x]) == pytest.approx(float(wind.v[0, 0, y, x] + wind.v[0, 0, (y + 1) % 4, x]) / 2)
     assert Physics(0.0, 1.0, (1.0, 1.0)).boundary == "periodic"
+
+
+@pytest.mark.parametrize("options", [{}, {"cell": "lstm", "grid": "coarse"}], ids=["plain", "lstm on the coarse grid"])
+def test_states_of_past_frames_are_not_kept_without_a_gradient(options):
+    """They are C times as large as the fields: memory must not grow by them with the length of a sequence."""
+    net, states, alive = FineNet(channels=4, **options).double(), [], []
+
+    def watch(cell, given, state):
+        alive.append(sum(one() is not None for one in states))
+        states.append(weakref.ref(state))
+
+    net.cell.register_forward_hook(watch)
+    with torch.inference_mode():
+        net(look(frames=8))
+    assert len(alive) == 8
+    assert max(alive) <= 1

@@ -116,10 +116,11 @@ def test_units_change_neither_losses_nor_fields(tmp_path, net, form):
 
 
 def test_what_is_hidden_is_a_function_of_seed_and_step():
-    module, mask = PlumeSuperResolution(hide=0.3, forecast=2, lambda_forecast=1.0), torch.rand(3, 6, 8, 8) > 0.2
+    options, mask = {"hide": 0.3, "forecast": 2, "lambda_forecast": 1.0}, torch.rand(3, 6, 8, 8) > 0.2
+    module, batch = PlumeSuperResolution(**options), {"mask": mask}
     for step in range(4):
-        shown, ahead = module._shown(mask, step)
-        again = PlumeSuperResolution(hide=0.3, forecast=2, lambda_forecast=1.0)._shown(mask, step)
+        shown, ahead = module._shown(batch, step)
+        again = PlumeSuperResolution(**options)._shown(batch, step)
         assert torch.equal(shown, again[0])
         assert torch.equal(ahead, again[1])
         assert not bool((shown & ~mask).any() | (ahead & ~mask).any() | (shown & ahead).any())
@@ -128,13 +129,13 @@ def test_what_is_hidden_is_a_function_of_seed_and_step():
         left = mask.clone()
         left[:, -2:] &= not step % 2
         assert float(shown.sum() / left.sum()) == pytest.approx(0.7, abs=0.04)
-    assert not torch.equal(module._shown(mask, 0)[0], module._shown(mask, 2)[0])
-    assert not torch.equal(module._shown(mask, 0)[0], PlumeSuperResolution(hide=0.3, forecast=2, lambda_forecast=1.0, seed=1)._shown(mask, 0)[0])
+    assert not torch.equal(module._shown(batch, 0)[0], module._shown(batch, 2)[0])
+    assert not torch.equal(module._shown(batch, 0)[0], PlumeSuperResolution(**options, seed=1)._shown(batch, 0)[0])
 
 
 def test_sequences_too_short_for_a_forecast_are_shown_whole():
     mask = torch.ones(2, 3, 4, 4, dtype=torch.bool)
-    assert torch.equal(PlumeSuperResolution(forecast=2, lambda_forecast=1.0)._shown(mask, 1)[0], mask)
+    assert torch.equal(PlumeSuperResolution(forecast=2, lambda_forecast=1.0)._shown({"mask": mask}, 1)[0], mask)
 
 
 def test_the_network_is_not_shown_what_it_is_asked_for():

@@ -170,7 +170,7 @@ def test_central_rings_at_high_peclet_where_van_leer_does_not():
     field[20:40, 20:40] = 1.0
     physics = Physics(1e-4, 0.2, (1 / size, 1 / size))
     assert physics.peclet(wind) == pytest.approx(1 / size / 1e-4)
-    assert physics.advance(field, wind).min() < -0.1  # the sheet saw -0.44
+    assert physics.advance(field, wind).min() < -0.1  # a prototype saw -0.44
     assert physics.with_options(scheme="vanleer").advance(field, wind).min() >= -1e-12
 
 

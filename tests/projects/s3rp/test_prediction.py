@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import lightning as L
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from projects.s3rp.assembling import Reading
+from projects.s3rp.fields import FieldPrior, fit_field
 from projects.s3rp.layouts import write_observations, write_truth
 from projects.s3rp.module import PlumeSuperResolution
 from projects.s3rp.observing import block_mean
-from projects.s3rp.outlook import CELLS, Outlook, cautions, estimate, growth, look_out
+from projects.s3rp.outlook import CELLS, Outlook, cautions, draw_members, estimate, growth, look_out, prior_of
 from projects.s3rp.prediction import Wish, find_sequences, predict, result_stems, sentence
 from projects.s3rp.worlds import World, draw_plumes
 from shared.data.files import BadFileError
@@ -74,7 +76,7 @@ def test_a_file_gets_fields_spread_members_pictures_and_a_table(tmp_path, traine
     assert "fields, pictures and the table" in capsys.readouterr().out
 
 
-def test_the_stochastic_network_draws_its_own_members(tmp_path, trainer, file, unpictured):
+def test_the_stochastic_network_draws_its_own_members(tmp_path, trainer, file, unpictured, capsys):
     module = PlumeSuperResolution(net="s3rp_r", channels=4)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -83,6 +85,33 @@ def test_the_stochastic_network_draws_its_own_members(tmp_path, trainer, file, u
     with np.load(_results(tmp_path) / "mine" / "test-00000.npz") as content:
         np.testing.assert_allclose(content["members"].mean(0), content["mean"], atol=1e-5)
         assert content["sd"].max() > 0
+    assert "single draw" not in capsys.readouterr().out
+    predict(trainer, module, str(file), PLAIN)
+    assert "each field is a single draw" in capsys.readouterr().out
+
+
+def test_members_lie_around_the_networks_own_field_and_follow_the_diffusivity_that_it_learnt(trainer, unpictured):
+    seen = draw_plumes(WORLD, 1, "test").observations
+    known, learnt = PlumeSuperResolution(channels=4), PlumeSuperResolution(channels=4, learn_diffusivity=True)
+    found = {}
+    for name, module in (("known", known), ("learnt", learnt)):
+        torch.nn.init.constant_(module.net.decoder[-1].bias, 0.3)
+        fields, members = draw_members(trainer, module, seen, FieldPrior(0.0, 1.0, 0.1), 4, "key")
+        torch.testing.assert_close(fields, module(seen.batch(), seen.physics))
+        torch.testing.assert_close(members.mean(0), fields, rtol=0, atol=1e-5)
+        found[name] = members
+    torch.testing.assert_close(found["known"], found["learnt"], rtol=0, atol=1e-5)
+    torch.nn.init.constant_(learnt.log_factor, math.log(3.0))
+    assert learnt.learnt(seen.physics).diffusivity == pytest.approx(3 * seen.physics.diffusivity)
+    _, members = draw_members(trainer, learnt, seen, FieldPrior(0.0, 1.0, 0.1), 4, "key")
+    assert (members - found["known"])[:, :, -1].abs().max() > 0.01
+
+
+def test_a_first_frame_before_the_release_does_not_make_fields_certain(module):
+    seen = draw_plumes(WORLD, 2, "test").observations
+    empty = replace(seen, coarse=seen.coarse * torch.tensor([0.0, 1, 1, 1])[:, None, None])
+    assert prior_of(module, seen).deviation == fit_field(seen).deviation
+    assert prior_of(module, empty).deviation > 0.3 * prior_of(module, seen).deviation
 
 
 @pytest.mark.parametrize("ending", [".h5", ".zarr"])
@@ -173,6 +202,9 @@ def test_forecasts_held_winds_and_growth_are_remarked_on(trainer, module, file, 
     assert sentence(row | {"frames": 1, "forecast": 0}).startswith(f"{row['sequence']}: 1 frame of")
     seen = draw_plumes(WORLD, 1, "test").observations
     assert not cautions(module, seen, 0.0)
+    fast = replace(seen, wind=seen.wind.scaled(20.0, 20.0), physics=seen.physics.with_options(diffusivity=1.0))
+    assert "cells a frame, forecasts reach 3: train with model.propagation" in cautions(PlumeSuperResolution(channels=4, forecast=1), fast, 0.0)[-1]
+    assert not cautions(PlumeSuperResolution(channels=4, forecast=1), replace(fast, mask=torch.ones_like(fast.mask)), 0.0)
     fields = torch.zeros(1, 4, 16, 16)
     fields[0, 1, 2, 3] = 3.1 * seen.coarse.max()
     assert growth(seen, Outlook(fields)) == ["values grow beyond what was observed: not to be trusted"]

@@ -1,12 +1,12 @@
 import csv
 import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from helpers.runs import copied, made_once
 from scipy.special import expit
 
 from projects.tripinet.cli import main
@@ -25,20 +25,13 @@ SMALL += ["--model.fusion=add", "--model.decoder=fpn", "--model.norm=group"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of a short training; tests copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--run", "tiny", *SMALL])
-    return folder / "tripinet" / "tiny"
+    return made_once(tmp_path_factory, main, ["fit", "--run", "tiny", *SMALL])
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run."""
-    shutil.copytree(trained, run_folder / "tripinet" / "tiny")
-    (run_folder / "tripinet" / "latest").write_text("tiny\n")
-    return run_folder / "tripinet" / "tiny"
+    return copied(trained, run_folder)
 
 
 def pictures(height, width, count=2):

@@ -35,7 +35,7 @@ def softmax(values):
 
 
 def dual_attention(module, picture, guide):
-    """Steps 2 and 3 of section 2.3 for one image, position by position; the keys are pooled by torch."""
+    """Steps 2 and 3 of gCMDA for one image, position by position; the keys are pooled by torch."""
     channels, height, width = picture.shape
     size = [min(side, module.pooled) for side in (height, width)]
     pooled = F.adaptive_avg_pool2d(picture, size).flatten(1).detach().numpy()

@@ -2,10 +2,10 @@
 
 import math
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
+from helpers.training import Watch, check_seeded, fit_quietly
 from torch import nn
 
 from projects.tripinet import tasks
@@ -15,7 +15,6 @@ from projects.tripinet.metrics import LocalisationMetrics, count
 from projects.tripinet.module import ManipulationLocalisation, measure
 from projects.tripinet.tasks import Examples, alarms, even, remarks
 from projects.tripinet.tiles import predict_tiles
-from shared.quiet import quiet_trainer, silence
 
 SMALL = {"channels": 8, "width": 8, "lr": 1e-2}
 DATA = {"size": 32, "length": 8, "test_length": 6, "batch_size": 4, "test_sets": ["noise"]}
@@ -32,27 +31,11 @@ def data(**options):
 
 
 def fit(module, epochs=1, pictures=None, **options):
-    trainer = quiet_trainer(epochs, 1.0, accelerator="cpu", **options)
-    with silence():
-        trainer.fit(module, datamodule=pictures or data())
-    return trainer
+    return fit_quietly(module, pictures or data(), epochs, 1.0, **options)
 
 
 def batch_of(**options):
     return next(iter(data(**options).train_dataloader()))
-
-
-class Watch(L.Callback):
-    """Notes the loss and the learning rate of each step."""
-
-    def __init__(self):
-        self.losses, self.rates = [], []
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.losses.append(float(outputs["loss"]))
 
 
 # ---- training
@@ -68,14 +51,7 @@ def test_training_learns_a_handful_of_pictures_by_heart():
 
 
 def test_one_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
-    torch.manual_seed(1)
-    first = small(seed=3).net.state_dict()
-    drawn = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(drawn, torch.rand(1))
-    again, other = small(seed=3).net.state_dict(), small(seed=4).net.state_dict()
-    assert all(torch.equal(weight, first[name]) for name, weight in again.items())
-    assert not all(torch.equal(weight, first[name]) for name, weight in other.items())
+    check_seeded(lambda seed: small(seed=seed).net)
 
 
 def test_readers_in_processes_of_their_own_give_the_same_batches():

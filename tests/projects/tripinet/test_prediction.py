@@ -2,11 +2,11 @@ import csv
 import errno
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from helpers.runs import copied, runs_in
 from PIL import Image
 
 from projects.tripinet import prediction
@@ -62,32 +62,22 @@ def write_formats(root):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of a short training whose decision splits the test's pictures; tests copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
-        module = main(["fit", "--run", "tiny", *SMALL]).model.eval()
-    file = folder / "tripinet" / "tiny" / "checkpoints" / "best.ckpt"
+    with runs_in(tmp_path_factory.mktemp("trained")):
+        cli = main(["fit", "--run", "tiny", *SMALL])
+    file, module = cli.run.checkpoints / "best.ckpt", cli.model.eval()
     checkpoint = load_checkpoint(file)
     logits = module.judge(torch.from_numpy(pixels(40, 60)).permute(2, 0, 1)[None]).logits
     decided = {"temperature": 0.7, "threshold": float(logits.median()), "slope": 2.0, "intercept": -2 * float(logits.median())}
     for name, value in decided.items():
         checkpoint["state_dict"][f"decision.{name}"].fill_(value)
     torch.save(checkpoint, file)
-    return folder / "tripinet" / "tiny"
-
-
-def copy(trained, runs):
-    """Make the short training the latest run in a folder of runs."""
-    shutil.copytree(trained, runs / "tripinet" / "tiny")
-    (runs / "tripinet" / "latest").write_text("tiny\n")
-    return runs / "tripinet" / "tiny"
+    return cli.run.path
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run."""
-    return copy(trained, run_folder)
+    return copied(trained, run_folder)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +85,8 @@ def predicted(trained, tmp_path_factory):
     """What `predict` made of one picture of each kind: the pictures' files and sizes, the command line after it, and the folder of results."""
     root, runs = tmp_path_factory.mktemp("formats"), tmp_path_factory.mktemp("predicted")
     pictures = write_formats(root)
-    run = copy(trained, runs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(runs))
-        patch.setenv("WANDB_MODE", "disabled")
+    run = copied(trained, runs)
+    with runs_in(runs):
         cli = main(["predict", str(root)])
     return pictures, cli, run / "artefacts" / "predict"
 

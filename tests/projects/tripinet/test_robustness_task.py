@@ -1,11 +1,11 @@
 import csv
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.runs import copied, runs_in
 from sklearn.metrics import f1_score, roc_auc_score
 
 from projects.tripinet.cli import main
@@ -22,26 +22,21 @@ SMALL += ["--model.channels=8", "--model.width=8", "--model.streams=[rgb,srm]", 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of a short training, whose maps call some pixels manipulated and others not; tests copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
+    with runs_in(tmp_path_factory.mktemp("trained")):
         cli = main(["fit", "--run", "tiny", *SMALL])
     logits = torch.cat([cli.model.judge(one["image"][None]).logits for one in cli.datamodule.test_pictures[0]])
-    path = folder / "tripinet" / "tiny" / "checkpoints" / "best.ckpt"
+    path = cli.run.checkpoints / "best.ckpt"
     checkpoint = load_checkpoint(path)
     checkpoint["state_dict"]["net.heads.0.bias"] -= logits.median()
     checkpoint["state_dict"]["decision.temperature"].fill_(2.0)
     torch.save(checkpoint, path)
-    return folder / "tripinet" / "tiny"
+    return cli.run.path
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run."""
-    shutil.copytree(trained, run_folder / "tripinet" / "tiny")
-    (run_folder / "tripinet" / "latest").write_text("tiny\n")
-    return run_folder / "tripinet" / "tiny"
+    return copied(trained, run_folder)
 
 
 def by_hand(module, pictures, seed, name, strength):

@@ -1,4 +1,4 @@
-"""Every published set, in miniature and as it is downloaded, with the odd cases that the sheet warns of."""
+"""Every published set, in miniature and as it is downloaded, with odd cases."""
 
 import re
 

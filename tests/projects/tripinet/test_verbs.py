@@ -1,17 +1,15 @@
 """The command line: what verbs leave, how trainings go on, and what is said when something is wrong."""
 
 import csv
-import inspect
 import json
-import re
-import shutil
 
 import pytest
 import torch
 import yaml
-from helpers.commands import failing
+from helpers.commands import check_help, failing
 from helpers.manipulation_sets import save_mask, save_picture, write_casia_v1, write_casia_v2, write_coverage, write_folder
-from helpers.processes import run_together, start
+from helpers.processes import run_together, run_until_killed
+from helpers.runs import copied, made_once
 from helpers.workers import command_line, fit_until_killed
 
 from projects.tripinet.cli import main
@@ -33,21 +31,13 @@ MEASURES |= {"combined_f1", "combined_f1_mvss", "detected", "false_alarms", "pix
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of a short training; tests copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--run", "short", *SMALL])
-    return folder / "tripinet" / "short"
+    return made_once(tmp_path_factory, main, ["fit", "--run", "short", *SMALL])
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run."""
-    target = run_folder / "tripinet" / "short"
-    shutil.copytree(trained, target)
-    (run_folder / "tripinet" / "latest").write_text("short\n")
-    return target
+    return copied(trained, run_folder)
 
 
 def rows_of(path):
@@ -99,17 +89,7 @@ def test_what_is_logged_is_on_the_dashboard(trained):
 
 @pytest.mark.parametrize("verb", ["fit", pytest.param("predict", marks=pytest.mark.slow), pytest.param("reproduce", marks=pytest.mark.slow)])
 def test_help_explains_every_option(verb, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
-    assert stop.value.code == 0
-    text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for section, made in (("model", ManipulationLocalisation), ("data", ManipulationData)):
-        for name in inspect.signature(made.__init__).parameters:
-            if name != "self":
-                says = re.search(rf"^    {name}: (.*)$", inspect.getdoc(made), re.MULTILINE)
-                assert says, f"{name} is not explained"
-                assert f"--{section}.{name} " in text
-                assert " ".join(says[1].split()[:3]) in text
+    check_help(main, verb, ManipulationLocalisation, ManipulationData, capsys)
 
 
 # ---- the user's own pictures
@@ -193,10 +173,7 @@ def test_the_papers_setting_is_the_groups():
 def test_a_killed_training_resumes_to_the_same_weights(run_folder, workers, step):
     options = ["--trainer.max_epochs=2", "--data.test_sets=[noise]", "--data.augmentation=benco", "--data.per_set=8", "--data.batch_size=4"]
     common = ["fit", *SMALL, *options, f"--data.num_workers={workers}", "--save_every=1"]
-    environment = {"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    process = start(fit_until_killed, [*common, "--run", "broken"], "tripinet", step, environment=environment)
-    process.join()
-    assert process.exitcode == -9
+    run_until_killed(run_folder, fit_until_killed, [*common, "--run", "broken"], "tripinet", step)
     resumed = main(["fit", "--resume", "--run", "broken"])
     whole = main([*common, "--run", "whole"])
     assert resumed.trainer.global_step == whole.trainer.global_step == 4

@@ -1,11 +1,11 @@
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from helpers.processes import run_together, start
+from helpers.processes import run_together, run_until_killed
+from helpers.runs import copied, made_once
 from helpers.segmentation import write_masked_folder
 from helpers.workers import command_line, fit_until_killed
 from PIL import Image
@@ -24,22 +24,13 @@ SMALL += ["--model.generator_widths=[4,8]", "--model.surrogate_widths=[4,8]"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run folder of a short training with its protected set; tests copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOUCHSTONE_RUNS", str(folder))
-        patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--run", "short", *SMALL])
-        main(["protect"])
-    return folder / "umed" / "short"
+    return made_once(tmp_path_factory, main, ["fit", "--run", "short", *SMALL], ["protect"])
 
 
 @pytest.fixture
 def run(trained, run_folder):
     """The short training as this test's latest run."""
-    target = run_folder / "umed" / "short"
-    shutil.copytree(trained, target)
-    (run_folder / "umed" / "latest").write_text("short\n")
-    return target
+    return copied(trained, run_folder)
 
 
 def drawn():
@@ -130,11 +121,7 @@ def test_two_processes_follow_one(run_folder):
 
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):
     common = ["fit", *SMALL, "--save_every=1", "--model.augmentations=[blur,flip]"]
-    process = start(
-        fit_until_killed, [*common, "--run", "broken"], "umed", 4, environment={"TOUCHSTONE_RUNS": str(run_folder), "OMP_NUM_THREADS": "1"}
-    )
-    process.join()
-    assert process.exitcode == -9
+    run_until_killed(run_folder, fit_until_killed, [*common, "--run", "broken"], "umed", 4)
     resumed = main(["fit", "--resume", "--run", "broken"])
     whole = main([*common, "--run", "whole"])
     assert resumed.model.iterations == whole.model.iterations == 6

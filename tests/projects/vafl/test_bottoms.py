@@ -1,4 +1,4 @@
-"""That the clients' nets are the sheet's, and that a signal comes back to the weights as calculus says, noise and clip included."""
+"""That the clients' nets are the paper's, and that a signal comes back to the weights as calculus says, noise and clip included."""
 
 import math
 from itertools import pairwise

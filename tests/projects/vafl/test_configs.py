@@ -31,7 +31,7 @@ WRITERS = {
 
 
 def convolutions():
-    """Seven layers, as section 3 of the sheet has them: six convolutions of 3 x 3, three pools, a vector of 512."""
+    """Seven layers, as the paper has them: six convolutions of 3 x 3, three pools, a vector of 512."""
     channels = [1, 32, 32, 64, 64, 128, 128]
     return sum(9 * inner * outer + outer for inner, outer in pairwise(channels)) + 4 * 4 * 128 * 512 + 512
 

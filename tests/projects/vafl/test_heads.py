@@ -1,4 +1,4 @@
-"""That the server's nets are the sheet's, and that their gradients are the derivatives of the batch's mean loss."""
+"""That the server's nets are the paper's, and that their gradients are the derivatives of the batch's mean loss."""
 
 import pytest
 import torch

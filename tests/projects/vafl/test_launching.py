@@ -60,6 +60,8 @@ def test_parties_that_hold_only_their_own_files_train_together(tmp_path, run_fol
         client.join(30)
         assert client.exitcode == 0
     assert served.result.summary["val/accuracy"] > 0.6
+    only = [load_checkpoint(run_folder / "vafl" / name / "checkpoints" / "last.ckpt")["federation"]["only"] for name in ("server", "bank")]
+    assert only == ["the server's head", "the net of client 0"]
     assert "waiting for 2 clients at 127.0.0.1" in capfd.readouterr().out
     for party, place in enumerate(places):
         with artefact(served.run.__class__(run_folder / "vafl" / place.name), "join", "ledger.csv").open(newline="") as file:

@@ -89,6 +89,20 @@ def test_the_seed_draws_each_clients_own_weights():
 # ---- the centralised baseline
 
 
+def test_the_cap_of_a_rule_is_a_step_size_of_the_centralised_baseline_too():
+    module = build(lr=0.4, server_lr=0.1, step_rule="sqrt:total=4,cap=0.15", protocol=Protocol("centralised"))
+    optimiser = module.configure_optimizers()["optimizer"]
+    assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([0.15, 0.05])
+
+
+def test_each_process_of_the_centralised_baseline_has_noise_of_its_own(monkeypatch):
+    module = build(protection=Protection(std=1.0), protocol=Protocol("centralised"))
+    first = module._noises("train", 3)
+    assert first == module._noises("train", 3)
+    monkeypatch.setattr(VerticalFederation, "global_rank", 1)
+    assert all(one.seed != other.seed for one, other in zip(first, module._noises("train", 3), strict=True))
+
+
 @pytest.mark.parametrize("step_rule", ["constant", "decay:offset=7"])
 def test_the_centralised_baseline_takes_the_steps_of_synchronous_clients(step_rule):
     ours = simulator("mlp", algorithm="sync", uploads="batch", lr=0.3, l2=0.02, step_rule=step_rule)

@@ -1,4 +1,4 @@
-"""That the noise has the laws of section 2.6, comes in the order of the layers and can be replayed, and that the clip bounds a record's norm."""
+"""That the noise has the laws that it should, comes in the order of the layers and can be replayed, and that the clip bounds a record's norm."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The federation in simulated time against the sheet's algorithms, the centralised model, and itself after a stop."""
+"""The federation in simulated time against the paper's algorithms, the centralised model, and itself after a stop."""
 
 import copy
 import heapq
@@ -319,7 +319,7 @@ def test_the_seed_decides_on_everything():
     assert one != other
 
 
-# ---- the sheet's measured case
+# ---- a case that was measured on a prototype
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""That the constants of Theorem 5 are the sheet's formulas, and which of them bound what nets really do under noise."""
+"""That the constants of Theorem 5 are the formulas, and which of them bound what nets really do under noise."""
 
 import math
 

@@ -47,7 +47,7 @@ def test_fields_are_linearly_separable(fields):
 
 
 def test_a_field_is_close_to_its_class_mean(fields):
-    """The sheet measured a cosine of 0.92; the clusters' geometry gives 10 / sqrt(10² + 48 / 3) = 0.93."""
+    """A prototype measured a cosine of 0.92; the clusters' geometry gives 10 / sqrt(10² + 48 / 3) = 0.93."""
     means = torch.stack([fields[label == LABELS].mean(0) for label in range(10)])
     cosines = torch.nn.functional.cosine_similarity(fields.flatten(1), means[LABELS].flatten(1))
     assert 0.89 < float(cosines.mean()) < 0.96

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.processes import start
 from helpers.pruning import compare_with_one, scores_of_rank, small_network
 from torch.nn import functional as F
 
@@ -161,4 +162,7 @@ def test_two_processes_score_as_one(tmp_path):
     index = GroupIndex.build(small_network(), torch.zeros(1, 6))
     index.save(tmp_path / "index.json")
     torch.save(scores_of_rank(0, 1, index), tmp_path / "expected.pt")
-    torch.multiprocessing.spawn(compare_with_one, (2, str(tmp_path)), nprocs=2)
+    processes = [start(compare_with_one, rank, 2, str(tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]

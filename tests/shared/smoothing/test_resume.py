@@ -1,10 +1,10 @@
 import dataclasses
-import multiprocessing
 import random
 import signal
 
 import pytest
 from helpers.certifying import EARLY, FIXED, certify, certify_as_process, certify_until_killed, items, smoothed
+from helpers.processes import start
 
 from shared.smoothing import CertificationLog
 from shared.smoothing.log import read_rows
@@ -89,10 +89,7 @@ def test_votes_are_written_when_it_is_time(tmp_path):
 
 def test_two_processes_make_the_log_of_one(tmp_path):
     certify(tmp_path / "one", EARLY)
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=certify_as_process, args=(tmp_path / "two", EARLY, rank, 2, 7)) for rank in range(2)]
-    for process in processes:
-        process.start()
+    processes = [start(certify_as_process, tmp_path / "two", EARLY, rank, 2, 7) for rank in range(2)]
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
@@ -102,8 +99,7 @@ def test_two_processes_make_the_log_of_one(tmp_path):
 
 def test_a_process_killed_without_warning_loses_nothing(tmp_path):
     certify(tmp_path / "whole", FIXED)
-    process = multiprocessing.get_context("spawn").Process(target=certify_until_killed, args=(tmp_path / "killed", FIXED, 300))
-    process.start()
+    process = start(certify_until_killed, tmp_path / "killed", FIXED, 300)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     log = CertificationLog(tmp_path / "killed", smoothed(FIXED).settings)

@@ -1,4 +1,4 @@
-"""That features are split over the parties and put together again (section 2.1)."""
+"""That features are split over the parties and put together again."""
 
 import pytest
 import torch

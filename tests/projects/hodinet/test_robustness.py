@@ -1,4 +1,4 @@
-"""That what `stress` says of corrupted depth is what comes of judging it picture by picture."""
+"""That what `robustness` says of corrupted depth is what comes of judging it picture by picture."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from projects.hodinet.depth import polarity
 from projects.hodinet.metrics import SaliencyMetrics
 from projects.hodinet.module import SaliencyDetection
 from projects.hodinet.quality import depth_quality
-from projects.hodinet.stress import (
+from projects.hodinet.robustness import (
     UNTOUCHED,
     Setting,
     draw_curves,
@@ -25,7 +25,7 @@ from projects.hodinet.stress import (
     expand,
     measure_set,
     partner,
-    stress,
+    robustness,
     tabulate,
     tell_polarity,
 )
@@ -74,7 +74,7 @@ def write_files(root, sizes):
 
 
 def test_measures_are_those_of_corrupted_pictures_one_by_one(run, capsys):
-    cli = main(["stress", "--corruptions=[inverted,shuffled,missing,grain,levels]"])
+    cli = main(["robustness", "--corruptions=[inverted,shuffled,missing,grain,levels]"])
     module, pictures, rows, printed = cli.model, cli.datamodule.test_pictures[0], cli.result.rows, capsys.readouterr().out
     settings = [UNTOUCHED, *map(Setting, ("inverted", "shuffled", "missing")), *(Setting("grain", strength) for strength in (0.05, 0.1, 0.2, 0.4))]
     settings += [Setting("levels", strength) for strength in (16, 8, 4, 2)]
@@ -97,22 +97,22 @@ def test_measures_are_those_of_corrupted_pictures_one_by_one(run, capsys):
     assert {name: rows[0][name] for name in SHOWN} == pytest.approx({name: tested[name] for name in SHOWN}, abs=1e-4), "all pictures are chosen"
 
     by_name = [[row["change"] for row in rows[1:] if row["corruption"] == name] for name in ("inverted", "shuffled", "missing", "grain", "levels")]
-    expected = {"stress/s_measure": rows[0]["s_measure"], "stress/mean_change": np.mean([np.mean(own) for own in by_name])}
+    expected = {"robustness/s_measure": rows[0]["s_measure"], "robustness/mean_change": np.mean([np.mean(own) for own in by_name])}
     assert cli.result.summary == pytest.approx(expected, abs=1e-4)
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
     assert table[0] == ["corruption", "strength", "S", "max F", "MAE", "depth quality", "change of S"]
     assert [line[0] for line in table[2:]] == [setting.corruption for setting in settings]
     assert table[8][1:3] == ["0.2 (standard deviation)", f"{rows[6]['s_measure']:.3f}"]
-    folder = run / "artefacts" / "stress"
+    folder = run / "artefacts" / "robustness"
     assert {path.name for path in folder.iterdir()} == {
-        *(f"{name}.{ending}" for name in ("stress", "polarity") for ending in ("csv", "json")),
-        "stress.png",
+        *(f"{name}.{ending}" for name in ("robustness", "polarity") for ending in ("csv", "json")),
+        "robustness.png",
         "examples.png",
     }
-    with (folder / "stress.csv").open() as file:
+    with (folder / "robustness.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [float(row["s_measure"]) for row in written] == [row["s_measure"] for row in rows]
-    assert json.loads((folder / "stress.json").read_text()) == rows
+    assert json.loads((folder / "robustness.json").read_text()) == rows
 
     (told,) = cli.result.polarity
     known = [polarity(one["depth"], one["mask"]) for one in pictures]
@@ -123,7 +123,7 @@ def test_measures_are_those_of_corrupted_pictures_one_by_one(run, capsys):
 
 def test_a_set_that_is_the_other_way_round_is_told(run, capsys, caplog):
     given = ["--data.test_sets=[default,inverted]", "--data.normalise=false", "--corruptions=[inverted]", "--pictures=4"]
-    cli = main(["stress", *given])
+    cli = main(["stress", *given])  # its former name
     default, inverted, mean, *others = cli.result.rows
     assert [row["set"] for row in cli.result.rows] == ["default", "inverted", "mean"] * 2
     for name in SHOWN:
@@ -186,7 +186,7 @@ def test_nothing_is_measured_of_what_does_not_fit():
     assert expand(["blur", "blur"]) == [UNTOUCHED, *(Setting("blur", strength) for strength in CORRUPTIONS["blur"].strengths)]
     module = SaliencyDetection(widths=[8, 8, 8, 8], streams=["rgb"])
     with pytest.raises(ValueError, match=r"the network does not look at depth, .* model.streams"):
-        stress(SimpleNamespace(), module, SaliencyData(), None, 100)
+        robustness(SimpleNamespace(), module, SaliencyData(), None, 100)
 
 
 def test_too_few_pictures_are_refused(tmp_path):
@@ -194,18 +194,18 @@ def test_too_few_pictures_are_refused(tmp_path):
     data = SaliencyData(source="folder", root=str(tmp_path))
     module = SaliencyDetection(widths=[8, 8, 8, 8])
     with pytest.raises(ValueError, match=r"no test set in .* has 2 or more pictures, which shuffled need"):
-        stress(SimpleNamespace(), module, data, ["shuffled"], 100)
+        robustness(SimpleNamespace(), module, data, ["shuffled"], 100)
     data.test_names, data.test_pictures = [], []
     with pytest.raises(ValueError, match=r"no test set in .* has 1 or more pictures, which inverted, noise"):
-        stress(SimpleNamespace(), module, data, None, 100)
+        robustness(SimpleNamespace(), module, data, None, 100)
 
 
 def test_no_pictures_are_refused(run, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["stress", "--pictures=0"])
+        main(["robustness", "--pictures=0"])
     assert stop.value.code == 1
     assert "pictures, of each test set, must be at least 1, got 0" in capsys.readouterr().err
-    assert not (run / "artefacts" / "stress").exists()
+    assert not (run / "artefacts" / "robustness").exists()
 
 
 def test_pictures_are_spread_and_never_their_own_partners():

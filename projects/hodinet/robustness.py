@@ -1,4 +1,4 @@
-"""The verb `stress`: what is left of the measures when depth is corrupted, and whether near and far are taken for each other (section 9)."""
+"""The verb `robustness`: what is left of the measures when depth is corrupted, and whether near and far are taken for each other."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ Values = dict[Setting, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Stressed:
-    """What `stress` returns: a row a test set and setting, a row a test set about near and far, and the figures that head the run's page."""
+class Measured:
+    """What `robustness` returns: a row a test set and setting, a row a test set about near and far, and the figures that head the run's page."""
 
     rows: list[dict[str, Any]]
     polarity: list[dict[str, Any]]
     summary: dict[str, Any]
 
 
-def stress(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyData, corruptions: Sequence[str] | None, pictures: int) -> Stressed:
+def robustness(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyData, corruptions: Sequence[str] | None, pictures: int) -> Measured:
     """Measure maps of test pictures whose depth is corrupted; write tables, curves and examples, and print what came of it.
 
     Args:
@@ -91,7 +91,7 @@ def stress(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyDat
         with trainer.precision_plugin.forward_context():
             values[name], correlations[name] = measure_set(module, test_set, chosen, own, data)
     rows = tabulate(values, settings)
-    log_table(trainer, "stress", rows)
+    log_table(trainer, "robustness", rows)
     with trainer.precision_plugin.forward_context():
         log_figure(trainer, "examples", draw_examples(module, data.test_pictures[0], 0, list(values[data.test_names[0]]), data.seed))
     summary = _report(trainer, rows)
@@ -99,7 +99,7 @@ def stress(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyDat
     if told:
         log_table(trainer, "polarity", told)
         print("\n".join(f"{row['set']}: {row['verdict']}" for row in told))
-    return Stressed(rows, told, summary)
+    return Measured(rows, told, summary)
 
 
 def expand(corruptions: Sequence[str] | None) -> list[Setting]:
@@ -168,11 +168,11 @@ def _report(trainer: ProjectTrainer, rows: Sequence[dict[str, Any]]) -> dict[str
     """Draw and print the mean over the sets, or the only set, and return the summary."""
     clean, *others = (row for row in rows if row["set"] == rows[-1]["set"])
     print("\n" + markdown([_shown(row) for row in (clean, *others)]) + "\n")
-    log_figure(trainer, "stress", draw_curves(clean, others))
+    log_figure(trainer, "robustness", draw_curves(clean, others))
     names = dict.fromkeys(row["corruption"] for row in others)
     changes = {name: [row["change"] for row in others if row["corruption"] == name] for name in names}
     mean_change = math.fsum(math.fsum(own) / len(own) for own in changes.values()) / len(changes)
-    return {"stress/s_measure": round(clean["s_measure"], 4), "stress/mean_change": round(mean_change, 4)}
+    return {"robustness/s_measure": round(clean["s_measure"], 4), "robustness/mean_change": round(mean_change, 4)}
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:
