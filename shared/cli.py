@@ -128,6 +128,7 @@ def run(
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
+    os.environ.setdefault("MATPLOTLIBRC", str(Path(__file__).parent / "matplotlibrc"))
     silence()
     try:
         cli = ProjectCLI(model, data, trainer, [argument for argument in arguments if argument != "--debug"])
@@ -440,7 +441,7 @@ class ProjectCLI(LightningCLI):
                 raise self._interrupted(verb, 143) from stop
             raise
         finally:
-            finish_loggers(self.trainer)
+            finish_loggers(self.trainer, getattr(self.result, "summary", {}))
 
     def _interrupted(self, verb: str, code: int) -> Interrupted:
         where = f"stopped; what was done lies in {shown_path(self.run.path)}"

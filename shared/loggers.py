@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -83,9 +84,10 @@ class RunWandbLogger(WandbLogger):
         )
         self._wandb_init.pop("anonymous")  # lightning 2.6 passes it always, and wandb 0.31 warns that it has no effect
 
-    def finish(self) -> None:
-        """Close the W&B run of this process, so that the next verb begins its own."""
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Close the W&B run of this process with the verb's headline numbers, so that the next verb begins its own."""
         if self._experiment is not None:
+            self._experiment.summary.update(summary)
             self._experiment.finish()
             self._experiment = None
 
@@ -112,11 +114,11 @@ def continue_logs(trainer: L.Trainer, step: int) -> None:
             logger.keep_until(step)
 
 
-def finish_loggers(trainer: L.Trainer) -> None:
-    """Close what the verb's loggers hold open."""
+def finish_loggers(trainer: L.Trainer, summary: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Close what the verb's loggers hold open, W&B's with the verb's headline numbers, which dashboards show."""
     for logger in trainer.loggers:
         if isinstance(logger, RunWandbLogger):
-            logger.finish()
+            logger.finish(summary)
 
 
 def artefact_folder(trainer: L.Trainer) -> Path:

@@ -87,6 +87,8 @@ OWN_TOGETHER = {
     "vafl": "test_ddp.py::test_two_processes_learn_what_one_learns",
 }
 """Tests of projects for several processes; the parties of cafe are simulated in one."""
+OF_ITS_SHARE = {"rsknet", "s3rp"}
+"""Projects whose first process logs the loss of its own share of the batch: only their validations are compared."""
 HEAVY = {"diff_cleanse"}
 """Projects whose smallest training takes long: with the slow tests."""
 KILLED_CASES, TOGETHER_CASES = ([slow(name) if name in HEAVY else name for name in table] for table in (KILLED, TOGETHER))
@@ -107,10 +109,6 @@ def rows_of(folder):
 def logged(folder, prefix):
     """Return the values that a training logged, by name and step."""
     return {(name, row["step"]): float(value) for row in rows_of(folder) for name, value in row.items() if name.startswith(prefix) and value}
-
-
-def last_of(folder):
-    return load_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +142,14 @@ def test_a_killed_training_ends_as_an_unbroken_one(unbroken, monkeypatch, projec
     assert process.exitcode == -signal.SIGKILL
     importlib.import_module(f"projects.{project}.cli").main(["fit", "--resume", "--run=broken"])
     broken, whole = (folder / project / name for name in ("broken", "whole"))
-    one, other = last_of(whole), last_of(broken)
-    assert (one["global_step"], one["epoch"]) == (other["global_step"], other["epoch"])
-    for name, value in one["state_dict"].items():
-        torch.testing.assert_close(other["state_dict"][name], value, atol=1e-6, rtol=1e-5)  # rounding may differ between the processes
+    checkpoints = {file.name for file in (whole / "checkpoints").iterdir()}
+    assert {file.name for file in (broken / "checkpoints").iterdir()} == checkpoints >= {"last.ckpt"}
+    for file in checkpoints & {"last.ckpt", "best.ckpt"}:
+        one, other = (load_checkpoint(run / "checkpoints" / file) for run in (whole, broken))
+        assert (other["global_step"], other["epoch"]) == (one["global_step"], one["epoch"])
+        for name, value in one["state_dict"].items():
+            torch.testing.assert_close(other["state_dict"][name], value, atol=1e-6, rtol=1e-5)  # rounding may differ between the processes
     assert logged(broken, "val/") == {key: pytest.approx(value, rel=1e-4, abs=1e-6) for key, value in logged(whole, "val/").items()}
-    best = [(folder / "checkpoints" / "best.ckpt").is_file() for folder in (broken, whole)]
-    assert best[0] == best[1]
 
 
 @pytest.mark.parametrize("project", TOGETHER_CASES)
@@ -159,6 +158,6 @@ def test_two_processes_learn_and_validate_as_one(unbroken, monkeypatch, project)
     monkeypatch.setenv("TOUCHSTONE_RUNS", str(folder))
     run_together(command_line, ["fit", *QUIET, *SMALL[project], "--run=two"], project)
     one, two = (folder / project / name for name in ("whole", "two"))
-    for prefix in ("train/loss", "val/"):
+    for prefix in ("val/",) if project in OF_ITS_SHARE else ("train/loss", "val/"):
         expected, found = logged(one, prefix), logged(two, prefix)
         assert found == {key: pytest.approx(value, rel=TOGETHER[project], abs=TOGETHER[project]) for key, value in expected.items()}

@@ -292,7 +292,7 @@ def table_rows(outcome: Outcome, data: FederatedRecords) -> list[dict[str, Any]]
     truth, recovered = (data.scale.restore(values).tolist() for values in (outcome.truth, outcome.recovered))
     rows = []
     for row, true, found in zip(outcome.rows(), truth, recovered, strict=True):
-        named = {name: row[name] for name in ("record", "label", "label_found") if name in row}
+        named = {name: row[name] for name in ("record", "origin", "label", "label_found") if name in row}
         pairs = zip(data.attacked.feature_names, true, found, strict=True)
         rows.append(named | {key: _digits(value) for name, *both in pairs for key, value in zip((name, f"{name} (recovered)"), both, strict=True)})
     return rows

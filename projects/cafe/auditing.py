@@ -16,7 +16,7 @@ from projects.cafe.protection import DELTA, Protection
 from projects.cafe.rows import Alone, alone_after
 from projects.cafe.schedule_files import make_schedule
 from projects.cafe.threat import threat_lines, threat_model
-from projects.cafe.trials import MOVING, STANDING, UNDEFENDED, UNDONE, Effort, Trial, try_deployment
+from projects.cafe.trials import MOVING, MOVING_UNDONE, STANDING, UNDEFENDED, UNDONE, Effort, Trial, try_deployment
 from projects.cafe.verdicts import known
 from projects.cafe.watching import Watch
 from shared.loggers import artefact_folder, log_figure, log_table
@@ -109,7 +109,7 @@ def audit(trainer: ProjectTrainer, model: FederatedClassifier, data: FederatedRe
     said = decided_by(verdict, leaks, trials, alone)
     summary = {"verdict": verdict, "decided by": said, "leaking records": verdicts.count("leaks")} | schedule_facts(leaks) | _errors(trials)
     summary["records alone in a row"] = int((alone.after > 0).sum())
-    audited = Audited(record_rows(leaks, trials, verdicts, alone), verdict, said, EXIT_CODES[verdict], summary)
+    audited = Audited(record_rows(leaks, trials, verdicts, alone, data.attacked.ids), verdict, said, EXIT_CODES[verdict], summary)
     about = {"verdict": verdict, "exit_code": audited.exit_code, "decided_by": said, "threat_model": threat, "state": words}
     about |= {"deployment": asdict(deployment), "model": dict(model.hparams), "data": dict(data.hparams), "schedule": schedule_facts(leaks)}
     _write(trainer, audited, about, leaks, trials, promise(model.protection, leaks, len(federation.bottoms)))
@@ -144,8 +144,9 @@ def _judge_trials(leaks: Leaks, trials: Sequence[Trial]) -> list[Verdict]:
 
 
 def deployed(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials of the deployment as it is: with its defence, and moving if it moves."""
-    return [trial for trial in trials if trial.row["trial"].startswith(MOVING)] or list(trials[-1:])
+    """Return the trials of the deployment as it is: with its defence, undone or not, and moving if it moves."""
+    moving = [trial for trial in trials if trial.row["trial"].startswith(MOVING)]
+    return moving or [trial for trial in trials if trial.row["trial"] != UNDEFENDED]
 
 
 def decided_by(verdict: Verdict, leaks: Leaks, trials: Sequence[Trial], alone: Alone) -> str:
@@ -162,8 +163,9 @@ def decided_by(verdict: Verdict, leaks: Leaks, trials: Sequence[Trial], alone: A
     if verdict == "leaks":
         kept = "nets, defence and motion of the model do not keep back" if UNDEFENDED in of else "nets and motion of the model do not keep back"
         return f"the schedule, whose {leaks.rounds} rounds settle {int(leaks.settled.sum())} records: {kept} {_most(trials)} sampled ones"
-    if of[STANDING].leaked.any():
-        return f"the motion of the model: standing still, {of[STANDING].row['leaked']} of {last['sampled']} sampled records leak"
+    still = max((of[name].row for name in (STANDING, UNDONE) if name in of), key=lambda row: row["leaked"])
+    if still["leaked"]:
+        return f"the motion of the model: {still['trial']}, {still['leaked']} of {last['sampled']} sampled records leak"
     if UNDEFENDED in of and of[UNDEFENDED].leaked.any():
         return f"the defence: without it, {of[UNDEFENDED].row['leaked']} of {last['sampled']} sampled records leak"
     return "the nets: h is recovered, but step III does not bring records back from it; more steps may"
@@ -190,13 +192,19 @@ def promise(protection: Protection, leaks: Leaks, parties: int) -> dict[str, Any
 # ---- tables
 
 
-def record_rows(leaks: Leaks, trials: Sequence[Trial], verdicts: Sequence[Verdict], alone: Alone) -> list[dict[str, Any]]:
-    """Return a row a record: rounds that settle it or show its h alone, amplification of noise, verdict, reason, and the error of each trial."""
+def record_rows(
+    leaks: Leaks, trials: Sequence[Trial], verdicts: Sequence[Verdict], alone: Alone, origins: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return a row a record: rounds that settle it or show its h alone, amplification of noise, verdict, reason, and the error of each trial.
+
+    `origins` are the names of the records in the user's files, or none.
+    """
     reasons = {record: reason for trial in reversed(trials) for record, reason in trial.reasons.items()} | leaks.reasons
     seen, amplification = leaks.schedule.sum(0).tolist(), leaks.amplification.tolist()
     rows = []
     for record, (after, verdict) in enumerate(zip(leaks.after.tolist(), verdicts, strict=True)):
-        row: dict[str, Any] = {"record": record, "settled_after_round": after or None, "alone_in_round": int(alone.after[record]) or None}
+        row: dict[str, Any] = {"record": record} | ({"origin": origins[record]} if origins else {})
+        row |= {"settled_after_round": after or None, "alone_in_round": int(alone.after[record]) or None}
         row |= {"rounds": seen[record], "verdict": verdict, "amplification": known(round(amplification[record], 4))}
         row["reason"] = reasons.get(record, "").partition(";")[0] or (_undecided(record, trials) if verdict == "undecided" else "")
         rows.append(row | {f"{_unit(trial)}, {trial.row['trial']}": known(round(float(trial.errors[record]), 4)) for trial in trials})
@@ -306,6 +314,7 @@ def help_lines(leaks: Leaks, trials: Sequence[Trial]) -> list[str]:
         ("the defence", UNDEFENDED, STANDING),
         ("to undo it by ranks", STANDING, UNDONE),
         ("the motion of the model, which promises nothing,", STANDING, MOVING),
+        ("the motion, where the defence is undone,", UNDONE, MOVING_UNDONE),
     ]
     helps = [f"against CAFE, fewer than {leaks.first} rounds of the same records, which settle none"] if leaks.first and leaks.first > 1 else []
     for what, before, after in steps:

@@ -29,6 +29,7 @@ class Outcome:
         seconds: by step, summed over views.
         split: splits records into the parties' blocks.
         mean: (C, H, W) or (D,), the mean record, with which all is compared: see `mean_record`.
+        origins: (n,) where each record comes from, such as a line of a file; empty where nobody knows.
     """
 
     places: Tensor
@@ -40,6 +41,7 @@ class Outcome:
     seconds: dict[str, float]
     split: Callable[[Tensor], Sequence[Tensor]]
     mean: Tensor
+    origins: tuple[str, ...] = ()
 
     @property
     def is_pictures(self) -> bool:
@@ -115,12 +117,13 @@ class Outcome:
         return rows
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row a record: its place, label, label found, error and what is wrong with it."""
+        """Return a row a record: its place, origin, label, label found, error and what is wrong with it."""
         scored = [] if self.scores is None else zip(self.labelled.tolist(), self.scores.argmax(1).tolist(), strict=True)
         found = [label if known else None for known, label in scored]
         rows = []
         for i, (place, label, error) in enumerate(zip(self.places.tolist(), self.labels.tolist(), self.errors().tolist(), strict=True)):
-            row: dict[str, Any] = {"record": place, "label": label} | ({} if self.scores is None else {"label_found": found[i]})
+            row: dict[str, Any] = {"record": place} | ({"origin": self.origins[i]} if self.origins else {}) | {"label": label}
+            row |= ({} if self.scores is None else {"label_found": found[i]})
             rows.append(row | {self.unit: None if error != error else round(error, 4), "reason": self.reasons.get(place, "")})
         return rows
 
@@ -148,7 +151,7 @@ def judge(recoveries: Sequence[tuple[Watched, Recovery]], data: FederatedRecords
     found = [scores for _, _, scores in parts if scores is not None]
     scores = torch.cat(found) if len(found) == len(parts) else None
     joined = torch.cat([joined for _, joined, _ in parts])
-    return Outcome(places, values[places], joined, scores, labels[places], reasons, seconds, data.blocks, mean_record(data))
+    return Outcome(places, values[places], joined, scores, labels[places], reasons, seconds, data.blocks, mean_record(data), data.attacked.take(places).ids)
 
 
 def mean_record(data: FederatedRecords) -> Tensor:

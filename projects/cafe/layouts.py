@@ -23,7 +23,7 @@ def read_linnaeus(root: Path, split: Split, size: int | None = None) -> Records:
         size: side in pixels that pictures are brought to; None is the shorter side of the first training picture.
 
     Returns:
-        Pictures (N, 3, size, size) uint8; labels are the places of the training classes in alphabetical order.
+        Pictures (N, 3, size, size) uint8; labels are the places of the training classes in alphabetical order, ids the files below `root`.
 
     Raises:
         FileNotFoundError: if folders are missing, or a class has no pictures.
@@ -38,7 +38,8 @@ def read_linnaeus(root: Path, split: Split, size: int | None = None) -> Records:
         raise BadFileError(f"{root}/train and {root}/test have different classes ({', '.join(first_few(differing))}): give both the same folders")
     with ThreadPoolExecutor() as pool:  # decoders run outside Python's lock
         images = list(pool.map(lambda index: (dataset[index]["image"] * 255).round().byte(), range(len(dataset))))
-    return Records(torch.stack(images), torch.tensor(dataset.labels), tuple(dataset.class_names))
+    files = tuple(path.relative_to(root).as_posix() for path in dataset.paths)
+    return Records(torch.stack(images), torch.tensor(dataset.labels), tuple(dataset.class_names), ids=files)
 
 
 def _linnaeus_root(root: Path) -> Path:

@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 
 def log_predictions(trainer: ProjectTrainer, batches: Any, data: FederatedRecords) -> list[dict[str, Any]]:
-    """Write the predictions; see `shared.vertical.predicting.log_predictions`, which is given the names of the classes."""
-    return predicting.log_predictions(trainer, batches, data.test_records.class_names)
+    """Write the predictions; see `shared.vertical.predicting.log_predictions`, which is given the names of the classes and records."""
+    return predicting.log_predictions(trainer, batches, data.test_records.class_names, data.test_records.ids)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from projects.cafe.schedules import epochs, malicious, uniform
+from shared.data.arrays import read_npy
 from shared.data.files import BadFileError
 
 SPARE = 1.2
@@ -175,13 +176,11 @@ def _read_json(path: Path) -> tuple[list[_Round], None]:
 
 
 def _read_npy(path: Path) -> tuple[list[_Round], int | None]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
-        raise BadFileError(f"cannot read {path} as a NumPy array: {error}; write it by numpy.save, of numbers") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "buif":
-        found = f"an array {array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
-        raise BadFileError(f"{path} holds {found}: expected numbers (T, N), 0 and 1, or (T, K), the records of each round")
+    array = read_npy(path, "write it by numpy.save, of numbers")
+    if array.ndim != 2 or array.dtype.kind not in "buif":
+        raise BadFileError(
+            f"{path} holds an array {array.shape} of {array.dtype}: expected numbers (T, N), 0 and 1, or (T, K), the records of each round"
+        )
     is_matrix = bool(((array == 0) | (array == 1)).all())
     if not is_matrix and array.dtype.kind == "f":
         broken = np.argwhere(~(np.abs(array) < 2**53) | (array % 1 != 0))  # NaN is not below anything

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,8 +31,9 @@ from shared.data.selection import evenly_spaced
 from shared.seeding import derive_seed
 
 UNDEFENDED, STANDING, MOVING = "standing still, without defence", "standing still", "moving"
-UNDONE = "standing still, fake gradients undone by their ranks"
-"""Names of trials; that of the last rounds begins with `MOVING`."""
+_RANKS = ", fake gradients undone by their ranks"
+UNDONE, MOVING_UNDONE = STANDING + _RANKS, MOVING + _RANKS
+"""Names of trials; those of the last rounds begin with `MOVING`, too."""
 TAKEN = 0.5
 """Part of a guess's squared error that must be taken away for a record to count as leaked, 3 dB. Guesses are the mean record and zeros, which for a
 table is the mean of all training records: what noise makes of a table is near zero too."""
@@ -115,24 +117,27 @@ def try_deployment(
     """
     effort, places = effort or Effort(), leaks.settled.nonzero().flatten()
     sample = places[evenly_spaced(len(places), effort.sample)]
+    views = partial(_views, federation, data, leaks.schedule, protection, effort.seed)
     trials = []
     if protection.rule is not None:
         trials.append(trial(UNDEFENDED, record_rounds(federation, data, leaks.schedule, 0.0, Protection()), data, sample, effort))
-    trials.append(trial(STANDING, record_rounds(federation, data, leaks.schedule, 0.0, protection), data, sample, effort))
-    if isinstance(protection.rule, FakeGradients):
-        trials.append(trial(UNDONE, _undone(federation, data, leaks.schedule, protection, effort.seed), data, sample, effort))
+    trials += [trial(name, view, data, sample, effort) for name, view in zip((STANDING, UNDONE), views(0.0), strict=False)]
     if lr:
-        view = record_rounds(federation, data, leaks.schedule, lr, protection)
-        trials.append(trial(MOVING, view, data, sample, effort))
         last = math.ceil(SPARE * last_rounds_needed(leaks.schedule))
-        if last < leaks.rounds:
-            trials.append(trial(f"{MOVING}, last rounds", view.window(leaks.rounds - last, leaks.rounds), data, sample, effort))
+        for name, view in zip((MOVING, MOVING_UNDONE), views(lr), strict=False):
+            trials.append(trial(name, view, data, sample, effort))
+            if last < leaks.rounds:
+                trials.append(trial(f"{name}, last rounds", view.window(leaks.rounds - last, leaks.rounds), data, sample, effort))
     return trials
 
 
-def _undone(federation: Federation, data: FederatedRecords, schedule: Tensor, protection: Protection, seed: int) -> AttackerView:
-    """Return the view of an attacker who knows of fake gradients, see `RankAttacker`."""
-    return Campaign(seed=seed).undone(record_rounds(federation, data, schedule, 0.0, protection, None), data, protection)
+def _views(federation: Federation, data: FederatedRecords, schedule: Tensor, protection: Protection, seed: int, lr: float) -> list[AttackerView]:
+    """Return what CAFE's server records and, where there are fake gradients, what one makes of it that knows of them, see `RankAttacker`."""
+    if not isinstance(protection.rule, FakeGradients):
+        return [record_rounds(federation, data, schedule, lr, protection)]
+    every = {name for bottom in federation.bottoms for name, _ in bottom.named_parameters()}  # by name, so that of models only the last is kept
+    view = record_rounds(federation, data, schedule, lr, protection, every)
+    return [view, Campaign(seed=seed).undone(view, data, protection)]
 
 
 def record_rounds(

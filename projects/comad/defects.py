@@ -83,7 +83,7 @@ def read_config(path: Path) -> dict[int, DefectType]:
     try:
         lines = json.loads(path.read_text(encoding="utf-8"))
         types = [_type(line) for line in lines]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         keys = "defect_name, pixel_value, saturation_threshold, relative_saturation"
         raise BadFileError(f"cannot use {path}: {what}; expected a list of objects with {keys}") from error

@@ -83,7 +83,7 @@ class Results:
             found = json.loads(self.file(given, ".json").read_text(encoding="utf-8"))
             is_whole = all((self.file(given, ".json").parent / name).is_file() for name in found["files"].values())
             return found if is_whole and found["key"] == self.key(given) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self, given: Input, looked: Looked, headline: str) -> dict[str, Any]:

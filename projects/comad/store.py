@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.data.files import blamed
 from shared.runs import atomic, check_writable
 
 FORMAT = "touchstone-comad"
@@ -42,25 +43,20 @@ def load_state(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, or no file of a fitted inspector.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no inspector {path}: give the model.safetensors that fit wrote")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}); fit again") from error
+    with blamed(path, "it is damaged or no safetensors file; fit again"), safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} holds no inspector of comad: give the model.safetensors that fit wrote")
     if about.get("version") != str(VERSION):
         raise ValueError(f"{path} has the format {about.get('version')}, this software reads {VERSION}: fit again")
-    try:
+    with blamed(path, "it is damaged; fit again"):
         return _joined(json.loads(about["state"]), tensors)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error!r} is missing or unreadable; fit again") from error
 
 
 def check_target(path: Path, usual: str, complaint: Callable[[dict[str, Any]], str]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from shared.data.arrays import read_npz
+from shared.data.files import blamed
 
 SSIM_WINDOW = 11
 
@@ -138,11 +140,10 @@ class FeatureStatistics(NamedTuple):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no feature statistics at {path}: give an .npz file with the arrays mu and sigma")
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
-        except (KeyError, ValueError, TypeError, OSError, AttributeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a file of feature statistics ({error}): expected an .npz file with the arrays mu and sigma") from error
+        mend = "it is not a file of feature statistics: expected an .npz file with the arrays mu and sigma"
+        with blamed(path, mend):
+            arrays = read_npz(path, ("mu", "sigma"), mend)
+            mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (D,) and (D, D)")
         return cls(mean, covariance)

@@ -388,7 +388,7 @@ def _resumed(parts: Path | None, method: str, sampler: str, fingerprint: str) ->
             if about.get("fingerprint") != fingerprint:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-    except SafetensorError:
+        content = json.loads(about["finding"])
+        return Finding(**(content | {"agreement": Agreement(**content["agreement"]), "tensors": tensors}))
+    except (SafetensorError, ValueError, KeyError, TypeError):
         return None
-    content = json.loads(about["finding"])
-    return Finding(**(content | {"agreement": Agreement(**content["agreement"]), "tensors": tensors}))

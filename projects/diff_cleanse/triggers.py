@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from projects.diff_cleanse.drawings import draw, to_tensor
+from shared.data.files import BadFileError, blamed
 
 BACKGROUND = -1.0
 OWN = "class"
@@ -199,12 +200,9 @@ def _picture(name: str, size: int, channels: int) -> Tensor:
     path = Path(name.removeprefix("picture:"))
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no picture at {path}; give the path of an image file")
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"{path} has {opened.width} x {opened.height} pixels; make it smaller than {MAX_PIXELS} pixels")
-            upright = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG file") from error
+    with blamed(path, "it cannot be read as a picture: give a PNG or JPEG file"), Image.open(path, formats=["BMP", "JPEG", "PNG", "WEBP"]) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise BadFileError(f"{path} has {opened.width} x {opened.height} pixels; make it smaller than {MAX_PIXELS} pixels")
+        upright = ImageOps.exif_transpose(opened).convert("RGBA")
     on_black = Image.alpha_composite(Image.new("RGBA", upright.size, (0, 0, 0, 255)), upright)
     return to_tensor(ImageOps.fit(on_black.convert("RGB"), (size, size), Image.Resampling.BICUBIC), channels)

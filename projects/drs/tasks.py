@@ -256,5 +256,4 @@ def sheet(images: Dataset, rows: Sequence[dict[str, Any]]) -> Any:
         axis.imshow(image.permute(1, 2, 0).squeeze(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         title = f"{row['class']}  {row['share']:.0%}" if row["class"] else f"abstains  {row['share']:.0%}"
         axis.set_title(title, fontsize=9, color="black" if row["class"] else "firebrick")
-    figure.tight_layout()
     return figure

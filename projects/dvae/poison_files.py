@@ -14,6 +14,7 @@ from torch import Tensor
 
 from projects.dvae.losses import on_grid
 from projects.dvae.sets import MANIFEST, StoredPerturbations
+from shared.data.arrays import read_npy
 from shared.data.files import BadFileError, first_few, read_image
 from shared.data.pickles import StoredArray, read_pickle
 
@@ -286,10 +287,7 @@ def as_pixels(images: np.ndarray) -> Tensor:
 
 
 def _map(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise BadFileError(f"{path} is damaged, or holds Python objects ({error}): {_ADVICE}") from error
+    return read_npy(path, f"it is damaged, or holds Python objects: {_ADVICE}", "c")
 
 
 def _as_labels(array: np.ndarray, count: int) -> np.ndarray | None:

@@ -370,7 +370,6 @@ def confusion_figure(outcome: Outcome, class_names: Sequence[str]) -> Any:
         right.set_yticks(range(len(class_names)), class_names, fontsize=7)
     right.set(xlabel="predicted", ylabel="true")
     figure.colorbar(shown, ax=right, label="share of the true class")
-    figure.tight_layout()
     return figure
 
 

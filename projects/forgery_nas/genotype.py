@@ -77,7 +77,7 @@ class Genotype:
         """
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"a genotype is JSON: {error}") from None
         return cls(*(_read_cell(content, cell) for cell in CELLS))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from shared.data.files import EXTENSIONS, BadFileError, first_few, list_images
+from shared.data.files import EXTENSIONS, BadFileError, blamed, first_few, list_images
 from shared.data.folders import OnBadFile
 
 Layout = Literal["group", "spnet", "caver", "vst", "folder"]
@@ -290,7 +290,8 @@ def _listed(place: _Place, root: Path, images: dict[str, Path]) -> dict[str, str
         return dict.fromkeys(images, place.split)
     splits: dict[str, str] = {}
     for split, path in lists.items():
-        named = [_bare(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        with blamed(path, "save it as UTF-8"):
+            named = [_bare(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if missing := [name for name in named if name not in images]:
             raise BadFileError(
                 f"{len(missing)} of {len(named)} pictures that {path} names are not in {place.images}: {', '.join(first_few(missing, 3))}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from projects.hodinet.depth import check_proportions, fitted, nearness, read_depth
 from projects.hodinet.layouts import MissingDepth, Modality, Sample, read_layout
+from shared.data.arrays import read_npy
 from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few, image_size, read_levels
 from shared.data.inputs import Input, find_pictures, spelt
 
@@ -79,13 +80,9 @@ def read_array(path: Path) -> Tensor:
     Raises:
         BadFileError: if the file is damaged, holds no table of numbers, or a finite one is negative.
     """
-    try:
-        levels = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise BadFileError(f"cannot read {path}: it is damaged or no array of numbers ({error})") from error
-    if not isinstance(levels, np.ndarray) or levels.ndim != 2 or levels.dtype.kind not in "fiu" or not levels.size:
-        found = f"{levels.dtype} of shape {levels.shape}" if isinstance(levels, np.ndarray) else "several arrays"
-        raise BadFileError(f"{path} holds {found}: expected one number for each pixel, of shape (height, width)")
+    levels = read_npy(path, "it is damaged or no array of numbers", "r")
+    if levels.ndim != 2 or levels.dtype.kind not in "fiu" or not levels.size:
+        raise BadFileError(f"{path} holds {levels.dtype} of shape {levels.shape}: expected one number for each pixel, of shape (height, width)")
     depth = torch.from_numpy(levels.astype(np.float32))
     if bool((depth[depth.isfinite()] < 0).any()):
         raise BadFileError(f"{path} holds negative depth: give disparity, or distances with --invert true; mark what was not measured by inf or nan")

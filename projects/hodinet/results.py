@@ -77,7 +77,7 @@ class Results:
             found = json.loads(self.file(pair, ".json").read_text(encoding="utf-8"))
             is_whole = all((self.file(pair, ".json").parent / name).is_file() for name in found["files"].values())
             return found if is_whole and found["key"] == self.key(pair) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self, pair: Pair, judged: Judged) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from projects.moe_ffd.model import Detector, MoEViT
 from shared.checkpoints import describe_mismatch, load_checkpoint, load_tensors
+from shared.data.files import blamed
 from shared.runs import atomic
 
 FORMAT = "moe_ffd delta 1"
@@ -67,10 +68,11 @@ def read_header(path: str | Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no delta checkpoint of this project: its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    try:
-        return metadata["frozen"], json.loads(metadata["configuration"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is a damaged delta checkpoint: its header has no readable digest and configuration") from error
+    with blamed(path, "it is a damaged delta checkpoint: its header has no readable digest and configuration"):
+        digest, configuration = metadata["frozen"], json.loads(metadata["configuration"])
+    if not isinstance(configuration, dict):
+        raise ValueError(f"{path} is a damaged delta checkpoint: its header has no readable digest and configuration")
+    return digest, configuration
 
 
 def load_delta(detector: Detector, path: str | Path) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor, nn
 
 from shared.checkpoints import load_tensors
-from shared.data.files import BadFileError, first_few
+from shared.data.files import BadFileError, first_few, read_json
 from shared.runs import atomic, write_json
 
 ROUTE = "route.json"
@@ -119,6 +119,21 @@ class Route:
             raise ValueError(f"no state after epoch {epoch} in {self.folder}: stored are {', '.join(map(str, found)) or 'none'}")
         tensors = load_tensors(self.folder / found[epoch])
         return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+
+    def shapes(self, epoch: int) -> dict[str, Tensor]:
+        """Return the state after a stored epoch without its values, on the device `meta`; its file is seen to be whole, and is not read.
+
+        Raises:
+            ValueError: if the file is damaged or cut off.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / next(state.file for state in self.states if state.epoch == epoch)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 - no dictionary
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error}): put it back, or train the teacher again") from error
 
     def accuracy(self) -> dict[int, float]:
         """Return the accuracy by epoch, of validation or, where no epoch has one, of training; empty if there is neither. Never of a test."""
@@ -357,10 +372,7 @@ def _route_file(folder: str | Path) -> Path:
 
 def _read(file: Path) -> Route:
     """Read a route.json; whether the weights are there is not looked at."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadFileError(f"{file} is damaged ({error}): restore it, or train the teacher again") from error
+    content = read_json(file, "it is damaged: restore it, or train the teacher again")
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise BadFileError(f"{file} has format {found!r}, this code reads format {FORMAT}: train the teacher again, or use the code that wrote it")
@@ -372,7 +384,7 @@ def _read(file: Path) -> Route:
                 raise ValueError("its epochs do not rise")
         if not all(state.file for state in states):
             raise ValueError("a stored state has no file")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise BadFileError(f"{file} is damaged ({reason}): restore it, or train the teacher again") from error
     return route

@@ -85,7 +85,7 @@ def _images_of(cells: list[str]) -> tuple[tuple[str, int], tuple[str, int]] | st
 
 
 def _is_count(cell: str) -> bool:
-    return cell.isascii() and cell.isdigit() and int(cell) > 0
+    return cell.isascii() and cell.isdigit() and len(cell) < 19 and int(cell) > 0
 
 
 def _folds(path: Path, header: list[int], same: list[bool]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -48,13 +49,25 @@ class AnchorNet:
         """
         if epoch != self.epoch:
             tensors, own = self._take(epoch), self.net.state_dict()
-            if differences := describe_mismatch(own, tensors):
-                raise ValueError(f"the state after epoch {epoch} in {self.route.folder} is of another network:\n{differences}")
+            self._compare(epoch, tensors)
             with torch.no_grad():
                 for name, tensor in own.items():
                     tensor.copy_(tensors[name], non_blocking=True)
             self.epoch = epoch
         return self.net
+
+    def check(self, epochs: Iterable[int]) -> None:
+        """See, before hours of training, that the stored states after some epochs are whole and of this network; reads no weights.
+
+        Raises:
+            ValueError: if one is damaged, or does not fit.
+        """
+        for epoch in epochs:
+            self._compare(epoch, self.route.shapes(epoch))
+
+    def _compare(self, epoch: int, tensors: dict[str, Tensor]) -> None:
+        if differences := describe_mismatch(self.net.state_dict(), tensors):
+            raise ValueError(f"the state after epoch {epoch} in {self.route.folder} is of another network:\n{differences}")
 
     def prefetch(self, epoch: int) -> None:
         """Begin to read the state after `epoch` beside the training; a failure is told by `at`. A state read ahead before is forgotten."""

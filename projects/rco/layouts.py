@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from projects.rco.sets import Samples
-from shared.data.files import BadFileError, check_images, first_few, list_images
+from shared.data.arrays import read_npz
+from shared.data.files import BadFileError, blamed, check_images, first_few, list_images
 from shared.data.folders import ImageFolderDataset, OnBadFile
 
 _WNID = re.compile(r"n\d{8}")
@@ -105,12 +105,10 @@ def read_vectors(path: Path) -> tuple[Samples, Samples]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected an .npz file with x_train (N, n), y_train (N,), x_test and y_test; correct data.root")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            train, test = (_samples(file, split) for split in ("train", "test"))
+    with blamed(path):
+        arrays = read_npz(path)
+        train, test = (_samples(arrays, split) for split in ("train", "test"))
         _check_pair(train, test)
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadFileError(f"cannot use {path}: {error}") from error
     return train, test
 
 
@@ -139,7 +137,8 @@ def _flat_wnids(root: Path, paths: list[Path]) -> list[str]:
             "unpack ILSVRC2012_devkit_t12.tar.gz there, or move the images to val/<wnid>/"
         )
     wnids = _synsets(kit / "meta.mat")
-    answers = (kit / _ANSWERS).read_text().split()
+    with blamed(kit / _ANSWERS, "unpack ILSVRC2012_devkit_t12.tar.gz anew"):
+        answers = (kit / _ANSWERS).read_text(encoding="utf-8").split()
     found = []
     for path in paths:
         number = int(_FLAT.fullmatch(path.name)[1])  # type: ignore[index]
@@ -165,10 +164,10 @@ def _synsets(path: Path) -> dict[int, str]:
 # ---- vectors
 
 
-def _samples(file: Any, split: str) -> Samples:
+def _samples(file: dict[str, Any], split: str) -> Samples:
     names = (f"x_{split}", f"y_{split}")
-    if missing := [name for name in names if name not in file.files]:
-        raise ValueError(f"it lacks {' and '.join(missing)}, and holds {', '.join(first_few(sorted(file.files))) or 'nothing'}; add them")
+    if missing := [name for name in names if name not in file]:
+        raise ValueError(f"it lacks {' and '.join(missing)}, and holds {', '.join(first_few(sorted(file))) or 'nothing'}; add them")
     x, y = (file[name] for name in names)
     if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiu":
         raise ValueError(f"{names[0]} is {x.dtype} of shape {x.shape}, expected numbers of shape (N, n); convert it")
@@ -185,7 +184,8 @@ def _samples(file: Any, split: str) -> Samples:
 def _check_pair(train: Samples, test: Samples) -> None:
     if train.inputs.shape[1] != test.inputs.shape[1]:
         raise ValueError(f"x_train has {train.inputs.shape[1]} columns and x_test {test.inputs.shape[1]}: they must have the same")
-    missing = sorted(set(range(int(train.labels.max()) + 1)) - set(train.labels.tolist()))
+    present = set(train.labels.tolist())
+    missing = list(islice((label for label in range(max(present) + 1) if label not in present), 6))  # not all of them: a label may be huge
     if missing or int(train.labels.max()) < 1:
         what = f"no row of class {', '.join(first_few(map(str, missing), 5))}" if missing else "one class only"
         raise ValueError(f"y_train has {what}: number the classes 0, 1, ... without a gap, at least two")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import lightning as L
@@ -19,6 +19,7 @@ from projects.rco.networks import build_network
 from projects.rco.objectives import Answer, Loss, Objective, Taps, build_objective
 from projects.rco.recipes import Recipe
 from projects.rco.walking import RouteScheduler, Walk
+from shared.data.files import first_few
 from shared.distributed import gather_rows
 from shared.seeding import derive_seed
 from shared.training import check_finite, evaluating
@@ -148,6 +149,8 @@ class RouteDistillation(L.LightningModule):
         given, data = self.hparams, self.data
         if list(data.shape) != list(given.shape) or (data.classes != given.classes and not self.embeds):
             raise ValueError(f"the student takes {given.shape} to {given.classes} classes, the data are {data.shape} with {data.classes}")
+        if stage == "test" and not self.embeds and self.class_names not in ([], list(data.class_names)):
+            raise ValueError(f"the student knows the classes {_listed(self.class_names)}, the data have {_listed(data.class_names)}: give it its own")
         if stage != "fit" or self._lessons is not None:
             return
         self.class_names = list(data.class_names)
@@ -160,17 +163,23 @@ class RouteDistillation(L.LightningModule):
         if not self._epochs or self._epochs < 1:
             raise ValueError("a walk deals epochs out to anchors: set trainer.max_epochs, not trainer.max_steps")
         scheduler = RouteScheduler(self.walk, route, self._epochs, given.seed)
-        self.check_walk(data)
+        self.check_walk(data, self._epochs)
+        guide.check({*(leg.anchor for leg in scheduler.legs), *scheduler.candidates()})
         taps = Taps(self.student, objective.student_layers), Taps(guide.net, objective.teacher_layers)
         self._lessons = Lessons(route, guide, objective, scheduler, *taps)
         self.trainer.fit_loop.max_epochs = scheduler.total
 
-    def check_walk(self, data: DistillationData) -> None:
-        """Refuse, before a teacher is trained, a walk that the data do not allow.
+    def check_walk(self, data: DistillationData, epochs: int) -> None:
+        """Refuse, before a teacher is trained, a walk that the data or the student's epochs do not allow.
 
         Raises:
-            ValueError: if states are to be judged, and no samples are held out of training.
+            ValueError: if states are to be judged, and no samples are held out of training, or if hints leave no epoch to all other terms.
         """
+        if self.loss.hint_epochs >= epochs:
+            raise ValueError(
+                f"loss.hint_epochs {self.loss.hint_epochs} leaves none of the student's {epochs} epochs to loss.kind {self.loss.kind} beyond the "
+                "hint, and what follows the guided layer would never be trained: make it smaller, or trainer.max_epochs larger"
+            )
         if self.walk.choice == "greedy" and data.held_set is None:
             raise ValueError("walk.choice greedy judges states on samples held out of training: set data.held_out, such as 0.1")
 
@@ -201,6 +210,9 @@ class RouteDistillation(L.LightningModule):
             raise ValueError(f"{route.folder}: " + said.format(*found, *expected))
         if "task" in about and about["task"] != self.data.task:
             raise ValueError(f"{route.folder}: the route's teacher learnt {about['task']}, and the data are {self.data.task}: make them equal")
+        if not self.embeds and about.get("class_names") not in (None, names := list(self.data.class_names)):
+            said = f"the route's teacher learnt the classes {_listed(about['class_names'])}, the data have {_listed(names)}"
+            raise ValueError(f"{route.folder}: {said}: its scores would be of other classes; give both the same")
         return AnchorNet(build_network(about["network"], about["shape"], about["outputs"]), route)
 
     def teardown(self, stage: str) -> None:
@@ -373,12 +385,18 @@ class RouteDistillation(L.LightningModule):
 
     def _beside_the_final(self, answers: Answers, route: Route) -> dict[str, float]:
         """Compare the answers to the test set, and to the training set if that is wanted, with those of the converged teacher."""
-        final = self.guide_of(route).to(self.device).at(route.final)
+        guide = self.guide_of(route)
+        self.trainer.precision_plugin.convert_module(guide.net)
+        final = guide.to(self.device).at(route.final)
         found = congruence(answers, self.outputs_on("test", final), self.embeds, self.loss.normalise)
         if self.reports_training:
             own, teacher = (self.outputs_on("train", net) for net in (self.student, final))
             found["train_congruence"] = congruence(Answers(torch.zeros(len(own)), own), teacher, self.embeds, self.loss.normalise)["congruence"]
         return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(first_few(map(str, names), 5))
 
 
 def _no_route() -> str:

@@ -22,7 +22,8 @@ from torchvision.transforms.v2.functional import center_crop
 
 from projects.rco.sets import Files
 from shared.checkpoints import load_checkpoint, weights_digest
-from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few, read_image, read_levels
+from shared.data.arrays import read_npy, read_npz
+from shared.data.files import EXTENSIONS, BadFileError, blamed, check_images, first_few, read_image, read_levels
 from shared.data.folders import OnBadFile
 from shared.data.inputs import Input, find_files, named
 from shared.data.selection import evenly_spaced
@@ -314,7 +315,7 @@ def read_vectors(path: Path, width: int) -> Tensor:
     Raises:
         BadFileError: if the file is damaged or of another kind, or a row has NaN, infinity, words, or another number of columns; says which, from 0.
     """
-    try:
+    with blamed(path):
         array = _from_csv(path, width) if path.suffix.lower() == ".csv" else _from_numpy(path)
         if array.dtype.kind not in "fiub" or array.ndim not in (1, 2) or array.size == 0:
             raise ValueError(f"it holds {array.dtype} of shape {array.shape}, expected numbers of shape ({width},) or (N, {width})")
@@ -326,21 +327,18 @@ def read_vectors(path: Path, width: int) -> Tensor:
             raise ValueError(
                 f"NaN or infinity in {len(bad)} of its rows, counted from 0: {', '.join(first_few(map(str, bad), 5))}; repair or remove them"
             )
-    except (ValueError, TypeError, EOFError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
-        raise BadFileError(f"cannot use {path}: {error}") from error
     return torch.from_numpy(vectors)
 
 
 def _from_numpy(path: Path) -> NDArray[Any]:
     if path.suffix.lower() not in VECTORS:
         raise ValueError(f"the student takes vectors: give a file ending in {', '.join(VECTORS)}")
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        if "x" not in loaded.files and len(loaded.files) != 1:
-            raise ValueError(f"it holds the arrays {', '.join(first_few(sorted(loaded.files))) or '(none)'}: call the one to judge x")
-        return loaded["x" if "x" in loaded.files else loaded.files[0]]
+    if path.suffix.lower() == ".npy":
+        return read_npy(path)
+    loaded = read_npz(path)
+    if "x" not in loaded and len(loaded) != 1:
+        raise ValueError(f"it holds the arrays {', '.join(first_few(sorted(loaded))) or '(none)'}: call the one to judge x")
+    return loaded["x"] if "x" in loaded else next(iter(loaded.values()))
 
 
 def _from_csv(path: Path, width: int) -> NDArray[np.float64]:

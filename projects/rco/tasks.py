@@ -104,11 +104,13 @@ def teach(trainer: ProjectTrainer, module: RouteDistillation, data: Distillation
     if any(folder.glob("*.safetensors")) and (route := Route.load(folder)).is_complete:
         return route
     teacher = Teacher(given.teacher, given.shape, given.classes, given.embedding, module.teaching, seed=given.seed)
+    data.setup()
+    about = teacher.about | {"task": data.task, "division": data.division} | ({} if module.embeds else {"class_names": list(data.class_names)})
     point = folder.parent / "resume" / "last.ckpt"
     loop, callbacks, loggers = trainer.fit_loop, trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     trainer.fit_loop = type(loop)(trainer, max_epochs=given_epochs(trainer, module))
     kept = [callback for callback in callbacks if not isinstance(callback, ResumePoint | ModelCheckpoint)]
-    recorder = AnchorRecorder(folder, about=teacher.about | {"task": data.task}, **asdict(module.recording))
+    recorder = AnchorRecorder(folder, about=about, **asdict(module.recording))
     trainer.callbacks = [*kept, recorder, ResumePoint(point.parent, trainer.save_every)]  # type: ignore[attr-defined]
     if trainer.verb != "teach":  # curves of a file of their own
         trainer.loggers = [ContinuedCSVLogger(trainer.run.path / "teach")]
@@ -160,7 +162,7 @@ def step_of(checkpoint: Path) -> int:
 def distil(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData) -> Tested:
     """Let the student follow the route, go on where that was interrupted, and test it after its last epoch."""
     data.setup()
-    module.check_walk(data)
+    module.check_walk(data, int(trainer.max_epochs or 0))
     folder = find_route(module.hparams.route, trainer.run)
     is_own = folder in (None, anchors_of(trainer.run, trainer.verb))  # perhaps begun, and not yet complete
     if is_own:

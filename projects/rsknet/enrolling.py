@@ -145,7 +145,7 @@ class Voices:
             names, digests = tuple(str(one["name"]) for one in people), tuple(tuple(map(str, one["digests"])) for one in people)
             columns = (tensors["vectors"].double(), tensors["projected"].double(), tensors["counts"].long(), tensors["seconds"].double())
             voices = cls(names, *columns, digests, metadata["network"], metadata["centre"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise BadFileError(f"{path} is damaged: {error!r} is missing or unreadable; enrol again") from error
         voices._check(path)
         if scorer is not None and (voices.network, voices.centre) != (scorer.network, _centre(scorer)):

@@ -131,7 +131,7 @@ def _json(file: Path) -> list[list[str]]:
     example = f'{file} is not like [["image", "mask"], ["image", "Negative"], ...]'
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFileError(f"{example}: {error}; correct it") from error
     is_pair = lambda entry: isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)  # noqa: E731
     if not isinstance(content, list):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.data.files import BadFileError, first_few, image_size, list_images, read_image, read_levels
+from shared.data.arrays import read_npz
+from shared.data.files import BadFileError, blamed, first_few, image_size, list_images, read_image, read_levels
 from shared.data.folders import OnBadFile
 
 AUTHENTIC = "authentic"
@@ -139,11 +138,11 @@ def _green(path: Path) -> Tensor:
 
 def _array(path: Path) -> Tensor:
     """Read `arr_0` of an .npz file, as FantasticReality has it; nothing in the file is executed."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            array = arrays["arr_0"].squeeze()
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadFileError(f"cannot read the mask {path}: it is not an .npz file with an array of numbers arr_0 (replace or remove it)") from error
+    mend = "it is not an .npz file with an array of numbers arr_0 (replace or remove it)"
+    with blamed(path, mend):
+        array = read_npz(path, ["arr_0"], mend)["arr_0"].squeeze()
+    if array.dtype.kind not in "biuf":
+        raise BadFileError(f"cannot read the mask {path}: {mend}")
     if array.ndim != 2:
         raise BadFileError(f"the mask {path} has the shape {array.shape}, expected (height, width); correct it")
     return torch.from_numpy((array > 0).astype(np.float32))[None]

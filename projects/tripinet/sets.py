@@ -11,7 +11,7 @@ from pathlib import Path
 
 from projects.tripinet.pairs import MaskRule, Picture, by_stem, check_there, files_in, paired
 from projects.tripinet.sources import sources_of
-from shared.data.files import BadFileError, list_images
+from shared.data.files import BadFileError, blamed, list_images
 from shared.data.folders import OnBadFile
 
 NO_MASK = ("Sp_D_NRN_A_cha0011_sec0011_0542",)
@@ -102,12 +102,12 @@ def nist16(root: Path) -> list[Picture]:
     lists = sorted((root / "reference" / "manipulation").glob("*.csv"))
     if len(lists) != 1:
         raise FileNotFoundError(f"{len(lists)} lists in {root}/reference/manipulation: expected NC2016-manipulation-ref.csv, and {root}/probe/*.jpg")
-    with lists[0].open(encoding="utf-8-sig", newline="") as file:
+    with blamed(lists[0], "take the one of the set"), lists[0].open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="|")
         columns = reader.fieldnames or []
         if missing := [name for name in ("ProbeFileName", "ProbeMaskFileName", "IsTarget") if name not in columns]:
             raise BadFileError(f"{lists[0]} has no column {', '.join(missing)}: its first line must name them, with | between columns")
-        rows = {row["ProbeFileName"]: row for row in reader if row["ProbeFileName"]}
+        rows = {row["ProbeFileName"]: {name: cell or "" for name, cell in row.items()} for row in reader if row["ProbeFileName"]}
     if bare := [name for name, row in rows.items() if row["IsTarget"] == "Y" and not row["ProbeMaskFileName"]]:
         _log.warning(
             "%d of %d manipulated pictures have no mask in %s and are left out: %s",

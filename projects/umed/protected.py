@@ -25,7 +25,7 @@ from torch import Tensor
 
 from projects.umed.quality import SSIM_WINDOW, max_change, psnr, ssim, touched_region
 from projects.umed.sets import FileSet, MaskedSet, Original, PictureItem, SegmentationSet, mask_code
-from shared.data.files import BadFileError, first_few
+from shared.data.files import BadFileError, first_few, read_json
 from shared.runs import atomic, claim_folder, digest, remove, write_json
 
 MANIFEST = "manifest.json"
@@ -168,14 +168,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder).expanduser() / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"no protected set in {folder}: it has no {MANIFEST}; name a folder that protect wrote")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadFileError(f"{path} is damaged ({error}): protect the set anew") from error
+    manifest = read_json(path, "it is damaged: protect the set anew")
     needed = {"version", "kind", "key", "count", "channels", "classes", "class_names", "complete", "images"}
     if not isinstance(manifest, dict) or not needed <= manifest.keys() or manifest["version"] != VERSION:
         raise BadFileError(f"{path} is no manifest of a protected set of version {VERSION}: protect the set anew")
-    if not all(_is_record(record) for record in manifest["images"]):
+    if not isinstance(manifest["images"], list) or not all(_is_record(record) for record in manifest["images"]):
         raise BadFileError(f"{path} describes a file wrongly, or one outside of the folder: protect the set anew")
     return manifest
 
@@ -196,6 +193,8 @@ def stored_names(names: Sequence[str]) -> list[str]:
 
 def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or not {"file", "window", "group", "images_hash", "masks_hash"} <= record.keys():
+        return False
+    if not isinstance(record["file"], str) or not isinstance(record["window"], list):
         return False
     path = PurePosixPath(record["file"])
     return not path.is_absolute() and ".." not in path.parts and "\\" not in record["file"]

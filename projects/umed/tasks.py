@@ -251,5 +251,4 @@ def curves_figure(outcomes: dict[str, Outcome]) -> Any:
         axis.plot(range(1, len(outcome.curve) + 1), [100 * value for value in outcome.curve], marker=".", label=name)
     axis.set(xlabel="epoch", ylabel="DSC on clean test images (%)", ylim=(0, 100))
     axis.legend()
-    figure.tight_layout()
     return figure

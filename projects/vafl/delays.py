@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from projects.vafl.settings import Delays
-from shared.data.files import BadFileError
+from shared.data.files import BadFileError, blamed
 from shared.seeding import derive_seed
 
 CHUNK = 1024
@@ -140,7 +140,7 @@ def _read_trace(path: Path, clients: int) -> list[list[float]]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected a CSV file of delays with the columns client and seconds; correct delays.compute")
     found: list[list[float]] = [[] for _ in range(clients)]
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with blamed(path, "save it as CSV in UTF-8"), path.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
             try:
                 client, seconds = int(row["client"]), float(row["seconds"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.data.files import BadFileError, first_few
+from shared.data.files import BadFileError, blamed, first_few
 from shared.vertical.records import Records, Split
 from shared.vertical.tables import read_lines
 
@@ -206,7 +206,7 @@ def _listed(path: Path) -> dict[str, int]:
     """Return the label of each stay."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected {_TREE}; correct data.root")
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with blamed(path, "run the benchmark's extraction anew"), path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"stay", "y_true"} <= set(rows[0]):
         raise BadFileError(f"{path} must begin with the line stay,y_true and hold a stay a line; run the benchmark's extraction anew")

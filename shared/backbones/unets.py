@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from shared.checkpoints import load_weights, weights_file
+from shared.data.files import BadFileError, blamed, read_json
 from shared.runs import atomic
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
     """
     folder = Path(folder).expanduser()
     unet_config, scheduler_config = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
-    if (folder / "model_index.json").is_file() and (others := _other_parts(_read_json(folder / "model_index.json"))):
+    if (folder / "model_index.json").is_file() and (others := _other_parts(_read_object(folder / "model_index.json"))):
         raise ValueError(
             f"{folder} holds a pipeline with {', '.join(others)} beside its U-Net: only pipelines of a U-Net and a scheduler are read, "
             "whose U-Net draws the pictures themselves"
@@ -91,16 +91,17 @@ def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
             "save_pretrained writes: unet/config.json, unet/diffusion_pytorch_model.safetensors, scheduler/scheduler_config.json"
         )
     unet = _load_pruned(folder / "unet") if is_pruned else _load_unet(unet_config)
-    return unet.float().eval(), _read_json(scheduler_config)
+    return unet.float().eval(), _read_object(scheduler_config)
 
 
 def _load_unet(config: Path) -> UNet2DModel:
-    settings = _read_json(config)
+    settings = _read_object(config)
     if settings.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{config} describes a {settings.get('_class_name')}: only unconditional pipelines with a UNet2DModel are read")
     from diffusers import UNet2DModel
 
-    unet = UNet2DModel.from_config({name: value for name, value in settings.items() if not name.startswith("_")})
+    with blamed(config, "write the pipeline again with save_pretrained"):  # diffusers checks little of what it is given
+        unet = UNet2DModel.from_config({name: value for name, value in settings.items() if not name.startswith("_")})
     load_weights(unet, weights_file(config.parent))
     return unet
 
@@ -118,14 +119,14 @@ def _load_pruned(folder: Path) -> UNet2DModel:
 
 def _other_parts(index: dict[str, Any]) -> list[str]:
     """Return the parts of a pipeline that are neither its U-Net nor its scheduler."""
-    return [name for name, part in index.items() if isinstance(part, list) and part[0] is not None and name not in ("unet", "scheduler")]
+    return [name for name, part in index.items() if isinstance(part, list) and part[:1] != [None] and name not in ("unet", "scheduler")]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file ({error})") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path, "write the pipeline again with save_pretrained")
+    if not isinstance(content, dict):
+        raise BadFileError(f"{path} holds no settings by name: write the pipeline again with save_pretrained")
+    return content
 
 
 def save_pipeline(unet: UNet2DModel, scheduler: Any, folder: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter, defaultdict
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from shared.data.files import BadFileError, first_few
+from shared.data.files import BadFileError, first_few, read_json
 from shared.data.selection import OnLeak
 from shared.forgery.sets import REAL, Clip, Video, check_kinds
 from shared.seeding import generator
@@ -59,10 +58,7 @@ def official_pairs(path: str | Path) -> frozenset[str]:
         BadFileError: if it holds something else.
     """
     path = Path(path)
-    try:
-        pairs = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise BadFileError(f"{path} is not JSON: {error}; take train.json, val.json or test.json of FaceForensics++") from error
+    pairs = read_json(path, "take train.json, val.json or test.json of FaceForensics++")
     is_good = isinstance(pairs, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, str) for one in pair) for pair in pairs
     )

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from shared.checkpoints import load_tensors, load_weights, weights_file
+from shared.data.files import blamed, read_json
 from shared.pruning.apply import apply, verify
 from shared.pruning.costs import Budget, measure_latency
 from shared.pruning.groups import GroupIndex
@@ -26,6 +27,7 @@ from shared.pruning.select import select
 from shared.pruning.store import STRUCTURE, build_base, load, save
 from shared.runs import atomic, claim_folder
 
+_MEND = "save the network anew"
 _DIFFUSERS_WEIGHTS, _TIMM_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 
@@ -146,7 +148,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     folder = _network_folder(folder)
     if (folder / STRUCTURE).is_file():
-        return load(folder), json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))["base"]
+        return load(folder), read_json(folder / STRUCTURE, _MEND)["base"]
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(
@@ -154,19 +156,20 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             "a pipeline with unet/, or a result of pruning with structure.json"
         )
     weights = _weights_file(folder)
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config} is no JSON file ({error})") from error
+    content = read_json(config, _MEND)
+    if not isinstance(content, dict):
+        raise ValueError(f"{config} holds no settings by name: {_MEND}")
     if "_class_name" in content:
         settings = {name: value for name, value in content.items() if not name.startswith("_")}
         base = {"library": "diffusers", "class": content["_class_name"], "config": settings}
     elif "architecture" in content:
-        given = {"num_classes": content.get("num_classes", 1000)} | content.get("model_args", {})
+        with blamed(config, _MEND):
+            given = {"num_classes": content.get("num_classes", 1000)} | content.get("model_args", {})
         base = {"library": "timm", "architecture": content["architecture"], "arguments": given, "pretrained_cfg": content.get("pretrained_cfg", {})}
     else:
         raise ValueError(f"{config} names neither a diffusers class (_class_name) nor a timm architecture")
-    model = build_base(base)
+    with blamed(config, _MEND):
+        model = build_base(base)
     load_weights(model, weights)
     if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
         raise ValueError(f"{weights} holds weights that are not finite numbers ({broken[0]} first): there is nothing to prune by")

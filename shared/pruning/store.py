@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from shared.data.files import blamed, read_json
 from shared.pruning.groups import GroupIndex, Item, named_tensors
 from shared.pruning.plan import Plan
 from shared.pruning.structure import Structure, replace_tensor, restructure
@@ -60,28 +62,28 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None) -> 
         FileNotFoundError: if a file is missing.
         ValueError: if files are damaged, do not belong together, or the factory makes another network.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder)
+    folder, mend = Path(folder), "write it again with shared.pruning.store.save"
     for name in (WEIGHTS, STRUCTURE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} holds no pruned network: {name} is missing; expected {WEIGHTS} and {STRUCTURE}, as shared.pruning.store.save writes"
             )
-    try:
-        content = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+    content = read_json(folder / STRUCTURE, mend)
+    with blamed(folder / WEIGHTS, f"it is damaged; {mend}"):
         tensors = load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged: {error}") from error
-    if content.get("version") != 1:
-        raise ValueError(f"{folder / STRUCTURE} has version {content.get('version')}; this code reads version 1")
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != 1:
+        raise ValueError(f"{folder / STRUCTURE} has version {version}; this code reads version 1")
     make = factory or (lambda: build_base(content["base"]))
-    with torch.device("meta"):
+    with torch.device("meta"), nullcontext() if factory else blamed(folder / STRUCTURE, mend):
         model = make()
-    restructure(model, Structure.from_json(content))
-    _fill(model, tensors, content["shared"], folder)
-    _materialise(model, make, Structure.from_json(content))
+    with blamed(folder / STRUCTURE, mend):
+        structure = Structure.from_json(content)
+        restructure(model, structure)
+        _fill(model, tensors, dict(content["shared"]), folder)
+        _materialise(model, make, structure)
     return model.eval()
 
 
@@ -141,9 +143,11 @@ def build_base(base: dict[str, Any]) -> nn.Module:
     if base.get("library") == "diffusers":
         import diffusers
 
-        kind = getattr(diffusers, base["class"], None)
+        kind = getattr(diffusers, str(base["class"]), None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin) and issubclass(kind, diffusers.ConfigMixin)):
             raise ValueError(f"diffusers has no network class {base['class']!r}")
+        if not isinstance(base["config"], dict):  # of a text, diffusers would fetch the settings from its hub
+            raise ValueError(f"the settings of the {base['class']} are no table: {str(base['config'])[:40]!r}")
         return cast("Any", kind).from_config(base["config"])
     if base.get("library") == "timm":
         from shared.backbones.factory import build_backbone

@@ -97,7 +97,7 @@ def read_sidecar(path: str | Path) -> tuple[dict[str, Any], list[Row]] | None:
         return None
     try:
         return read_rows(log)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{log} is no log of ours, or damaged ({error}): move it away to take the table alone") from error
 
 

@@ -53,3 +53,13 @@ def read_run(file: Path) -> tuple[list[tuple[str, str]], Any]:
             case "run":
                 description = record.run
     return history, description
+
+
+def read_summary(file: Path) -> dict[str, str]:
+    """Return the run's headline numbers as JSON values, by name, of a file that `read_run` has found to be whole."""
+    return {
+        "/".join(item.nested_key) or item.key: item.value_json
+        for record in records(file)
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }

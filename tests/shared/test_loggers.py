@@ -5,7 +5,7 @@ import lightning as L
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from helpers.wandb_file import read_run
+from helpers.wandb_file import read_run, read_summary
 
 from shared.loggers import ContinuedCSVLogger, finish_loggers, log_figure, log_image, log_table, make_loggers, wandb_mode
 from shared.runs import Run
@@ -45,10 +45,11 @@ def test_an_offline_run_holds_metrics_and_pictures_and_needs_no_network(run_fold
     axes.plot([0, 1])
     curve = log_figure(trainer, "curve", figure)
     table = log_table(trainer, "table", [{"name": "a", "value": 1.5}, {"name": 2, "value": None}])  # words and numbers in a column
-    finish_loggers(trainer)
+    finish_loggers(trainer, {"test/s_measure": 0.75, "verdict": "clean"})
     [file] = run.path.glob("wandb/offline-run-*/run-*.wandb")
     history, info = read_run(file)
     assert ("train/loss", "0.25") in history
+    assert {"test/s_measure": "0.75", "verdict": '"clean"'}.items() <= read_summary(file).items()
     assert {"samples", "curve", "table"} <= {name.split("/")[0] for name, _ in history}
     assert (info.run_id, info.project, info.job_type) == ("one", "touchstone-paper", "fit")
     assert outside == []

@@ -82,7 +82,6 @@ def figures(summary: Rows) -> dict[str, Figure]:
     axis.axvline(len(columns) - 1.5, color="black", linewidth=2)
     axis.set_title("AUROC of good trays against a kind, mean over seeds", fontsize=10)
     figure.colorbar(image, label="AUROC", extend="min")
-    figure.tight_layout()
     return {"anomalies": figure}
 
 

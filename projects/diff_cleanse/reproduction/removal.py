@@ -152,5 +152,4 @@ def plot(summary: list[dict[str, Any]]) -> Figure:
     panels[1].axvline(1.6, color="grey", linestyle="--", linewidth=1)
     panels[0].invert_yaxis()
     panels[1].legend(frameon=False)
-    figure.tight_layout()
     return figure

@@ -121,5 +121,4 @@ def show_samples(folder: Path) -> Figure:
         panel.imshow(picture[: len(picture) // 2])  # four of eight rows
         panel.set_title(title, fontsize=10)
         panel.axis("off")
-    figure.tight_layout()
     return figure

@@ -88,7 +88,6 @@ def figures(summary: Rows) -> dict[str, Figure]:
                 axis.annotate(point["setting"], (a, b), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axis.set(xlabel="PSNR to the clean images (dB)", ylabel="accuracy on clean test images", ylim=(0, 1), title="LSP on faint digits")
     axis.legend()
-    figure.tight_layout()
     return {"rates": figure}
 
 

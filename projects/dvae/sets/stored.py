@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from projects.dvae.sets.labelled import FolderSet, ImageSet
-from shared.data.files import BadFileError, first_few
+from shared.data.arrays import read_npy
+from shared.data.files import BadFileError, blamed, first_few, read_json
 from shared.runs import atomic, remove, write_json
 
 MANIFEST = "manifest.json"
@@ -193,11 +194,12 @@ def read_set(folder: str | Path) -> ImageSet | FolderSet:
         BadFileError: if files are damaged or do not fit each other.
     """
     folder = Path(folder).expanduser()
-    found = _read(folder, "images")
-    if isinstance(found, FolderSet):
-        return found
-    images, labels = found
-    return ImageSet(images, labels, read_manifest(folder)["class_names"], _names(folder))  # type: ignore[index]
+    with blamed(folder / MANIFEST, _MEND):
+        found = _read(folder, "images")
+        if isinstance(found, FolderSet):
+            return found
+        images, labels = found
+        return ImageSet(images, labels, read_manifest(folder)["class_names"], _names(folder))  # type: ignore[index]
 
 
 def read_poisoned(folder: str | Path) -> Tensor | None:
@@ -222,10 +224,7 @@ def read_manifest(folder: str | Path, must_exist: bool = True) -> dict[str, Any]
             advice = "name the folder of a set that poison or purify wrote; folders of classes are read with data.source folder"
             raise FileNotFoundError(f"no stored set in {folder}: it has no {MANIFEST}; {advice}")
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadFileError(f"{path} is damaged ({error}): write the set anew") from error
+    manifest = read_json(path, f"it is damaged: {_MEND}")
     needed = {"version", "kind", "format", "count", "shape", "class_names", "complete"}
     if not isinstance(manifest, dict) or not needed <= manifest.keys() or manifest["version"] != VERSION:
         raise BadFileError(f"{path} is no manifest of a stored set of version {VERSION}: write the set anew")
@@ -233,6 +232,7 @@ def read_manifest(folder: str | Path, must_exist: bool = True) -> dict[str, Any]
 
 
 _ARRAYS = {"images": "images.npy", "perturbation": "perturbations.npy"}
+_MEND = "write the set anew"
 _WRITTEN, _POISONED = "written.npy", "poisoned.npy"
 
 
@@ -276,7 +276,9 @@ def _names(folder: Path) -> list[str]:
     path = folder / "names.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, without which the order of the images is not known: write the set anew")
-    names = json.loads(path.read_text(encoding="utf-8"))
+    names = read_json(path, _MEND)
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise BadFileError(f"{path} is no list of names: {_MEND}")
     if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in names):
         raise BadFileError(f"{path} names files outside of the set: write the set anew")
     return names
@@ -286,10 +288,7 @@ def _load(path: Path, dimensions: int) -> np.ndarray:
     """Map an array into memory, copied where it is changed."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write the set anew")
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise BadFileError(f"{path} is damaged ({error}): write the set anew") from error
+    array = read_npy(path, _MEND, "c")
     if array.ndim != dimensions:
         raise BadFileError(f"{path} has the shape {array.shape}: write the set anew")
     return array

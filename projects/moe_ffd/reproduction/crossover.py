@@ -54,7 +54,6 @@ def figures(summary: Rows) -> dict[str, Figure]:
     axis.set_xticks(COUNTS, [str(count) for count in COUNTS])
     axis.minorticks_off()
     axis.legend()
-    figure.tight_layout()
     return {"crossover": figure}
 
 

@@ -73,7 +73,6 @@ def figures(summary: Rows) -> dict[str, Figure]:
     axis.set_xticks(range(len(names)), [UNTOUCHED, *(f"{quality:g}" for quality in QUALITIES)])
     axis.set(xlabel="JPEG quality of test pictures", ylabel="F1 at 0.5", ylim=(0, 1), title="mean and spread over seeds")
     axis.legend()
-    figure.tight_layout()
     return {"jpeg": figure}
 
 
