@@ -87,8 +87,10 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; last (the default) or a file.
         """
         from projects.rco.tasks import test
-        from shared.checkpoints import with_weights
+        from shared.checkpoints import load_checkpoint, with_weights
 
+        if ckpt_path is not None:
+            model.on_load_checkpoint(load_checkpoint(ckpt_path))  # the names of its classes
         return test(self, with_weights(model, ckpt_path), datamodule)
 
     def route(

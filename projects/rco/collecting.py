@@ -83,7 +83,9 @@ def _copied(
             raise ValueError(f"{file} holds numbers that are not finite, in {unfit[0]}: its training diverged; leave it out")
         if expected is not None and (differences := describe_mismatch(expected, tensors)):
             other = "the network" if net is not None else f"{files[0]} (called the network here)"
-            raise ValueError(f"the weights in {file} do not fit those of {other}:\n{differences}")
+            inner = _prefix_of(tensors, expected)
+            advice = f"\nits weights are there under names that begin with {inner!r}: set prefix to {prefix + inner}" if inner else ""
+            raise ValueError(f"the weights in {file} do not fit those of {other}:\n{differences}{advice}")
         expected = _on_meta(tensors) if expected is None else expected
         sources[epoch] = file
         states.append(State(epoch, store_state(folder, epoch, tensors, half), None, {}))
@@ -124,6 +126,13 @@ def _weights(content: dict[str, Any], file: Path, key: str | None, prefix: str) 
     if not chosen:
         raise BadFileError(f"no weight in {file} has a name that begins with {prefix!r}: correct prefix; the names are {_names(named)}")
     return chosen
+
+
+def _prefix_of(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return what begins the names of all expected weights in a file, or nothing if they are not there."""
+    last = next(reversed(expected))
+    prefixes = [name.removesuffix(last) for name in tensors if name.endswith(last)]
+    return next((prefix for prefix in prefixes if all(prefix + name in tensors for name in expected)), "")
 
 
 def _is_table(value: Any) -> bool:

@@ -204,6 +204,11 @@ class DistillationData(DataModule):
         return {"source": self.source} | {name: self.options[name] for name in names.get(self.source, ())}
 
     @property
+    def division(self) -> dict[str, Any] | None:
+        """What decides which training samples are held out; None where further ones are drawn."""
+        return None if self.source in _PARITY else {"held_out": self.held_out, "seed": self.seed}
+
+    @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation that images in [0, 1] are normalised by, one a channel; None leaves inputs as they are."""
         return _NORMALISATION.get(self.source)

@@ -87,6 +87,8 @@ def read_folder(root: Path, on_bad_file: OnBadFile) -> tuple[Listing, Listing]:
     for folder, images in ((root / "train", train), (root / "test", test)):
         paths = check_images(images.paths, on_bad_file)
         listings.append(_labelled(paths, [path.relative_to(folder).parts[0] for path in paths], train.class_names))
+    if len(train.class_names) < 2:
+        raise ValueError(f"{root}/train has the class {train.class_names[0]} alone: a classifier tells two or more apart, a folder each")
     seen = set(listings[0].labels.tolist())
     if lost := [name for label, name in enumerate(train.class_names) if label not in seen]:
         raise ValueError(f"no image of the classes {', '.join(first_few(lost, 5))} in {root}/train can be read: replace them, or remove the folders")

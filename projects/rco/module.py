@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -27,6 +28,7 @@ from shared.training import check_finite, evaluating
 if TYPE_CHECKING:
     from projects.rco.data import DistillationData, Which
 
+_log = logging.getLogger(__name__)
 CACHED = 2**28
 """Most numbers of a teacher's outputs that are kept between epochs: 1 GiB of float32."""
 ON_SCORES = {"kd", "dkd", "dist"}
@@ -150,7 +152,8 @@ class RouteDistillation(L.LightningModule):
         if list(data.shape) != list(given.shape) or (data.classes != given.classes and not self.embeds):
             raise ValueError(f"the student takes {given.shape} to {given.classes} classes, the data are {data.shape} with {data.classes}")
         if stage == "test" and not self.embeds and self.class_names not in ([], list(data.class_names)):
-            raise ValueError(f"the student knows the classes {_listed(self.class_names)}, the data have {_listed(data.class_names)}: give it its own")
+            said = f"the student learnt the classes {_listed(self.class_names)}, the data have {_listed(data.class_names)}"
+            raise ValueError(f"{said}: test it on the classes that it learnt")
         if stage != "fit" or self._lessons is not None:
             return
         self.class_names = list(data.class_names)
@@ -164,6 +167,8 @@ class RouteDistillation(L.LightningModule):
             raise ValueError("a walk deals epochs out to anchors: set trainer.max_epochs, not trainer.max_steps")
         scheduler = RouteScheduler(self.walk, route, self._epochs, given.seed)
         self.check_walk(data, self._epochs)
+        if data.held_set is not None and (theirs := route.about.get("division", data.division)) != data.division:
+            _log.warning("the teacher learnt samples that are held out here, and looks better on them: it had %s, this is %s", theirs, data.division)
         guide.check({*(leg.anchor for leg in scheduler.legs), *scheduler.candidates()})
         taps = Taps(self.student, objective.student_layers), Taps(guide.net, objective.teacher_layers)
         self._lessons = Lessons(route, guide, objective, scheduler, *taps)
@@ -175,7 +180,7 @@ class RouteDistillation(L.LightningModule):
         Raises:
             ValueError: if states are to be judged, and no samples are held out of training, or if hints leave no epoch to all other terms.
         """
-        if self.loss.hint_epochs >= epochs:
+        if self.loss.hint_epochs and self.loss.hint_epochs >= epochs:
             raise ValueError(
                 f"loss.hint_epochs {self.loss.hint_epochs} leaves none of the student's {epochs} epochs to loss.kind {self.loss.kind} beyond the "
                 "hint, and what follows the guided layer would never be trained: make it smaller, or trainer.max_epochs larger"

@@ -32,6 +32,8 @@ Channel = Literal["mean"] | int
 
 EXTENSIONS = (".aif", ".aiff", ".flac", ".ogg", ".opus", ".wav")
 """Endings of recordings, in lower case."""
+UNREAD = (".aac", ".m4a", ".mp3", ".mp4")
+"""Endings of recordings that must be converted: AAC, as VoxCeleb2 comes, is unknown to libsndfile, and in MP3 it does not find a part exactly."""
 MAX_SECONDS = 4 * 3600
 """Longest recording that is read."""
 RATES = (4000, 192000)
@@ -39,7 +41,6 @@ RATES = (4000, 192000)
 MAX_CHANNELS = 64
 """Most channels that are read."""
 
-_UNREAD = (".aac", ".m4a", ".mp3", ".mp4")  # AAC, as VoxCeleb2 comes, is unknown to libsndfile; in MP3 it does not find a part exactly
 _LOUDEST = 16.0  # beyond this, samples of a float file are certainly not in [-1, 1]
 _PIECE = 10  # seconds that are decoded at a time
 _CROSSINGS = 48  # of the resampling filter on either side of its middle: flat to 0.88 of the lower half rate, 90 dB down from 1.0 on
@@ -152,6 +153,14 @@ def find_audio(path: str | Path, minimum_seconds: float = 0.025, allow_silence: 
     return named(files, base)
 
 
+def passed_over(path: str | Path) -> list[Path]:
+    """Return the recordings in a folder, or matching a pattern, that `find_audio` leaves out, since they must be converted first: MP3 and AAC."""
+    try:
+        return find_files(path, UNREAD, "recording", "recordings", "inbox/*.m4a")[1]
+    except FileNotFoundError:
+        return []
+
+
 def check(paths: Sequence[Path], minimum_seconds: float = 0.025, allow_silence: bool = True, decode: bool = True) -> None:
     """Look at every file before any work, and name all that cannot be used.
 
@@ -210,7 +219,7 @@ def _opened(path: str | Path) -> Iterator[tuple[SoundFile, Info]]:
 
 
 def _mend(path: Path) -> str:
-    is_convertible = path.suffix.lower() in _UNREAD
+    is_convertible = path.suffix.lower() in UNREAD
     return f"convert it: ffmpeg -i {path.name} -ac 1 -ar 16000 {path.stem}.wav" if is_convertible else "replace or remove the file"
 
 

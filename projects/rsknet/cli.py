@@ -113,7 +113,7 @@ class Trainer(ProjectTrainer):
     ) -> Enrolled:
         """Enrol people by recordings of them, one or several each; their voices are kept in a file of the run.
 
-        Ends with 3 if a recording does not resemble what was enrolled under its name.
+        Ends with 3 if a recording does not resemble what was enrolled under its name, to which it is added all the same.
 
         Args:
             model: supplied.

@@ -107,20 +107,31 @@ class SpeakerData(DataModule):
     @cached_property
     def corpus(self) -> Corpus:
         """The files of a layout, checked: all are there, and no speaker is both trained on and tested."""
-        root, elsewhere = self.root, None if self.sitw is None else Path(self.sitw).expanduser()
+        root = self.root
         if self.source == "voxceleb":
             found = voxceleb(root, self.corpora, self.lists, self.train_list)
         elif self.source == "sitw":
             found = sitw(root)
         else:
             found = (kaldi if self.source == "kaldi" else folder)(root)
-        overlap: frozenset[str] = frozenset()
-        if elsewhere is not None and self.source != "sitw":
-            overlap = read_overlap(elsewhere) | read_overlap(root)
-            found = found + sitw(elsewhere)
-            found.train = without_speakers(found.train, overlap)
-        self.remarks = check_leaks(found.train, found.tests, found.speakers, overlap)
+        if self.sitw is not None:
+            found = found + sitw(Path(self.sitw).expanduser())
+            found.train = without_speakers(found.train, self.overlap)
+        self.remarks = check_leaks(found.train, found.tests, found.speakers, self.overlap)
         return found
+
+    @cached_property
+    def overlap(self) -> frozenset[str]:
+        """Speakers of VoxCeleb1 who occur in SITW, if that is tested on and the list of them is there."""
+        places = [self.root] if self.source == "sitw" else [] if self.sitw is None else [Path(self.sitw).expanduser(), self.root]
+        return frozenset().union(*map(read_overlap, places))
+
+    @property
+    def tested_names(self) -> list[str]:
+        """Who speaks in the trial lists, as far as that is known: of SITW, `overlap`."""
+        if self.source == "synthvox":
+            return [one.speaker for one in drawn_utterances("test", *self.drawn_test)]
+        return [*self.corpus.speakers.values(), *self.overlap]
 
     @cached_property
     def _split(self) -> tuple[FileRecordings, Sequence[str], list[Utterance]]:

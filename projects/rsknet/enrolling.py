@@ -327,7 +327,8 @@ def _unlike(scorer: Scorer, backend: Backend, person: str, names: Sequence[str],
     """Name the recordings that seem to be of another speaker than what is enrolled already."""
     chances = probability(compare(scorer, backend, earlier, models)[1])[0].tolist()
     odd = [f"{own} ({shown(chance)})" for own, chance in zip(names, chances, strict=True) if chance < 0.5]
-    return [f"{person}: does not resemble what was enrolled under that name: {', '.join(first_few(odd, 3))}"] if odd else []
+    mend = "it is added all the same; if it is someone else, enrol the right recordings with --replace"
+    return [f"{person}: does not resemble what was enrolled under that name: {', '.join(first_few(odd, 3))}: {mend}"] if odd else []
 
 
 def _rows(scorer: Scorer, backend: Backend, voices: Voices, added: Mapping[str, int]) -> list[dict[str, Any]]:

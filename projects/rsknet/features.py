@@ -1,8 +1,7 @@
 """From waveforms to what the networks see: log-mel features or MFCC by Kaldi's definition, mean subtraction, and an energy rule for speech.
 
-Kaldi's definition (`compute-fbank-feats`, `compute-mfcc-feats`) fixes every detail that the paper leaves open (sheet, 2.7 and 3), so that features
-agree with those of the public recipes. Frames lie wholly inside the recording ("snip edges"); each has its mean subtracted, is pre-emphasised,
-windowed and transformed.
+Kaldi's definition (`compute-fbank-feats`, `compute-mfcc-feats`) fixes every detail that the paper leaves open, so that features agree with those of
+the public recipes. Frames lie wholly inside the recording ("snip edges"); each has its mean subtracted, is pre-emphasised, windowed and transformed.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ _LIFTER = 22
 class Fbank(nn.Module):
     """Log-mel features, or MFCC, as Kaldi computes them from frames that lie wholly inside the recording.
 
-    The result is float32 whatever the precision around it. In training mode with `dither`, noise from torch's global generator is added to the
-    waveform (Kaldi draws it anew for each frame).
+    The result is float32 whatever the precision around it. Dither is not added here, but to waveforms, by who trains.
 
     Args:
         sample_rate: of the waveforms, in Hz.
@@ -42,7 +40,6 @@ class Fbank(nn.Module):
         preemphasis: c of x[n] - c x[n-1].
         low: lower edge of the first filter, in Hz.
         high: upper edge of the last filter, in Hz; zero or less counts from half the sample rate.
-        dither: standard deviation of the noise in training mode, in steps of 16-bit samples.
         coefficients: None gives log-mel features; a number gives so many MFCC, with liftering, the zeroth being the sum of the log-mel ones.
 
     Raises:
@@ -64,11 +61,10 @@ class Fbank(nn.Module):
         preemphasis: float = 0.97,
         low: float = 20.0,
         high: float = 0.0,
-        dither: float = 0.0,
         coefficients: int | None = None,
     ) -> None:
         super().__init__()
-        self.sample_rate, self.preemphasis, self.dither = sample_rate, preemphasis, dither
+        self.sample_rate, self.preemphasis = sample_rate, preemphasis
         self.length, self.shift = int(sample_rate * frame_length / 1000), int(sample_rate * frame_shift / 1000)
         if self.length < 2 or self.shift < 1:
             raise ValueError(f"frames of {frame_length} ms every {frame_shift} ms hold too few samples at {sample_rate} Hz: make them longer")
@@ -97,8 +93,6 @@ class Fbank(nn.Module):
             ValueError: if the waveforms are shorter than one frame.
         """
         waveforms = waveforms.float()
-        if self.training and self.dither > 0:
-            waveforms = waveforms + (self.dither / _SCALE) * torch.randn_like(waveforms)
         if torch.compiler.is_exporting():
             return self._by_matrices(waveforms)
         if not torch.is_autocast_enabled(waveforms.device.type):

@@ -111,8 +111,14 @@ class Models(NamedTuple):
 
 
 def find(module: SpeakerVerification, path: str) -> list[Input]:
-    """Find recordings that the network can embed; see `audio.find_audio`, which refuses silent ones and those shorter than a frame here."""
-    return audio.find_audio(path, module.hparams.frame_length / 1000, allow_silence=False)
+    """Find recordings that the network can embed; see `audio.find_audio`, which refuses silent ones and those shorter than a frame here.
+
+    Those in formats that are not read are passed over, and their number is printed.
+    """
+    found = audio.find_audio(path, module.hparams.frame_length / 1000, allow_silence=False)
+    if not Path(path).expanduser().is_file() and (unread := audio.passed_over(path)):
+        print(f"{len(unread)} files ending in {', '.join(audio.UNREAD)} are passed over, such as {unread[0].name}: convert them into .wav to have them too")
+    return found
 
 
 def listen(trainer: ProjectTrainer, module: SpeakerVerification, files: Mapping[str, Path]) -> Iterator[tuple[str, Heard]]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from projects.rsknet.audio import EXTENSIONS
 from projects.rsknet.lists import (
     Trials,
     Utterance,
@@ -44,9 +45,6 @@ LISTS: dict[str, tuple[str, ...]] = {
     "Vox1-H uncleaned": ("list_test_hard.txt",),
 }
 """Files of VoxCeleb1's trial lists by their names in papers, which mean the cleaned ones."""
-
-ENDINGS = (".flac", ".wav")
-"""Endings of files that are read, in lower case."""
 
 VoxCelebTrain = Literal["voxceleb1", "voxceleb2", "both", "none"]
 """What of VoxCeleb to train on; only `voxceleb2` leaves Vox1-E and Vox1-H to test on."""
@@ -185,7 +183,7 @@ def folder(root: Path) -> Corpus:
     train = list(scan(root / "train" if is_split else root)) if not is_split or (root / "train").is_dir() else []
     held = list(scan(root / "test")) if (root / "test").is_dir() else []
     if not train and not held:
-        raise FileNotFoundError(f"no utterances in {root}: expected {LAYOUTS['folder']}, files ending in {' or '.join(ENDINGS)}; put them there")
+        raise FileNotFoundError(f"no utterances in {root}: expected {LAYOUTS['folder']}, files ending in {', '.join(EXTENSIONS)}; put them there")
     paths = sorted(root.glob("trials*.txt")) + sorted((root / "test").glob("trials*.txt"))
     tests = [read_trials(path) for path in paths] or ([all_pairs(held, "test")] if held else [])
     files = _located_tests(tests, [home for home in (root / "test", root) if home.is_dir()], root)
@@ -226,7 +224,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 def audio_files(folder: str | Path) -> Iterator[str]:
     """Yield files in a folder and below it; a link that leads back is not followed."""
     for entry in _visible(folder):
-        if entry.name.lower().endswith(ENDINGS):
+        if entry.name.lower().endswith(EXTENSIONS):
             yield entry.path
         elif entry.is_dir() and not (entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())):
             yield from audio_files(entry.path)
@@ -316,7 +314,7 @@ def _located(lists: Mapping[str, Sequence[str]], homes: Sequence[Path], root: Pa
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _visible(folder) if entry.name.lower().endswith(ENDINGS)] if folder.is_dir() else []
+    return [Path(entry.path) for entry in _visible(folder) if entry.name.lower().endswith(EXTENSIONS)] if folder.is_dir() else []
 
 
 def _sitw_models(path: Path, split: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[float, float]]]:

@@ -38,10 +38,13 @@ def check_leaks(train: Sequence[Utterance], trials: Sequence[Trials], speakers: 
         _check_speakers(trained, each, set(overlap) if is_sitw else {speakers[name] for name in each.files if name in speakers})
         remarks += _remarks(each, speakers)
         if is_sitw and not overlap and any(re.fullmatch(r"id1\d{4}", speaker) for speaker in trained):
-            remarks.append(
-                f"{each.name}: 60 speakers of VoxCeleb1 occur in SITW, and some may be trained on; put {OVERLAP} into the root to drop them"
-            )
+            remarks.append(remark_on_overlap(each))
     return remarks
+
+
+def remark_on_overlap(trials: Trials) -> str:
+    """Say of a list of SITW that a network which knows VoxCeleb1 may know some of its speakers."""
+    return f"{trials.name}: 60 speakers of VoxCeleb1 occur in SITW, and some may be trained on; put {OVERLAP} into the root to drop them"
 
 
 def read_overlap(root: Path) -> frozenset[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from projects.rsknet.lowrank import LowRankLinear, factorise
 from projects.rsknet.model import RSKNet, build_net
-from projects.rsknet.remembered import refuse_known
+from projects.rsknet.remembered import known_to, refuse_known
 from shared.checkpoints import describe_mismatch
 from shared.layers import at_least_float32
 from shared.training import evaluating
@@ -34,9 +34,13 @@ def begin_with(module: SpeakerVerification, checkpoint: Mapping[str, Any], path:
         path: where it was read, for messages.
 
     Raises:
-        ValueError: if the weights fit in neither way; the message lists how they differ; or speakers held out are among those they were trained on.
+        ValueError: if the weights fit in neither way; the message lists how they differ; or speakers held out, or of the trial lists, are among
+            those they were trained on.
     """
-    refuse_known(checkpoint.get("speakers", []), module.trainer.datamodule.held_names, "speakers held out")  # type: ignore[attr-defined]
+    known, data = known_to(checkpoint), module.trainer.datamodule  # type: ignore[attr-defined]
+    refuse_known(known, data.held_names, "speakers held out")
+    refuse_known(known, data.tested_names, "speakers of the trial lists")
+    module.earlier = sorted(set(known) - set(module.learnt))
     weights = {name[4:]: value for name, value in checkpoint.get("state_dict", {}).items() if name.startswith("net.")}
     differences = describe_mismatch(module.net.state_dict(), weights)
     if not differences:

@@ -74,6 +74,7 @@ class SpeakerVerification(L.LightningModule):
     Attributes:
         validated: embeddings of held-out recordings at the last validation, scaled to length 1.
         learnt: digests of the speakers trained on, in the order of their classes.
+        earlier: digests of others, on whom the weights that training begins with were trained.
     """
 
     monitor = ("val/eer", "min")
@@ -123,6 +124,7 @@ class SpeakerVerification(L.LightningModule):
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.validated = torch.empty(0, self.embedding_size)
         self.learnt: list[str] = []
+        self.earlier: list[str] = []
 
     @property
     def embedding_size(self) -> int:
@@ -164,15 +166,17 @@ class SpeakerVerification(L.LightningModule):
         """Map (B, N) waveforms to (B, F, T) features without their mean, and the (B,) valid frames, None where all are valid.
 
         Raises:
-            ValueError: if a recording is shorter than a frame.
+            ValueError: if a recording is shorter than a frame, or the network's weights are of half precision.
         """
+        if (dtype := next(self.net.parameters()).dtype).itemsize < 4:
+            raise ValueError(f"the network's weights are {dtype}, too coarse for statistics over time: use --trainer.precision bf16-mixed, or 32")
         features = self.fbank(waveforms)
         frames = None if lengths is None else self.fbank.frames(lengths)
         if lengths is not None and frames is not None:
             if int(frames.min()) < 1:
                 raise ValueError(f"a recording of {int(lengths.min())} samples is shorter than a frame of {self.fbank.length}")
             frames = None if int(frames.min()) == features.shape[2] else frames
-        features = subtract_mean(features, frames, self.hparams.mean_window)
+        features = subtract_mean(features, frames, self.hparams.mean_window).to(dtype)
         return _spoken(features, energy_vad(self.fbank.log_energy(waveforms), frames), frames) if self.hparams.vad else (features, frames)
 
     # ---- training
@@ -271,11 +275,11 @@ class SpeakerVerification(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_finite(self)
         weights = checkpoint["state_dict"]
-        checkpoint["speakers"] = self.learnt
+        checkpoint["speakers"], checkpoint["earlier"] = self.learnt, self.earlier
         checkpoint["head"] = {name: weights.pop(f"head.{name}") for name in ([] if self.head is None else self.head.state_dict())}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.learnt = list(checkpoint.get("speakers", []))
+        self.learnt, self.earlier = list(checkpoint.get("speakers", [])), list(checkpoint.get("earlier", []))
         if self.head is not None:
             checkpoint["state_dict"] |= {f"head.{name}": value for name, value in checkpoint.get("head", {}).items()}
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from shared.checkpoints import load_checkpoint
+
+VOXCELEB1 = tuple(f"id{number}" for number in range(10001, 11252))
+"""Names of the speakers of VoxCeleb1."""
 
 
 def digests(speakers: Iterable[str]) -> list[str]:
@@ -33,6 +37,11 @@ def refuse_known(known: Collection[str], speakers: Collection[str], what: str) -
         )
 
 
-def known_to(path: str) -> list[str]:
-    """Return the digests of the speakers that a checkpoint's network has learnt from; none if it does not say."""
-    return list(load_checkpoint(path).get("speakers", []))
+def known_to(checkpoint: str | Mapping[str, Any]) -> list[str]:
+    """Return the digests of the speakers that a network has learnt from, those of its training and of the trainings before that it began with.
+
+    Args:
+        checkpoint: path of a checkpoint, or what lies in it; none are known if it does not say.
+    """
+    found = load_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    return [*found.get("speakers", []), *found.get("earlier", [])]

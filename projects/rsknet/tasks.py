@@ -19,7 +19,8 @@ from projects.rsknet.judging import SCORER, Judged, embed, fit_scorer, judge
 from projects.rsknet.layouts import LAYOUTS
 from projects.rsknet.model import RSKNet
 from projects.rsknet.readout import draw_branches, utterance_weights
-from projects.rsknet.remembered import known_to, refuse_known
+from projects.rsknet.leaks import remark_on_overlap
+from projects.rsknet.remembered import VOXCELEB1, digests, known_to, refuse_known
 from projects.rsknet.scoring import Scorer
 from projects.rsknet.synthesis import write_world
 from shared.checkpoints import with_weights
@@ -73,8 +74,9 @@ def loaded(module: SpeakerVerification, data: SpeakerData, ckpt_path: str | None
         ValueError: if the network was trained on speakers whom it is to be tested or calibrated on.
     """
     known = [] if ckpt_path is None else known_to(ckpt_path)
-    if data.source != "synthvox":
-        refuse_known(known, list(data.corpus.speakers.values()), "speakers of the trial lists")
+    refuse_known(known, data.tested_names, "speakers of the trial lists")
+    if not data.overlap and not set(known).isdisjoint(digests(VOXCELEB1)):
+        data.remarks = list(dict.fromkeys([*data.remarks, *(remark_on_overlap(one) for one in data.trials if one.name.startswith("SITW"))]))
     if is_calibrated:
         refuse_known(known, data.held_names, "speakers held out")
     return with_weights(module, ckpt_path)

@@ -345,6 +345,12 @@ def test_what_does_not_suit_a_run_is_named(runs, capsys, arguments, message):
     assert message in fails(arguments, capsys)
 
 
+def test_a_student_is_not_tested_on_classes_of_other_names(runs, capsys):
+    last = runs / "student" / "checkpoints" / "last.ckpt"
+    torch.save(load_checkpoint(last) | {"class_names": ["cat", "dog"]}, last)
+    assert "the student learnt the classes cat, dog, the data have even, odd" in fails(["test", "--run=student"], capsys)
+
+
 def test_a_verb_without_a_run_says_so(run_folder, capsys):
     assert "fit" in fails(["test"], capsys)
 

@@ -144,10 +144,11 @@ def test_checkpoints_of_lightning_are_of_one_epoch_more_than_they_say(tmp_path):
         ({"epoch_1.pt": weights(1)}, {"prefix": "net."}, BadFileError, "begins with 'net.': correct prefix; the names are weight, bias"),
         ({"epoch_1.pt": weights(1), "epoch_2.pt": {"weight": torch.ones(2, 4)}}, {}, ValueError, r"epoch_2.pt do not fit.*\n  shape       weight"),
         ({"epoch_1.pt": weights(1)}, {"net": nn.Linear(3, 5)}, ValueError, r"do not fit those of the network:\n  shape       weight: .*\(5, 3\)"),
+        ({"epoch_1.pt": wrapped(weights(1), "a.net.")}, {"net": nn.Linear(3, 2)}, ValueError, r"begin with 'a\.net\.': set prefix to a\.net\."),
         ({}, {}, ValueError, "no checkpoints were given"),
         ({"epoch_1.pt": weights(1)}, {"counts_from": 2}, ValueError, "counts_from must be 0 or 1, got 2"),
     ],
-    ids=["number", "twice", "zero", "code", "bin", "nested", "key", "scalar", "list", "prefix", "shapes", "net", "none", "counts"],
+    ids=["number", "twice", "zero", "code", "bin", "nested", "key", "scalar", "list", "prefix", "shapes", "net", "inner", "none", "counts"],
 )
 def test_what_makes_no_route_says_why_and_leaves_nothing(tmp_path, files, options, error, message):
     for name, content in files.items():

@@ -432,8 +432,12 @@ def test_what_is_missing_or_bad_in_folders_is_named(tmp_path):
         loaded(source="cifar100", root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="train does not exist"):
         loaded(source="folder", root=str(tmp_path))
-    write_class_folder(tmp_path / "train", ("cat", "dog"))
-    write_class_folder(tmp_path / "test", ("cat", "cow"))
+    for split in ("train", "test"):
+        write_class_folder(tmp_path / split, ("cat",))
+    with pytest.raises(ValueError, match="train has the class cat alone"):
+        loaded(source="folder", root=str(tmp_path))
+    write_class_folder(tmp_path / "train", ("dog",))
+    write_class_folder(tmp_path / "test", ("cow",))
     with pytest.raises(ValueError, match="test has the classes cow"):
         loaded(source="folder", root=str(tmp_path))
     (tmp_path / "test" / "cow").rename(tmp_path / "test" / "dog")

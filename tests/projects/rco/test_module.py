@@ -1,7 +1,8 @@
-"""The student's training: who teaches when, what is learnt, what is kept, and that a training which was broken off ends as an unbroken one."""
+"""The student's training: who teaches when, what is learnt, what is kept, and what does not fit together."""
 
 import copy
 import gc
+import shutil
 from dataclasses import replace
 
 import lightning as L
@@ -13,14 +14,13 @@ from helpers.layouts import write_cifar10
 from helpers.rco_reference import KeptAnchors
 from scipy.special import rel_entr, softmax
 
+from projects.rco.anchors import Route
 from projects.rco.guide import AnchorNet
 from projects.rco.module import RouteDistillation
 from projects.rco.networks import build_network
 from projects.rco.objectives import Loss
 from projects.rco.recipes import Recipe
 from projects.rco.walking import Walk
-from shared.callbacks import ResumePoint
-from shared.checkpoints import load_checkpoint
 
 WALKS = {
     "mirror": (Walk(anchors=3), [2, 2, 4, 4, 6, 6]),
@@ -204,130 +204,6 @@ def test_a_mirrored_walk_carries_its_optimiser_on(teacher):
     assert watch.by_epoch("lr") == pytest.approx(cosine, rel=1e-5)
 
 
-# ---- going on
-
-
-class Killed(Exception):  # noqa: N818
-    """Stands for a process that ends at once: nothing is written after it."""
-
-
-class KillAt(L.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise Killed
-
-
-HINTED = Loss("kd+hint", tau=1.0, ce=0.1, hint_stage=0)
-BROKEN = {
-    "mirror": {"walk": Walk(anchors=3)},
-    "restart": {"walk": Walk(anchors=2, budget="restart")},
-    "greedy": {"walk": GREEDY},
-    "greedy, restart": {"walk": Walk("greedy", delta=0.05, floor=0.01, budget="restart")},
-    "hint": {"walk": Walk(anchors=3), "loss": HINTED},
-}
-
-
-def ended(module, data, folder, *callbacks, resume=None):
-    """Train to the end and return the last checkpoint."""
-    epochs = 3 if module.walk.budget == "restart" else EPOCHS
-    fit(module, data, ResumePoint(folder, 1), *callbacks, epochs=epochs, resume=resume)
-    return load_checkpoint(folder / "last.ckpt")
-
-
-@pytest.fixture(scope="module")
-def unbroken(teacher, tmp_path_factory):
-    """Return the last checkpoint of an unbroken training, and the steps that its second leg begins after."""
-    done = {}
-
-    def of(name):
-        if name not in done:
-            last = ended(student(teacher, world(), **BROKEN[name]), world(), tmp_path_factory.mktemp("unbroken"))
-            done[name] = last, last["walk"]["starts"][1] * STEPS
-        return done[name]
-
-    return of
-
-
-PLACES = {"within a leg": -STEPS - 2, "at a leg's end": 0, "after a leg's first step": 1, "within the next leg": STEPS + 3}
-"""Steps after the beginning of the second leg."""
-SHOWN = {("mirror", 0), ("mirror", 1), ("restart", 0), ("greedy", 0), ("greedy", -STEPS - 2), ("greedy, restart", 0), ("hint", STEPS + 3)}
-CASES = [
-    pytest.param(name, step, marks=() if (name, step) in SHOWN else pytest.mark.slow, id=f"{name}, {place}")
-    for name in BROKEN
-    for place, step in PLACES.items()
-]
-
-
-@pytest.mark.parametrize(("name", "step"), CASES)
-def test_a_killed_training_ends_at_the_weights_of_an_unbroken_one(teacher, unbroken, tmp_path, name, step):
-    whole, second = unbroken(name)
-    step = max(second + step, 1)
-    with pytest.raises(Killed):
-        ended(student(teacher, world(), **BROKEN[name]), world(), tmp_path, KillAt(step))
-    assert load_checkpoint(tmp_path / "last.ckpt")["global_step"] == step
-    again = ended(student(teacher, world(), **BROKEN[name]), world(), tmp_path, resume=tmp_path / "last.ckpt")
-    assert again["global_step"] == whole["global_step"]
-    for part in ("state_dict", "objective"):
-        assert again[part].keys() == whole[part].keys()
-        assert all(torch.equal(value, again[part][key]) for key, value in whole[part].items()), part
-    for one, other in zip(again["optimizer_states"][0]["state"].values(), whole["optimizer_states"][0]["state"].values(), strict=True):
-        assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
-    assert (again["walk"], again["leg"], again["lr_schedulers"]) == (whole["walk"], whole["leg"], whole["lr_schedulers"])
-    assert ("objective.terms.hint.regressor.weight" in whole["objective"]) == (name == "hint")
-
-
-def test_two_stops_at_the_ends_of_epochs_leave_the_number_of_epochs_as_it_is(teacher, unbroken, tmp_path):
-    whole, _ = unbroken("mirror")
-    resume = None
-    for step in (2 * STEPS, 4 * STEPS):
-        with pytest.raises(Killed):
-            ended(student(teacher, world(), **BROKEN["mirror"]), world(), tmp_path, KillAt(step), resume=resume)
-        resume = tmp_path / "last.ckpt"
-    again = ended(student(teacher, world(), **BROKEN["mirror"]), world(), tmp_path, resume=resume)
-    assert again["global_step"] == whole["global_step"]
-    assert all(torch.equal(value, again["state_dict"][key]) for key, value in whole["state_dict"].items())
-
-
-def test_a_checkpoint_of_another_walk_is_refused(teacher, tmp_path):
-    with pytest.raises(Killed):
-        ended(student(teacher, world(), walk=Walk(anchors=3)), world(), tmp_path, KillAt(5))
-    with pytest.raises(ValueError, match="the checkpoint's walk differs"):
-        ended(student(teacher, world(), walk=Walk(anchors=2)), world(), tmp_path, resume=tmp_path / "last.ckpt")
-
-
-# ---- checkpoints
-
-
-def test_a_checkpoint_holds_the_student_alone(teacher, tmp_path):
-    module, data = student(teacher, world(), walk=Walk(anchors=2), loss=HINTED), world()
-    content = ended(module, data, tmp_path)
-    assert set(content["state_dict"]) == {"student.hidden1.weight", "student.hidden1.bias", "student.output.weight", "student.output.bias"}
-    assert set(content["objective"]) == {"objective.terms.hint.regressor.weight", "objective.terms.hint.regressor.bias"}
-    assert content["class_names"] == data.class_names
-    assert content["walk"]["anchors"] == [3, 6]
-    read = RouteDistillation.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-    assert read.class_names == data.class_names
-    assert all(torch.equal(value, module.state_dict()[name]) for name, value in read.state_dict().items())
-    tested = [
-        L.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu").test(one, datamodule=data, verbose=False)[0] for one in (module, read)
-    ]
-    assert {"test/congruence", "test/agreement", "test/teacher_accuracy"} == tested[0].keys() - tested[1].keys()
-    assert tested[0]["test/accuracy"] == tested[1]["test/accuracy"]
-
-
-def test_a_training_can_be_followed_by_another_one(teacher):
-    data = world()
-    module = student(teacher, data, walk=Walk(anchors=2), loss=HINTED)
-    fit(module, data, epochs=2)
-    weights = copy.deepcopy(module.state_dict())
-    fit(module, data, epochs=2)
-    assert weights.keys() == module.state_dict().keys()
-    assert not torch.equal(weights["student.output.weight"], module.state_dict()["student.output.weight"])
-
-
 # ---- losses
 
 
@@ -413,6 +289,7 @@ def test_embeddings_are_mimicked_and_judged_as_faces(faces, cache):
         ({"loss": Loss("at")}, "at needs"),
         ({"walk": Walk(anchors=7)}, r"walk\.anchors 7 asks for 7 distinct states"),
         ({"walk": Walk("explicit", epochs=[9])}, r"walk\.epochs names 9"),
+        ({"loss": Loss("kd+hint", hint_stage=0, hint_epochs=6)}, r"loss\.hint_epochs 6 leaves none of the student's 6 epochs"),
     ],
     ids=str,
 )
@@ -430,6 +307,36 @@ def test_a_route_or_data_of_another_shape_are_refused(teacher):
         fit(student(teacher, world()), wider)
     with pytest.raises(ValueError, match="no route to follow"):
         fit(student(None, world()), world())
+
+
+def test_classes_of_other_names_are_refused(teacher):
+    """As many classes as before, so that shapes tell nothing: scores would be compared across the two."""
+    data = world()
+    told = replace(teacher, about=teacher.about | {"class_names": ["cat", "dog"]})
+    with pytest.raises(ValueError, match="teacher learnt the classes cat, dog, the data have even, odd"):
+        fit(student(told, data), data)
+    module = student(None, data)
+    module.class_names = ["cat", "dog"]
+    with pytest.raises(ValueError, match="student learnt the classes cat, dog, the data have even, odd"):
+        L.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu").test(module, datamodule=data, verbose=False)
+
+
+@pytest.mark.parametrize(("seed", "is_said"), [(0, False), (1, True)])
+def test_samples_held_out_that_the_teacher_learnt_are_told_of(pictures, caplog, seed, is_said):
+    data = world(source="digits", batch_size=256, held_out=0.1, seed=seed)
+    told = replace(pictures[1], about=pictures[1].about | {"division": {"held_out": 0.1, "seed": 0}})
+    fit(student(told, data, student="cnn_1", cache=False), data, epochs=1, limit_train_batches=1, limit_val_batches=0)
+    assert ("the teacher learnt samples that are held out here" in caplog.text) == is_said
+
+
+def test_a_damaged_state_is_found_before_the_training(teacher, tmp_path):
+    shutil.copytree(teacher.folder, tmp_path / "route")
+    last = tmp_path / "route" / teacher.states[-2].file
+    last.write_bytes(last.read_bytes()[:-8])
+    data, watch = world(), Watch()
+    with pytest.raises(ValueError, match=rf"{last.name} is damaged .*put it back, or train the teacher again"):
+        fit(student(Route.load(tmp_path / "route"), data, walk=Walk("one_by_one")), data, watch)
+    assert not watch.rows
 
 
 def test_a_seed_decides_on_the_students_first_weights_and_nothing_else_does():
@@ -479,8 +386,6 @@ def test_a_second_training_of_a_trainer_has_as_many_epochs(teacher):
 
 
 def test_a_route_that_does_not_tell_its_network_is_refused(tmp_path, teacher):
-    from dataclasses import replace
-
     data = world()
     with pytest.raises(ValueError, match=r"does not tell the teacher's network, shape, outputs"):
         fit(student(replace(teacher, about={}), data), data, epochs=1)
@@ -489,5 +394,8 @@ def test_a_route_that_does_not_tell_its_network_is_refused(tmp_path, teacher):
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_true_precisions_have_the_teacher_with_them(teacher, precision):
     data = world()
-    trainer = fit(student(teacher, data, cache=False), data, epochs=1, precision=precision, limit_val_batches=0)
+    module = student(teacher, data, cache=False)
+    trainer = fit(module, data, epochs=1, precision=precision, limit_val_batches=0)
     assert trainer.global_step == STEPS
+    trainer.test(module, datamodule=data, verbose=False)
+    assert 0 <= float(trainer.callback_metrics["test/congruence"]) < 10

@@ -99,6 +99,7 @@ def test_teach_leaves_every_state_and_a_table_of_them(runs):
     route = Route.load(runs / "teacher" / "artefacts" / "teach" / "anchors")
     assert route.is_complete
     assert route.epochs == [1, 2, 3, 4]
+    assert (route.about["class_names"], route.about["division"]) == (["even", "odd"], None)
     rows = json.loads((runs / "teacher" / "artefacts" / "teach" / "states.json").read_text())
     assert [row["epoch"] for row in rows] == route.epochs
     assert [row["val/accuracy"] for row in rows] == pytest.approx([route.accuracy()[epoch] for epoch in route.epochs])

@@ -128,21 +128,6 @@ def test_silence_is_finite():
     assert torch.isfinite(Fbank(coefficients=13)(torch.full((1600,), 0.5))).all()
 
 
-def test_dither_is_added_in_training_only():
-    fbank, silence = Fbank(dither=1.0), torch.zeros(2, 16000)
-    torch.manual_seed(0)
-    noisy = fbank(silence)
-    assert not torch.equal(noisy, fbank(silence))
-    torch.manual_seed(0)
-    torch.testing.assert_close(noisy, fbank(silence), atol=0, rtol=0)
-    window = torch.hamming_window(400, periodic=False).double()
-    # white noise of variance 1: the highest filter's power is that of the window times its gain |1 - 0.97 exp(-iw)|^2 times the filter's weights
-    weights = Fbank().mel[-1].double()
-    gain = 1 + 0.97**2 - 2 * 0.97 * torch.cos(math.pi / 256 * torch.arange(256 - len(weights), 256))
-    torch.testing.assert_close(noisy[:, -1].double().exp().mean(), window.square().sum() * (weights * gain).sum(), rtol=0.1, atol=0)
-    assert torch.equal(fbank.eval()(silence), Fbank()(silence))
-
-
 def test_the_mean_of_the_valid_frames_is_subtracted():
     features, lengths = drawn(3, 5, 40, key="mean"), torch.tensor([40, 7, 1])
     for window in (None, 1, 6, 7, 100):
