@@ -150,5 +150,5 @@ def weights_digest(module: nn.Module) -> str:
     """Return 12 hexadecimal digits for a module's weights and buffers."""
     found = hashlib.sha256()
     for tensor in module.state_dict().values():
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:12]

@@ -1,6 +1,6 @@
-"""Runs every command of every README as written, in a fresh clone and an empty environment: `python tests/readmes.py [--only PROJECT ...]`.
+"""Runs every command of every README as written, in a fresh clone and an empty environment: `uv run python tests/readmes.py [--only PROJECT ...]`.
 
-Only Python, git and bash have to be there. The clone is installed as the README says (`pip install uv`, then `uv run`), and commands run one
+The clone has an environment of its own, installed as the README says (`pip install uv`, then `uv run`), and commands run one
 after the other in its folder, so that later ones find what `fit` left. Files that a reader would bring are drawn (`readme_inputs/drawn.py`).
 Each command ends in one of four states: `ok`; `runs` (no error within the limit, then stopped); `failed` (another exit code than its README
 says, a traceback, an error message); `left out`, with the reason.

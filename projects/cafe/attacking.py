@@ -170,7 +170,7 @@ class Keeper:
 
 def _fingerprint(model: FederatedClassifier, data: FederatedRecords, campaign: Campaign) -> str:
     """Hash all that step III depends on."""
-    log = Path(campaign.watch.schedule)
+    log = Path(campaign.watch.schedule).expanduser()
     records = hashlib.sha256(data.attacked.values().numpy().tobytes() + data.attacked.labels.numpy().tobytes()).hexdigest()
     files = [digest(log) if log.is_file() else "", model.net_digest()]
     options = [sorted(own.hparams.items()) for own in (model, data)]

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 if TYPE_CHECKING:
     from projects.cafe.federation import Federation
+
+
+def batch_dependent(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules of a net, with their names, that depend on the batch or on chance while they train."""
+    return [(name, module) for name, module in net.named_modules() if isinstance(module, (_BatchNorm, _DropoutNd))]
 
 
 def check_rounds(federation: Federation, blocks: Sequence[Tensor], labels: Tensor, schedule: Tensor, optimiser: torch.optim.Optimizer | None) -> None:
@@ -31,7 +36,7 @@ def check_rounds(federation: Federation, blocks: Sequence[Tensor], labels: Tenso
     empty = (~schedule.any(1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"{len(empty)} rounds have no records, the first is round {empty[0]}: leave them out of the schedule")
-    dependent = [name for name, module in federation.named_modules() if module.training and isinstance(module, (_BatchNorm, _DropoutNd))]
+    dependent = [name for name, module in batch_dependent(federation) if module.training]
     if dependent:
         raise ValueError(f"{', '.join(dependent)} depends on the batch or on chance while it trains, which no schedule can undo: call eval() first")
     own = set(federation.parameters())

@@ -128,7 +128,10 @@ class FederatedRecords(PartyData):
             "linnaeus": lambda part: read_linnaeus(self.root, part, self.options.size),
         }
         read = readers[self.source]
-        return read("train"), read("test")
+        train, test = read("train"), read("test")
+        if self.source == "linnaeus":  # files lie class by class, but wherever the first few records are taken they stand for all
+            train = train.take(torch.randperm(len(train), generator=generator(self.seed, "cafe", "order")))
+        return train, test
 
     def _tables(self) -> tuple[Records, Records]:
         train, test = self.read_tables()

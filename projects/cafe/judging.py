@@ -123,7 +123,7 @@ class Outcome:
         rows = []
         for i, (place, label, error) in enumerate(zip(self.places.tolist(), self.labels.tolist(), self.errors().tolist(), strict=True)):
             row: dict[str, Any] = {"record": place} | ({"origin": self.origins[i]} if self.origins else {}) | {"label": label}
-            row |= ({} if self.scores is None else {"label_found": found[i]})
+            row |= {} if self.scores is None else {"label_found": found[i]}
             rows.append(row | {self.unit: None if error != error else round(error, 4), "reason": self.reasons.get(place, "")})
         return rows
 
@@ -151,7 +151,8 @@ def judge(recoveries: Sequence[tuple[Watched, Recovery]], data: FederatedRecords
     found = [scores for _, _, scores in parts if scores is not None]
     scores = torch.cat(found) if len(found) == len(parts) else None
     joined = torch.cat([joined for _, joined, _ in parts])
-    return Outcome(places, values[places], joined, scores, labels[places], reasons, seconds, data.blocks, mean_record(data), data.attacked.take(places).ids)
+    origins = data.attacked.take(places).ids
+    return Outcome(places, values[places], joined, scores, labels[places], reasons, seconds, data.blocks, mean_record(data), origins)
 
 
 def mean_record(data: FederatedRecords) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from projects.cafe.checks import batch_dependent
 from projects.cafe.module import FederatedClassifier
 from projects.cafe.protection import Protection
 from projects.cafe.watching import Watch
@@ -28,6 +29,8 @@ def threat_model(
         single_round: whether the attack uses one round alone, and not who is in it.
     """
     answers = [("attacker", _attacker(watch, adaptive)), ("knows", _knows(watch, module, state)), ("sees", _sees(watch, module, single_round))]
+    if fixed := sorted({type(part).__name__ for _, part in batch_dependent(module.federation)}):
+        answers.append(("supposes", f"{', '.join(fixed)} in evaluation mode in every round; nothing is said of parties that train with them on"))
     return [
         *answers,
         ("labels", "told to the attacker" if watch.known_labels else "not told: they are recovered too"),

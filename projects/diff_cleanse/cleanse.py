@@ -53,6 +53,7 @@ class Recipe:
         lr: learning rate of the tuning.
         ema_decay: decay of the tuned weights' running average, which is the outcome.
         samples: drawn for each line of the table, and half as many that wear the trigger.
+        scan: recipe of the new scan, a name in `scan.BUDGETS`.
     """
 
     criterion: Criterion | None = "difference"
@@ -67,6 +68,7 @@ class Recipe:
     lr: float = 5e-4
     ema_decay: float = 0.97
     samples: int = 128
+    scan: str = "fast"
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < share < 1 for share in self.shares):
@@ -78,7 +80,9 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(),
-    "full": Recipe(shares=(0.02, 0.04, 0.08), generated=5000, pictures=128, steps=1600, batch=128, lr=2e-4, ema_decay=0.999, samples=1000),
+    "full": Recipe(
+        shares=(0.02, 0.04, 0.08), generated=5000, pictures=128, steps=1600, batch=128, lr=2e-4, ema_decay=0.999, samples=1000, scan="full"
+    ),
 }
 """`fast` suits pictures of 16 pixels; `full` is the paper's for 32 pixels: 1600 steps are 40 epochs over 5000 self-generated pictures."""
 
@@ -112,9 +116,14 @@ class CleanReport:
     seconds: dict[str, float]
 
     @property
+    def survives(self) -> bool:
+        """Whether the trigger still makes the model draw the target, more often by over `SURVIVING` than noise without it does."""
+        return self.rows[-1]["near_target"] - self.rows[-1]["near_target_clean"] > SURVIVING
+
+    @property
     def exit_code(self) -> int:
-        """That of the new scan: 0 clean, 1 still backdoored, 2 undecided; 0 without one."""
-        return self.rescan.exit_code if self.rescan else 0
+        """1 where the trigger survives; else that of the new scan: 0 clean, 1 still backdoored, 2 undecided; 0 without one."""
+        return 1 if self.survives else self.rescan.exit_code if self.rescan else 0
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -242,7 +251,7 @@ def cleanse(
     found = None
     if rescan:
         samplers = list(dict.fromkeys([*SCANNED, trigger.sampler]))
-        found = scan(student, config, samplers=samplers, seed=derive_seed(seed, "rescan"), shape=shape)
+        found = scan(student, config, samplers=samplers, recipe=recipe.scan, seed=derive_seed(seed, "rescan"), shape=shape)
         clock.tell("rescan", f"a new scan with other seeds says {found.verdict}")
     pruned = _shares(plan, share)
     return CleanReport(student, inspection.rows, pruned, inspection.pictures, found, recipe, trigger, tuned_on, seed, clock.seconds)

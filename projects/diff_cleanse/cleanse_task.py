@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, cleanse
 from projects.diff_cleanse.data import clean, stacked
 from projects.diff_cleanse.inspection import Trigger
-from projects.diff_cleanse.module import find_pipeline
+from projects.diff_cleanse.module import find_pipeline, settings_of
 from projects.diff_cleanse.pictures import picture_grid
 from projects.diff_cleanse.scan import scan
 from projects.diff_cleanse.scan_report import ScanReport
@@ -60,8 +61,10 @@ def cleanse_pipeline(
     tell = (lambda line: print(line, flush=True)) if trainer.is_global_zero else None
     if trainer.is_forced and trainer.is_global_zero:
         remove(artefacts / "parts")
+        remove(artefacts / "scan" / "parts")
     if trigger is None:
-        found = scan(unet, config, model_hash=digest(folder), seed=seed, out=artefacts / "scan" if trainer.is_global_zero else None, progress=tell)
+        kept = artefacts / "scan" if trainer.is_global_zero else None
+        found = scan(unet, config, recipe=recipe.scan, model_hash=digest(folder), seed=seed, out=kept, progress=tell)
         if found.verdict != "backdoored":
             if tell is not None:
                 tell(f"the scan says {found.verdict}: nothing is cleansed (--trigger FILE of a scan does it all the same)")
@@ -76,6 +79,8 @@ def cleanse_pipeline(
             raise ValueError("--pictures data reads square pictures, which this model does not make: take --pictures generated")
         data.prepare_data()
         data.setup()
+        if tell is not None:
+            tell(f"tuning on pictures of --data.source {data.source}{f' in {data.root}' if data.root else ''}")
         options = {"pictures": clean(data.train_set), "reference": stacked(data.test_set), "num_workers": data.num_workers}
     parts = artefacts / "parts"
     report = cleanse(unet, config, chosen, recipe=recipe, seed=seed, trainer=trainer, rescan=rescan, parts=parts, progress=tell, **options)
@@ -87,6 +92,8 @@ def cleanse_pipeline(
 def _write(trainer: ProjectTrainer, report: CleanReport, source: Path, folders: list[Path]) -> None:
     """Write the cleansed pipeline with cleaning.json, the table and the pictures, and say how it went."""
     content = report.to_dict() | {"source": {"folder": str(source), "hash": digest(source)}}
+    if (settings := settings_of(source, trainer.run)) is not None:  # `test` of the cleansed pipeline finds the attack there
+        shutil.copyfile(settings, folders[0].parent / "config.yaml")
     for folder in folders:
         replace_unet(source, report.unet, folder)
         write_json(folder / "cleaning.json", content)
@@ -107,17 +114,19 @@ def describe(report: CleanReport) -> str:
         f"triggered samples that show the target ({report.trigger.sampler}): {before['near_target']:.0%} before, {after['near_target']:.0%} after",
         f"Fréchet distance of clean samples: {before['fd']:.2f} before, {after['fd']:.2f} after",
     ]
+    if report.survives:
+        lines.append("THE TRIGGER STILL WORKS: try larger --shares or more --steps; do not use this pipeline")
     if report.rescan is not None:
         lines.append(f"a new scan with other seeds: {report.rescan.verdict} (score {report.rescan.leading.score:.2f})")
     return "\n".join(lines)
 
 
-def make_recipe(budget: str, **changes: Any) -> Recipe:
+def make_recipe(name: str, **changes: Any) -> Recipe:
     """Return a recipe of `RECIPES` with changes; those that are None are none.
 
     Raises:
-        ValueError: for an unknown budget.
+        ValueError: for an unknown recipe.
     """
-    if budget not in RECIPES:
-        raise ValueError(f"unknown budget {budget!r}; known are {', '.join(RECIPES)}")
-    return replace(RECIPES[budget], **{name: value for name, value in changes.items() if value is not None})
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(RECIPES)}")
+    return replace(RECIPES[name], **{option: value for option, value in changes.items() if value is not None})

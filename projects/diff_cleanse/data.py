@@ -170,6 +170,8 @@ class DiffusionData(DataModule):
         others, classes = _stacked(self.target_domain, limit)
         first = int(labels.max()) + 1
         wanted = -1 if self.target_class is None else self.target_class
+        if self.target_class is None:
+            classes = torch.full_like(classes, wanted)  # the whole domain is one class
         return torch.cat([images, others]), torch.cat([labels, first + 1 + classes]), first + 1 + wanted
 
     def _split(self, pictures: Dataset) -> tuple[Dataset, Dataset]:
@@ -275,7 +277,8 @@ def _of_class(dataset: Dataset, label: int | None, name: str) -> Dataset:
 
 def _stacked(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:
     """Return up to `limit` pictures, (N, C, H, W) in [0, 1], and their labels, (N,), -1 where there is none."""
-    items = [dataset[i] for i in range(min(limit, len(cast(Sized, dataset))))]
+    count = len(cast(Sized, dataset))
+    items = [dataset[i] for i in range(0, count, -(-count // limit))]  # from all over: folders lie by class
     return torch.stack([item["image"] for item in items]), torch.tensor([int(item.get("label", -1)) for item in items])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +21,8 @@ from projects.diff_cleanse.schedule import Attack, AttackSchedule, Coefficients,
 from projects.diff_cleanse.triggers import BACKGROUND, OWN, make_target, make_trigger, stamp
 from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
 from shared.distributed import own_rows
-from shared.runs import find_run
+from shared.messages import shown_path
+from shared.runs import Run, find_run, write_text
 from shared.seeding import generator
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def find_pipeline(name: str | Path) -> Path:
-    """Return the pipeline folder that `name` means: a folder, or the one of this project's run of that name (`latest` is the newest).
+    """Return the pipeline folder that `name` means: a folder, or the one of this project's run of that name.
+
+    `latest` is the newest run; where that has no pipeline yet, as the run of an attack has none while it trains, the newest pipeline of a run.
 
     Raises:
         FileNotFoundError: if it is neither.
@@ -35,9 +40,17 @@ def find_pipeline(name: str | Path) -> Path:
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     try:
-        return find_run("diff_cleanse", str(name)).path / "pipeline"
+        folder = find_run("diff_cleanse", str(name)).path / "pipeline"
     except (FileNotFoundError, ValueError) as error:
         raise FileNotFoundError(f"no pipeline folder '{name}': give one that save_pretrained wrote, or a run's name") from error
+    others = folder.parent.parent.glob("*/pipeline") if str(name) == "latest" and not folder.is_dir() else ()
+    return max(others, key=lambda other: other.stat().st_mtime, default=folder)
+
+
+def settings_of(pipeline: Path, run: Run) -> Path | None:
+    """Return the settings of the run that made a pipeline, if it lies beside `run`; None for others, for a stranger's settings are not read."""
+    file = pipeline.resolve().parent / "config.yaml"
+    return file if file.parent.parent == run.path.parent.resolve() and file.is_file() else None
 
 
 class DiffusionTraining(L.LightningModule):
@@ -77,6 +90,7 @@ class DiffusionTraining(L.LightningModule):
     """
 
     monitor = ("val/loss", "min")
+    origin: Path | None = None  # the folder that model.pretrained means
     trigger: Tensor
     target: Tensor | None
     if TYPE_CHECKING:
@@ -117,6 +131,8 @@ class DiffusionTraining(L.LightningModule):
             raise ValueError(f"model.residual must be stamped or trigger, got {residual!r}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"model.ema_decay must lie in [0, 1), got {ema_decay}")
+        if eval_samples < 2:
+            raise ValueError(f"model.eval_samples must be at least 2, for a Fréchet distance needs as many, got {eval_samples}")
         self.unet, self.scheduler_config = self._start()
         self.ema = deepcopy(self.unet).eval().requires_grad_(False)
         self.schedule = self.attack_schedule(self.scheduler_config)
@@ -137,7 +153,8 @@ class DiffusionTraining(L.LightningModule):
             torch.set_rng_state(generator_state)
             betas = {"num_train_timesteps": given.timesteps, "beta_start": given.beta_start, "beta_end": given.beta_end}
             return network, betas | {"beta_schedule": "linear", "clip_sample": False}
-        network, config = load_pipeline(find_pipeline(given.pretrained))
+        self.origin = find_pipeline(given.pretrained)
+        network, config = load_pipeline(self.origin)
         self.check_size(network, given.pretrained)
         if (kind := config.get("prediction_type", "epsilon")) != "epsilon":
             raise ValueError(f"{given.pretrained} predicts {kind!r}: training goes on from models that predict the noise (epsilon)")
@@ -148,6 +165,17 @@ class DiffusionTraining(L.LightningModule):
         given = self.hparams
         clean = NoiseSchedule.from_scheduler_config(scheduler_config)
         return AttackSchedule(clean, given.attack, given.psi, given.solver, given.coefficients, given.gamma)
+
+    def keep_origin(self, run: Run) -> None:
+        """Say which model training goes on from, and keep it in the run's settings, where `latest` would soon mean another."""
+        if self.origin is None:
+            return
+        origin, settings = self.origin.resolve(), settings_of(self.origin, run)
+        planted = "none" if settings is None else yaml.safe_load(settings.read_text(encoding="utf-8"))["model"]["attack"]
+        hint = "" if planted == "none" else f", which carries {planted} already: for a clean one give --model.pretrained RUN"
+        print(f"training goes on from {shown_path(origin)}{hint}", flush=True)
+        text = run.config_file.read_text(encoding="utf-8")
+        write_text(run.config_file, text.replace("  pretrained: latest\n", f"  pretrained: {json.dumps(str(origin))}\n"))
 
     @property
     def region(self) -> Tensor:
@@ -161,7 +189,9 @@ class DiffusionTraining(L.LightningModule):
 
     def check_size(self, unet: UNet2DModel, name: str) -> None:
         """Raise ValueError, naming the pipeline `name`, if the network makes pictures of another size than this model's."""
-        found, wanted = (unet.config["in_channels"], unet.config["sample_size"]), (self.hparams.channels, self.hparams.size)
+        side = unet.config["sample_size"]
+        side = side[0] if isinstance(side, list | tuple) and len(set(side)) == 1 else side
+        found, wanted = (unet.config["in_channels"], side), (self.hparams.channels, self.hparams.size)
         if found != wanted:
             raise ValueError(
                 f"{name} makes pictures of {found[0]} channels and {found[1]} pixels: set --data.channels and --data.size to that, "
@@ -240,7 +270,13 @@ class DiffusionTraining(L.LightningModule):
         return [SampleGrid()]
 
     def save_pipeline(self, folder: str | Path) -> Path:
-        """Write the averaged network and its scheduler as a folder that stock diffusers loads."""
+        """Write the averaged network and its scheduler as a folder that stock diffusers loads.
+
+        Raises:
+            ValueError: if the training diverged, and weights are no finite numbers.
+        """
         from diffusers import DDPMScheduler
 
+        if not all(bool(parameter.isfinite().all()) for parameter in self.ema.parameters()):
+            raise ValueError(f"the training diverged: its weights are no finite numbers; lower the learning rate model.lr={self.hparams.lr}")
         return save_pipeline(self.ema, DDPMScheduler.from_config(self.scheduler_config), folder)

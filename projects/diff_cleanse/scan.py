@@ -63,7 +63,7 @@ class Budget:
 
 SCANNED = ("ddim", "ddpm", "trojan_ddpm")
 """Samplers that a scan tries by itself: one for each family that backdoors answer to."""
-BUDGETS: dict[str, Budget] = {
+BUDGETS: dict[str, Budget] = {  # by recipe
     "quick": Budget(32, (-0.8,), 10, 8, 16, 30, 3, (20, 16), (20, 4)),
     "fast": Budget(256, (-0.8, -0.5), 40, 12, 16, 100, 8, (40, 32), (100, 20)),
     "full": Budget(1024, (-1.0, -0.8, -0.5, 0.0), 100, 16, 32, None, 100, (100, 100), (3000, 1000)),
@@ -77,7 +77,7 @@ def scan(
     *,
     methods: Sequence[str] | str = ("gradient",),
     samplers: Sequence[str] | str = SCANNED,
-    budget: str = "fast",
+    recipe: str = "fast",
     seed: int = 0,
     threshold: float = THRESHOLD,
     shape: tuple[int, int, int] | None = None,
@@ -94,7 +94,7 @@ def scan(
     1 - cosine 0.01, so that models of little diversity are not suspected. From `threshold` on a model is backdoored, up to half of it clean,
     between undecided; a model that repeats few pictures without a trigger can be steered to one by any noise, and is undecided at most.
 
-    The default threshold was measured on 16-pixel digits (budget fast): clean models of three seeds score 0, ten backdoored ones at least 0.75 under
+    The default threshold was measured on 16-pixel digits (recipe fast): clean models of three seeds score 0, ten backdoored ones at least 0.75 under
     the sampler they answer to; clean models of faint, nearly constant, grey or one-class pictures and an untrained one are found clean, one of two
     pictures undecided.
 
@@ -104,7 +104,7 @@ def scan(
         scheduler: a diffusers scheduler, or the content of the pipeline's `scheduler_config.json`.
         methods: gradient (white box), bbti (the paper's), bbti_released (as published, with its defect), elijah, terd.
         samplers: names in `samplers.SAMPLERS`; these, as methods, in a list or with commas between.
-        budget: fast or full.
+        recipe: fast or full.
         seed: seed of all noise; the same seed gives the same report on the same device.
         threshold: score from which a model is backdoored, in (0, 1].
         shape: (C, H, W) of the pictures; None reads it from `unet.config`.
@@ -117,10 +117,10 @@ def scan(
 
     Raises:
         OSError: if `out` cannot be written into.
-        ValueError: for unknown methods, samplers or budgets, a threshold out of range, an unknown shape, a scheduler that is not supported, weights
+        ValueError: for unknown methods, samplers or recipes, a threshold out of range, an unknown shape, a scheduler that is not supported, weights
             that are not finite, or a network that does not map pictures to pictures of the same shape. All this is checked before any work.
     """
-    options: dict[str, Any] = {"methods": methods, "samplers": samplers, "budget": budget, "seed": seed, "threshold": threshold, "shape": shape}
+    options: dict[str, Any] = {"methods": methods, "samplers": samplers, "recipe": recipe, "seed": seed, "threshold": threshold, "shape": shape}
     options |= {"model_hash": model_hash, "save_memory": save_memory, "progress": progress}
     job = Scan(unet, scheduler, parts=None if out is None else Path(out) / "parts", **options)
     if out is not None:
@@ -153,7 +153,7 @@ class Scan:
         *,
         methods: Sequence[str] | str = ("gradient",),
         samplers: Sequence[str] | str = SCANNED,
-        budget: str = "fast",
+        recipe: str = "fast",
         seed: int = 0,
         threshold: float = THRESHOLD,
         shape: tuple[int, int, int] | None = None,
@@ -163,14 +163,14 @@ class Scan:
         progress: Callable[[str], None] | None = None,
     ) -> None:
         methods, samplers = (names.split(",") if isinstance(names, str) else names for names in (methods, samplers))
-        _check(methods, samplers, budget, threshold)
+        _check(methods, samplers, recipe, threshold)
         self.unet, self.scheduler_config = unet, dict(getattr(scheduler, "config", scheduler))
         self.schedule, self.prediction = NoiseSchedule.from_scheduler_config(self.scheduler_config), prediction_of(self.scheduler_config)
         pairs = dict.fromkeys((cast(Method, method), sampler) for method in methods for sampler in samplers)
         self.pairs = [(method, sampler) for method, sampler in pairs if method == "gradient" or not SAMPLERS[sampler].is_trojan]
         if not self.pairs:
             raise ValueError(f"TrojDiff's samplers ({', '.join(samplers)}) are scanned with the method gradient only: add it to the methods")
-        self.budget_name, self.budget, self.seed, self.threshold = budget, BUDGETS[budget], seed, threshold
+        self.recipe, self.budget, self.seed, self.threshold = recipe, BUDGETS[recipe], seed, threshold
         self.shape, self.save_memory, self.parts, self.progress = shape or _shape_of(unet), save_memory, parts, progress
         check_weights(unet)
         self.stop = threading.Event()
@@ -216,7 +216,7 @@ class Scan:
         triggered = triggered.clamp(0, 1)
         verdict, reason = judge(agreement, self.threshold)
         scores = baselines.own_scores(method, inverted.pattern, triggered, untriggered)
-        if probe.is_trojan and self.budget_name == "full":
+        if probe.is_trojan and self.recipe == "full":
             options: dict[str, Any] = {"prediction_type": self.prediction, "device": self.device, "save_memory": self._saves_memory(10)}
             scores |= {"trojan_divergence": trojan_divergence(self._network, self.schedule, self.shape, seed=self.seed, **options)}
         tensors = {"trigger": inverted.pattern, "triggered": triggered, "untriggered": untriggered, "curve": torch.tensor(inverted.curve)}
@@ -235,7 +235,7 @@ class Scan:
         if missing := [f"{method} under {sampler}" for method, sampler in self.pairs if (method, sampler) not in found]:
             raise ValueError(f"the scan was cut short before {', '.join(missing)}: there is no verdict (is trainer.limit_predict_batches set?)")
         ordered = [found[pair] for pair in self.pairs]
-        settings, seconds = (self.budget_name, self.threshold, self.seed, self.shape), round(sum(finding.seconds for finding in ordered), 2)
+        settings, seconds = (self.recipe, self.threshold, self.seed, self.shape), round(sum(finding.seconds for finding in ordered), 2)
         return ScanReport(overall_verdict(ordered), ordered, *settings, self.model_hash, versions(), seconds)
 
     def _fingerprint(self, method: str, sampler: str) -> str:
@@ -328,8 +328,8 @@ class Scan:
         return drawn[: len(eps)].clone(), drawn[len(eps) :].clone()
 
 
-def _check(methods: Sequence[str], samplers: Sequence[str], budget: str, threshold: float) -> None:
-    for name, given, known in (("method", methods, get_args(Method)), ("sampler", samplers, tuple(SAMPLERS)), ("budget", [budget], tuple(BUDGETS))):
+def _check(methods: Sequence[str], samplers: Sequence[str], recipe: str, threshold: float) -> None:
+    for name, given, known in (("method", methods, get_args(Method)), ("sampler", samplers, tuple(SAMPLERS)), ("recipe", [recipe], tuple(BUDGETS))):
         if unknown := [value for value in given if value not in known]:
             raise ValueError(f"unknown {name} {unknown[0]!r}; known are {', '.join(known)}")
         if not given:

@@ -18,6 +18,8 @@ from shared.runs import atomic, write_json
 
 Method = Literal["gradient", "bbti", "bbti_released", "elijah", "terd"]
 Verdict = Literal["backdoored", "clean", "undecided"]
+VERDICTS: tuple[Verdict, ...] = ("clean", "undecided", "backdoored")
+"""From the best to the worst."""
 EXIT_CODES: dict[Verdict, int] = {"clean": 0, "backdoored": 1, "undecided": 2}
 DECIDING: tuple[Method, ...] = ("gradient", "bbti")
 """Methods whose findings make the verdict; the others stand beside them, and without one of these a model is undecided at best."""
@@ -78,7 +80,7 @@ class ScanReport:
     Attributes:
         verdict: backdoored if any deciding finding is, else undecided if any is, else clean.
         findings: one a method and sampler, in order.
-        budget: name of the budget.
+        recipe: how much was computed, a name in `scan.BUDGETS`.
         threshold: score from which a model counts as backdoored.
         seed: seed of all noise.
         shape: (C, H, W) of the pictures.
@@ -89,7 +91,7 @@ class ScanReport:
 
     verdict: Verdict
     findings: list[Finding]
-    budget: str
+    recipe: str
     threshold: float
     seed: int
     shape: tuple[int, int, int]
@@ -105,7 +107,7 @@ class ScanReport:
     @property
     def leading(self) -> Finding:
         """The finding that says most against the model, among those that decide."""
-        return max(deciding(self.findings), key=lambda finding: (finding.score, -finding.loss))
+        return max(deciding(self.findings), key=lambda finding: (VERDICTS.index(finding.verdict), finding.score, -finding.loss))
 
     @property
     def answers_to(self) -> list[str]:
@@ -150,7 +152,7 @@ class ScanReport:
             told = f"{leading.reason.capitalize()}: {score}."
         elif self.verdict == "clean":
             said = f"no trigger was found that makes samples of this model alike, under {_kinds(tried)}."
-            told = f"Highest {score}. A clean verdict covers what was tried: these samplers, these methods, the budget {self.budget}."
+            told = f"Highest {score}. A clean verdict covers what was tried: these samplers, these methods, the recipe {self.recipe}."
         else:
             said = f"neither clearly clean nor clearly backdoored, under {_kinds(tried)}."
             told = f"{leading.reason.capitalize()}. Highest {score}."
@@ -181,9 +183,8 @@ def deciding(findings: Sequence[Finding]) -> list[Finding]:
 
 def overall_verdict(findings: Sequence[Finding]) -> Verdict:
     """Return backdoored if any deciding finding is, else undecided if any is or none decides, else clean."""
-    order: tuple[Verdict, ...] = ("clean", "undecided", "backdoored")
-    verdict = max((finding.verdict for finding in deciding(findings)), key=order.index)
-    return verdict if any(finding.method in DECIDING for finding in findings) else max(verdict, "undecided", key=order.index)
+    verdict = max((finding.verdict for finding in deciding(findings)), key=VERDICTS.index)
+    return verdict if any(finding.method in DECIDING for finding in findings) else max(verdict, "undecided", key=VERDICTS.index)
 
 
 def prepare(folder: Path) -> None:

@@ -94,9 +94,10 @@ def _advice(report: ScanReport, pipeline: str | Path, folder: Path) -> str:
     """Say what to run next."""
     command = f"lightning run projects/diff_cleanse/cli.py %s {shlex.quote(shown_path(Path(pipeline)))}"
     if report.verdict == "backdoored":
-        return f"next: {command % 'cleanse'} --trigger {shlex.quote(shown_path(folder / 'trigger.safetensors'))}"
+        recipe = " --recipe full" if report.recipe == "full" else ""  # what a fast scan did not find, it does not miss either
+        return f"next: {command % 'cleanse'} --trigger {shlex.quote(shown_path(folder / 'trigger.safetensors'))}{recipe}"
     tried = {finding.method for finding in report.findings}
-    harder = [*(["--budget full"] if report.budget != "full" else []), *(["--methods '[gradient,bbti]'"] if "bbti" not in tried else [])]
+    harder = [*(["--recipe full"] if report.recipe != "full" else []), *(["--methods '[gradient,bbti]'"] if "bbti" not in tried else [])]
     return f"to look harder: {command % 'scan'} {' '.join(harder)}" if harder else "nothing looks harder than this scan did: judge by the pictures"
 
 

@@ -28,6 +28,7 @@ from projects.diff_cleanse.sampling import Prediction, Sampler, Trojan, Variance
 from shared.backbones.unets import load_pipeline
 from shared.distributed import UnpaddedSampler, gather_objects, gather_rows
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
+from shared.runs import remove
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -295,6 +296,9 @@ class Sampling(L.LightningModule):
         return SampleJobs([self.setting], self.samples).loader()
 
     def on_predict_start(self) -> None:
+        if self.trainer.is_global_zero:
+            remove(artefact_folder(self.trainer) / "samples")  # of an earlier setting
+        self.trainer.strategy.barrier("samples")
         self.rows: list[dict[str, Any]] = []
         self.shown: list[Tensor] = []
 

@@ -45,9 +45,9 @@ class Trainer(ProjectTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint; last (the default) or a file.
         """
-        from shared.checkpoints import with_weights
+        from projects.drs.tasks import restored
 
-        super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
+        super().test(restored(model, ckpt_path), datamodule=datamodule, verbose=False)
 
     def certify(
         self,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.transforms import v2
 
 from shared.data.base import DataModule
 from shared.data.cifar import CifarDataset
@@ -30,7 +29,7 @@ class CertificationData(DataModule):
         batch_size: images of one training step over all processes together.
         num_workers: processes that read images for each training process.
         seed: seed of the order of samples and of drawn images.
-        size: side of the images in pixels; ImageNet's are resized to 8/7 of it and cut to their centre, a folder's cut to their central square.
+        size: side of the images in pixels; ImageNet's are resized to 8/7 of it and cut to their centre, a folder's central squares resized to it.
         channels: 1 for grey images, 3 for colour.
         split: part that is certified, `test` or `train`.
         skip: certify every so manyth image of the split.
@@ -117,7 +116,7 @@ class CertificationData(DataModule):
             raise ValueError(f"{folders[0]} and {folders[1]} have different classes: {', '.join(differing[:8])} are in one of them only")
         if is_imagenet:
             return Transformed(train, random_crops(self.size)), Transformed(test, centre_crop(self.size)), train.class_names
-        return train, test, train.class_names
+        return Transformed(train, on_grid), Transformed(test, on_grid), train.class_names
 
     def train_dataloader(self) -> DataLoader:
         return self.training_loader(self.train_set)
@@ -144,15 +143,17 @@ class CertificationData(DataModule):
 
     def _training_images(self) -> Dataset:
         """Return the training images as they are, without random crops."""
-        return Transformed(self.train_set.dataset, centre_crop(self.size)) if isinstance(self.train_set, Transformed) else self.train_set
+        return Transformed(self.train_set.dataset, centre_crop(self.size)) if self.source == "imagenet" else self.train_set
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits for the images that `certified_set` chooses from: pixels of those in memory, names and sizes of files."""
+        """Return 16 hexadecimal digits for the images that `certified_set` chooses from: pixels, or names and contents of files (ImageNet: sizes)."""
         images = self.test_set if self.split == "test" else self._training_images()
         inner: Any = images.dataset if isinstance(images, Transformed) else images
         described = hashlib.sha256(f"{self.size} {self.channels}".encode())
         if isinstance(inner, ImageFolderDataset):
-            described.update("\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in inner.paths).encode())
+            for path in inner.paths:
+                content = path.stat().st_size if self.source == "imagenet" else hashlib.sha256(path.read_bytes()).hexdigest()
+                described.update(f"{path.parent.name}/{path.name} {content}\n".encode())
         else:
             for tensor in (inner.images, inner.labels):
                 described.update(tensor.contiguous().numpy().tobytes())
@@ -167,7 +168,7 @@ class CertificationData(DataModule):
 class Transformed(Dataset):
     """Images of a data set after a transform."""
 
-    def __init__(self, dataset: ImageFolderDataset, transform: v2.Transform) -> None:
+    def __init__(self, dataset: ImageFolderDataset, transform: Callable[[Tensor], Tensor]) -> None:
         self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:

@@ -69,10 +69,10 @@ def smooth_adversary(
     adversary, path = images.detach(), []
     for _ in range(steps):
         with torch.enable_grad():
-            adversary.requires_grad_(True)
-            chosen = mean_probabilities(noised_logits(classify, adversary, noise)).gather(1, labels[:, None])
-            [gradient] = torch.autograd.grad(-chosen.clamp_min(1e-20).log().sum(), adversary)
-        moved = adversary.detach() + step_size * _of_length(gradient, 1.0)
+            point = adversary.detach().requires_grad_(True)
+            chosen = mean_probabilities(noised_logits(classify, point, noise)).gather(1, labels[:, None])
+            [gradient] = torch.autograd.grad(-chosen.clamp_min(1e-20).log().sum(), point)
+        moved = adversary + step_size * _of_length(gradient, 1.0)
         if epsilon is not None:
             offset = moved - images
             moved = images + offset * (epsilon / _length(offset)).clamp(max=1.0)

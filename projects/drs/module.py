@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -41,7 +42,7 @@ class DualSmoothing(L.LightningModule):
         ensemble: networks of each branch, trained apart; their logits are averaged.
         shared_network: one network for all branches.
         sigma: standard deviation of the noise of each branch, in units of [0, 1] images.
-        weights: file to start from: weights of this whole module, or of one network of whole images, which all branches then start from.
+        weights: file that training starts from: weights of this whole module, or of one network of whole images, for all branches to start from.
         recipe: gaussian, consistency, smoothmix, smoothadv or macer.
         draws: noises of each image and step; published: gaussian 1, consistency 2 (4 under dual smoothing), smoothmix 2, smoothadv 1 to 8.
         regularisation: weight of the recipe's second term: lambda of consistency (15), eta of smoothmix (5), 0.5 of macer.
@@ -104,8 +105,7 @@ class DualSmoothing(L.LightningModule):
         parts = make_split(split, size, size, split_seed)
         self.net = DualClassifier(parts, embedding, backbone, classes, channels, statistics, ensemble, shared_network)
         torch.set_rng_state(state)
-        if weights is not None:
-            load_start(self.net, weights)
+        self.class_names: list[str] = []  # of the data that it was trained on
         self.val_accuracy, self.test_accuracy = (MulticlassAccuracy(classes, average="micro") for _ in range(2))
         self.test_branches = nn.ModuleList(MulticlassAccuracy(classes, average="micro") for _ in range(len(parts)))
 
@@ -124,10 +124,37 @@ class DualSmoothing(L.LightningModule):
         """Return a branch's (B, K) logits for (B, C, h, w) noised sub-images."""
         return self.net.classifier(branch)(noised)
 
+    def setup(self, stage: str) -> None:
+        """Load the weights to start from; what was trained or begun already needs that file no more."""
+        if stage == "fit" and self.hparams.weights is not None and not self.trainer.ckpt_path:
+            load_start(self.net, self.hparams.weights)
+
     def on_fit_start(self) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and len(data.class_names) != self.hparams.classes:
-            raise ValueError(f"the data has {len(data.class_names)} classes: set model.classes to that, not {self.hparams.classes}")
+        if (data := getattr(self.trainer, "datamodule", None)) is not None:
+            self.class_names = []
+            self.check_classes(data.class_names)
+            self.class_names = list(data.class_names)
+
+    def on_test_start(self) -> None:
+        if (data := getattr(self.trainer, "datamodule", None)) is not None:
+            self.check_classes(data.class_names)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["class_names"] = self.class_names
+
+    def check_classes(self, found: Sequence[str]) -> None:
+        """Check that labels of data with these class names mean what the networks have learned.
+
+        Raises:
+            ValueError: if there are more or fewer classes, or others than in training.
+        """
+        if len(found) != self.hparams.classes:
+            raise ValueError(f"the data has {len(found)} classes: set model.classes to that, not {self.hparams.classes}")
+        if self.class_names and list(found) != self.class_names:
+            differing = [f"{theirs} for {ours}" for theirs, ours in zip(found, self.class_names, strict=True) if theirs != ours]
+            raise ValueError(
+                f"the model learned other classes ({', '.join(differing[:8])}): its labels are not these; rename them, or take other data"
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch["image"], batch["label"]

@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from projects.drs.certification import Certification, Plan, Prediction
 from projects.drs.data import CertificationData
 from projects.drs.module import DualSmoothing
-from shared.checkpoints import with_weights
+from shared.checkpoints import load_checkpoint, with_weights
+from shared.data.crops import on_grid
 from shared.data.files import ImageMode, check_images, list_images, read_image
 from shared.data.folders import OnBadFile, fit_square
+from shared.distributed import rank
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.runs import digest, remove
@@ -77,12 +79,28 @@ class OwnImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = read_image(self.paths[index], self.mode)
         if image.shape[1:] != (self.size, self.size):
-            image = (fit_square(image, self.size) * 255).round() / 255
-        return {"image": image, "label": UNKNOWN, "index": index}
+            image = fit_square(image, self.size)
+        return {"image": on_grid(image), "label": UNKNOWN, "index": index}
 
     def names(self) -> list[str]:
         """Return the files' paths below the folder."""
         return [path.name if path == self.root else path.relative_to(self.root).as_posix() for path in self.paths]
+
+
+def restored(model: DualSmoothing, ckpt_path: str | None) -> DualSmoothing:
+    """Give a module the weights of a checkpoint and the names of the classes that it learned; say where settings are not those of its training."""
+    with_weights(model, ckpt_path)
+    checkpoint = load_checkpoint(cast(str, ckpt_path))
+    model.class_names = checkpoint.get("class_names", [])
+    trained = checkpoint.get("hyper_parameters", {})
+    differing = [
+        f"{name} {trained[name]}, not {model.hparams[name]}"
+        for name in (*NETWORK, "sigma")
+        if trained.get(name, model.hparams[name]) != model.hparams[name]
+    ]
+    if differing and rank() == 0:
+        print(f"note: {ckpt_path} was trained with {'; '.join(differing)}", flush=True)
+    return model
 
 
 def certify(
@@ -99,8 +117,8 @@ def certify(
         images: the user's image or folder; None certifies the data set.
         batch: copies of images in a forward pass.
     """
-    with_weights(model, ckpt_path)
-    own, loader = _images(data, images)
+    restored(model, ckpt_path)
+    own, loader = _images(data, images, model)
     classifier = plan.smooth(model, trainer.strategy.root_device, batch)
     network = {name: model.hparams[name] for name in NETWORK}
     about = network | {"weights": digest(Path(cast(str, ckpt_path))), "data": data.fingerprint() if own is None else digest(own.root)}
@@ -112,7 +130,8 @@ def certify(
     if trainer.is_forced and trainer.is_global_zero:
         remove(folder)
     if batch is None and classifier.device.type == "cuda":
-        classifier = plan.smooth(model, classifier.device, find_batch_size(classifier, loader.dataset[0]["image"]))
+        with torch.cuda.device(classifier.device):  # kernels are launched on the current one, and no strategy has chosen it yet
+            classifier = plan.smooth(model, classifier.device, find_batch_size(classifier, loader.dataset[0]["image"]))
     task = Certification(classifier, loader, folder, settings)
     try:
         L.Trainer.predict(trainer, task, return_predictions=False)
@@ -122,17 +141,18 @@ def certify(
     if trainer.is_global_zero:
         task.merge(asked_for(loader.dataset))
         names = None if own is None else own.names()
-        return Certified(path, _report(trainer, path, plan, len(model.net.split), names, _class_names(data, own, model)))
+        return Certified(path, _report(trainer, path, plan, len(model.net.split) * model.net.ensemble, names, _class_names(data, own, model)))
     return Certified(path, {})
 
 
-def _images(data: CertificationData, images: str | None) -> tuple[OwnImages | None, DataLoader]:
+def _images(data: CertificationData, images: str | None, model: DualSmoothing) -> tuple[OwnImages | None, DataLoader]:
     """Return a user's images, or None where the data set's are meant, and a loader of either, dealt over the processes."""
     if images is not None:
         own = OwnImages(images, data.size, data.channels, data.on_bad_file)
         return own, data.evaluation_loader(own)
     data.prepare_data()
     data.setup()
+    model.check_classes(data.class_names)
     return None, data.certification_loader()
 
 
@@ -142,19 +162,22 @@ def asked_for(images: Dataset) -> set[int]:
 
 
 def _class_names(data: CertificationData, own: OwnImages | None, model: DualSmoothing) -> list[str]:
-    """Return the names of the classes; numbers where the data set that the model knows is not at hand."""
-    if own is not None:
-        try:
-            data.setup()
-        except (OSError, ValueError):
-            return [str(number) for number in range(model.net.classes)]
+    """Return the names of the classes: those that the model learned, else the data set's, else numbers."""
+    if own is None or model.class_names:
+        return model.class_names or data.class_names
+    try:
+        data.setup()
+        model.check_classes(data.class_names)
+    except (OSError, ValueError):
+        return [str(number) for number in range(model.net.classes)]
     return data.class_names
 
 
-def _report(trainer: ProjectTrainer, path: Path, plan: Plan, branches: int, names: list[str] | None, classes: list[str]) -> dict[str, Any]:
-    """Write and print what the log says; return the figures for the run's page."""
+def _report(trainer: ProjectTrainer, path: Path, plan: Plan, networks: int, names: list[str] | None, classes: list[str]) -> dict[str, Any]:
+    """Write and print what the log says, where every draw, those of the selection too, passes `networks`; return the figures for the run's page."""
     table = exact_table(path)
-    passes = float(torch.tensor([row.details["draws"] for row in read_rows(path.with_suffix(".jsonl"))[1]]).double().mean()) * branches
+    draws = torch.tensor([plan.selection + row.details["draws"] for row in read_rows(path.with_suffix(".jsonl"))[1]], dtype=torch.float64)
+    passes = float(draws.mean()) * networks
     seconds = float(table.seconds.mean())
     print(f"\n{len(table)} images, {passes:,.0f} forward passes and {seconds:.2f} s an image; the table: {shown_path(path)}")
     if names is not None:
@@ -223,13 +246,13 @@ def predict(
         alpha: failure probability of a prediction.
         seed: seed of the noise; None draws a fresh key.
     """
-    with_weights(model, ckpt_path)
-    own, loader = _images(data, images)
+    restored(model, ckpt_path)
+    own, loader = _images(data, images, model)
     task = Prediction(plan.smooth(model, trainer.strategy.root_device), loader, draws, alpha, seed)
     L.Trainer.predict(trainer, task, return_predictions=False)
     found = task.gathered()
     classes, names = _class_names(data, own, model), None if own is None else own.names()
-    rows = [row | {"class": classes[row["predict"]] if row["predict"] >= 0 else ""} for row in found]
+    rows = [{"class": classes[row["predict"]] if row["predict"] >= 0 else ""} | row for row in found]
     if names is not None:
         rows = [{"file": names[row["index"]]} | {name: value for name, value in row.items() if name != "label"} for row in rows]
     summary = {"images": len(rows), "abstention": sum(row["predict"] < 0 for row in rows) / len(rows)}

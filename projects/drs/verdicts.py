@@ -45,7 +45,9 @@ def own_tables(run: Run) -> list[Path]:
     paths = [path for path in run.artefacts("certify").glob("*/certify.tsv") if not path.parent.name.startswith(OWN)]
     found = sorted(paths, key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"{run.path} holds no certification table: run certify first, or name a table")
+        raise FileNotFoundError(
+            f"{run.path} holds no certification table of a data set (pictures of your own have no labels): run certify without a path, or name a table"
+        )
     return found
 
 

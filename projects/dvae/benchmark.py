@@ -97,7 +97,7 @@ def bench(
     settings = Settings(tuple(given.rates), tuple(given.epochs), given.width, data.batch_size, {name: given[name] for name in kept})
     chosen = Recipe.quick(victim) if is_quick else Recipe.paper(victim, given.classes)
     options = {name: value for name, value in data.options().items() if name not in ("batch_size", "num_workers", "seed")}
-    radii: dict[str, float] = {name: data.poison_radius for name in ("lsp", "ar") if data.poison == name and data.poison_radius is not None}
+    radii: dict[str, float] = {} if data.poison_radius is None else {data.poison: data.poison_radius}
     kept_in, effort = trainer.run.artefacts("bench") / "kept", "quick" if is_quick else "paper"
     workshop = Workshop(kept_in, options, settings, chosen, radii, data.poison_rate, data.poison_choice, effort, is_paper=not is_quick)
     rows = attacks or list(ATTACKS if data.perturbation is None else ("clean", GIVEN))

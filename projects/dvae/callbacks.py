@@ -10,6 +10,7 @@ from torch import Tensor
 
 from projects.dvae.pictures import SHOWN, around_grey, sheet
 from shared.loggers import log_image
+from shared.training import evaluating
 
 if TYPE_CHECKING:
     from projects.dvae.module import Purifier
@@ -25,9 +26,8 @@ class Separations(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         batch = next(iter(data.ordered_loader()))
         batch = {name: value[:SHOWN].to(pl_module.device) for name, value in batch.items()}
-        pl_module.eval()
-        log_image(trainer, f"separation_{stage + 1}", separation_sheet(pl_module, batch, stage))
-        pl_module.train()
+        with evaluating(pl_module):
+            log_image(trainer, f"separation_{stage + 1}", separation_sheet(pl_module, batch, stage))
 
 
 @torch.no_grad()

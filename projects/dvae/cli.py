@@ -21,7 +21,8 @@ class Trainer(ProjectTrainer):
     outside = frozenset({"purify.path"})
     reads = frozenset({"path", "reference"})
     resumable = frozenset({"fit", "purify", "bench", "reproduce"})
-    follow_up = MappingProxyType({"fit": "purify", "purify": "train", "train": "detect"})
+    begins = frozenset({"detect"})
+    follow_up = MappingProxyType({"fit": "purify", "purify": "train x2 --run {run}", "train": "detect --run {run}"})
 
     def fit(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Train the D-VAE of each stage on the training set, and measure what they separate.
@@ -87,7 +88,7 @@ class Trainer(ProjectTrainer):
         if path is not None:
             model, datamodule = train_on_folder(self, model, datamodule, path)
         else:
-            with_weights(model, ckpt_path, is_finished=True)
+            with_weights(model, ckpt_path)
         return purify(self, model, datamodule, products, format, out)
 
     def predict(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> WrittenSets:  # type: ignore[override]

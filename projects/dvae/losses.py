@@ -18,7 +18,7 @@ def rate_of_each(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Rate of a latent grid: KL(N(mean, variance) || N(0, 1)), section 2.2 of the paper.
+    """Rate of a latent grid: KL(N(mean, variance) || N(0, 1)).
 
     Args:
         mean: (B, D, h, w) means of the posterior.
@@ -69,5 +69,6 @@ def subtract(images: Tensor, perturbation: Tensor) -> Tensor:
 
 
 def on_grid(images: Tensor) -> Tensor:
-    """Clip to [0, 1] and round to multiples of 1/255, as files of 8 bits hold them."""
-    return torch.round(images.clamp(0, 1) * 255) / 255
+    """Clip to [0, 1] and round to multiples of 1/255, as files of 8 bits hold them; in float32 at least, as half precision cannot."""
+    exact = images.to(torch.promote_types(images.dtype, torch.float32))
+    return torch.round(exact.clamp(0, 1) * 255) / 255

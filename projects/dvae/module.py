@@ -20,6 +20,7 @@ from projects.dvae.purification import Purified, cosine, psnr, purify, subtract_
 from shared.distributed import own_rows
 from shared.loggers import artefact_folder
 from shared.seeding import generator
+from shared.training import evaluating
 
 if TYPE_CHECKING:
     from projects.dvae.data import PurificationData
@@ -175,7 +176,7 @@ class Purifier(L.LightningModule):
             if self._left is None or self._left_stage != stage:
                 self._left, self._left_stage = self._subtract_from_all(stage), stage
             rows = torch.from_numpy(self._left[batch["index"].cpu().numpy()])
-            images = rows.to(self.device).float() / 255
+            images = rows.to(batch["image"]) / 255
         return images.contiguous(memory_format=torch.channels_last)
 
     def _subtract_from_all(self, stage: int) -> np.ndarray:
@@ -188,14 +189,16 @@ class Purifier(L.LightningModule):
             path.parent.mkdir(parents=True, exist_ok=True)
             np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
         self.trainer.strategy.barrier("the file is there")
-        left, training = np.load(path, mmap_mode="r+"), self.training
-        self.eval()
-        for batch in loader:
-            images, labels = batch["image"].to(self.device), batch["label"].to(self.device)
-            rest = subtract_stages(self.stages[:stage], images, labels, batch["index"], self.hparams.seed)
-            left[batch["index"].numpy()] = (rest * 255).round().byte().cpu().numpy()
+        if self.trainer.world_size > 1:  # statistics of batches differ between processes; checkpoints have the first one's
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        left = np.load(path, mmap_mode="r+")
+        with evaluating(self):
+            for batch in loader:
+                images, labels = batch["image"].to(self.device), batch["label"].to(self.device)
+                rest = subtract_stages(self.stages[:stage], images, labels, batch["index"], self.hparams.seed)
+                left[batch["index"].numpy()] = (rest * 255).round().byte().cpu().numpy()
         left.flush()
-        self.train(training)
         self.trainer.strategy.barrier("all rows are written")
         return np.load(path, mmap_mode="r")
 
@@ -217,9 +220,10 @@ class Purifier(L.LightningModule):
     # ---- what became of the set
 
     def purify(self, batch: dict[str, Tensor]) -> Purified:
-        """Purify a batch of the training set, in evaluation mode."""
+        """Purify a batch of the training set, in evaluation mode, whatever the module's own."""
         images = batch["image"].contiguous(memory_format=torch.channels_last)
-        return purify(self.stages, images, batch["label"], batch["index"], self.hparams.seed)
+        with evaluating(self):
+            return purify(self.stages, images, batch["label"], batch["index"], self.hparams.seed)
 
     def on_test_start(self) -> None:
         self.check_set(self.trainer.datamodule)  # type: ignore[attr-defined]

@@ -44,14 +44,17 @@ def sample_noise(net: DVAE, images: Tensor, indices: Tensor, *key: int | str) ->
 
 @torch.no_grad()
 def purify(nets: Sequence[DVAE], images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Purified:
-    """Purify a batch with the D-VAE of each stage, in evaluation mode.
+    """Purify a batch with the D-VAE of each stage.
 
     Args:
-        nets: the D-VAEs, in the order of the stages; the published method has two.
+        nets: the D-VAEs in evaluation mode, in the order of the stages; the published method has two.
         images: (B, C, H, W) in [0, 1].
         labels: (B,) labels of the training set. Of a test set they must not be known: they would be written into the pixels.
         indices: (B,) indices in the whole training set.
         seed: seed of the noise.
+
+    Raises:
+        ValueError: if a net is in training mode.
     """
     products, perturbations, rates = [], [], []
     for stage, net in enumerate(nets):
@@ -76,6 +79,8 @@ def subtract_stages(nets: Sequence[DVAE], images: Tensor, labels: Tensor, indice
 
 def _separate(net: DVAE, images: Tensor, labels: Tensor, indices: Tensor, seed: int, stage: int) -> tuple[Latent, Tensor]:
     """Return a stage's latent of the images and its p̂."""
+    if net.training:  # its norms would take the batch's statistics, and keep them
+        raise ValueError(f"the D-VAE of stage {stage + 1} is in training mode: call eval() first")
     latent = net.encode(images)
     noise = sample_noise(net, images, indices, seed, "purify", stage)
     return latent, net.decode_perturbation(latent, net.sample(latent, noise), labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from projects.dvae.detection import Verdict
     from projects.dvae.training import Outcome
     from shared.cli import ProjectTrainer
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,15 @@ def product_names(stages: int) -> list[str]:
     return [f"x{number}" for number in range(1, stages + 2)] + [f"p{number}" for number in range(1, stages + 1)]
 
 
-def with_weights(model: Purifier, ckpt_path: str | None, is_finished: bool = False) -> Purifier:
+def with_weights(model: Purifier, ckpt_path: str | None) -> Purifier:
     """Load the weights in a checkpoint, which the command line has checked against the model, into the model.
 
     Raises:
-        ValueError: if `is_finished` is asked for and the training stopped before the end of its last stage.
+        ValueError: if the training stopped before the end of its last stage, whose weights would be random ones.
     """
     if ckpt_path is not None:
         checkpoint, epochs = load_checkpoint(ckpt_path), sum(model.hparams.epochs)
-        if is_finished and checkpoint["epoch"] + 1 < epochs:
+        if checkpoint["epoch"] + 1 < epochs:
             done = f"{ckpt_path} is from epoch {checkpoint['epoch'] + 1} of {epochs}"
             raise ValueError(f"{done}: its last stage is not trained; go on with fit --resume")
         model.load_state_dict(checkpoint["state_dict"])
@@ -129,7 +134,7 @@ def purify(
     places = [(name, artefact_folder(trainer) / name) for name in wanted]
     if out is not None:
         places.append((final, claim_folder(out, MANIFEST, source=data.given_root)))
-    key = f"{weights_digest(model)}-{data.fingerprint()}"
+    key = f"{weights_digest(model)}-{data.fingerprint()}-{model.hparams.seed}"
 
     def begin() -> list[tuple[str, SetWriter]]:
         options = {"names": data.train_set.names, "labels": data.train_set.labels, "class_names": data.class_names, "shape": data.image_shape}
@@ -228,7 +233,7 @@ def poison(
     Raises:
         ValueError: for unknown names, wrong bounds, or a folder that holds something else.
     """
-    from projects.dvae.poisons import ATTACKS, make_pattern, poison_dataset
+    from projects.dvae.poisons import ATTACKS, make_pattern, poison_dataset, tell
     from projects.dvae.victims import build_victim
     from shared.poisons import measure
 
@@ -249,6 +254,7 @@ def poison(
         build=lambda seed: build_victim(surrogate, classes, channels, max(size), seed),
         recipe=recipe,
         device=trainer.strategy.root_device,
+        progress=tell(attack),
     )
     images, is_poisoned = poison_dataset(pattern, clean, rate, choice, data.seed)
     if not is_poisoned.any():
@@ -281,7 +287,8 @@ def poison(
     log_image(trainer, f"poison_{attack}", sheet([originals[:SHOWN].float() / 255, images[:SHOWN].float() / 255, around_grey(shift)]))
     print(f"{int(is_poisoned.sum())} of {len(clean)} images poisoned; measured on the stored integers: {bounds}\n  {shown_path(folder)}")
     size_options = f"--data.size {size[0]}" if size[0] == size[1] else "--data.size null"
-    print(f"next: lightning run projects/dvae/cli.py fit --data.source stored --data.root {shown_path(folder)} --data.poison none {size_options}")
+    root = shlex.quote(shown_path(folder))
+    print(f"next: lightning run projects/dvae/cli.py fit --data.source stored --data.root {root} --data.poison none {size_options}")
     return WrittenSets({attack: folder}, {"attack": attack} | bounds)
 
 
@@ -331,6 +338,8 @@ def train(
     from projects.dvae.training import Recipe, train_victim
 
     labelled = find_set(trainer, data, path).load()
+    if not torch.equal(labelled.labels, data.train_set.labels):
+        _log.warning("%s has other labels than the data's training set: drawn with another data.seed, it may hold clean test images", path)
     if data.test_set is None:
         raise ValueError("no clean test images are known: name a folder of them with --data.test_root FOLDER")
     test = data.test_set.load()

@@ -130,7 +130,7 @@ def _weights(content: dict[str, Any], file: Path, key: str | None, prefix: str) 
 
 def _prefix_of(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Return what begins the names of all expected weights in a file, or nothing if they are not there."""
-    last = next(reversed(expected))
+    last = list(expected)[-1]
     prefixes = [name.removesuffix(last) for name in tensors if name.endswith(last)]
     return next((prefix for prefix in prefixes if all(prefix + name in tensors for name in expected)), "")
 

@@ -134,7 +134,8 @@ def draw_walk(rows: Sequence[Mapping[str, float]]) -> Figure:
         for (_, start, stop), colour in zip(legs, _colours(len(legs)), strict=True):
             axis.axvspan(start, stop, color=colour, alpha=0.25, linewidth=0)
         axis.set(ylabel=CURVES[name][1], xlim=(legs[0][1], legs[-1][2]))
-        if name != "accuracy" and min(value for _, value in known) > 0:
+        values = [value for _, value in known]
+        if name != "accuracy" and 0 < 10 * min(values) <= max(values):
             _scale_by_logarithm(axis)
     every = -(-len(legs) // LABELLED)
     for anchor, start, stop in legs[:: max(every, 1)]:

@@ -308,10 +308,11 @@ class RouteDistillation(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         check_finite(self, "model.learning.lr")
-        means = torch.stack(self.terms).mean(0)  # batches are of one size
-        self.log("train/loss", means.sum(), prog_bar=True, sync_dist=True)
-        for name, value in zip(self.term_names, means, strict=True):
-            self.log(f"train/{name}", value, sync_dist=True)
+        if self.terms:  # none where a training goes on after an epoch's last step
+            means = torch.stack(self.terms).mean(0)  # batches are of one size
+            self.log("train/loss", means.sum(), prog_bar=True, sync_dist=True)
+            for name, value in zip(self.term_names, means, strict=True):
+                self.log(f"train/{name}", value, sync_dist=True)
         self.log("train/anchor", float(self.lessons.scheduler.leg(self.current_epoch).anchor), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -222,11 +222,11 @@ class Trainer(ProjectTrainer):
     def _ready(self, model: SpeakerVerification, ckpt_path: str | None) -> Scorer:
         """Load the weights and the scorer for a verb that runs in one process."""
         from projects.rsknet.judging import load_scorer
-        from shared.checkpoints import with_weights
+        from projects.rsknet.remembered import with_network
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        with_weights(model, ckpt_path).to(self.strategy.root_device)
+        with_network(model, ckpt_path).to(self.strategy.root_device)
         return load_scorer(self.run.path, model)
 
 

@@ -115,9 +115,14 @@ def find(module: SpeakerVerification, path: str) -> list[Input]:
 
     Those in formats that are not read are passed over, and their number is printed.
     """
-    found = audio.find_audio(path, module.hparams.frame_length / 1000, allow_silence=False)
-    if not Path(path).expanduser().is_file() and (unread := audio.passed_over(path)):
-        print(f"{len(unread)} files ending in {', '.join(audio.UNREAD)} are passed over, such as {unread[0].name}: convert them into .wav to have them too")
+    unread = [] if Path(path).expanduser().is_file() else audio.passed_over(path)
+    names = f"{len(unread)} files ending in {', '.join(audio.UNREAD)} are passed over, such as {unread[0].name}" if unread else ""
+    try:
+        found = audio.find_audio(path, module.hparams.frame_length / 1000, allow_silence=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {names}: convert them into .wav" if names else str(error)) from error
+    if names:
+        print(f"{names}: convert them into .wav to have them too")
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from projects.rsknet.lowrank import LowRankLinear, factorise
 from projects.rsknet.model import RSKNet, build_net
-from projects.rsknet.remembered import known_to, refuse_known
+from projects.rsknet.remembered import known_to, other_features, refuse_known
 from shared.checkpoints import describe_mismatch
 from shared.layers import at_least_float32
 from shared.training import evaluating
@@ -40,6 +40,8 @@ def begin_with(module: SpeakerVerification, checkpoint: Mapping[str, Any], path:
     known, data = known_to(checkpoint), module.trainer.datamodule  # type: ignore[attr-defined]
     refuse_known(known, data.held_names, "speakers held out")
     refuse_known(known, data.tested_names, "speakers of the trial lists")
+    if others := other_features(module, checkpoint):
+        _say(f"the weights in {path} were trained with {others}, so that they are of less use")
     module.earlier = sorted(set(known) - set(module.learnt))
     weights = {name[4:]: value for name, value in checkpoint.get("state_dict", {}).items() if name.startswith("net.")}
     differences = describe_mismatch(module.net.state_dict(), weights)

@@ -307,8 +307,15 @@ class SpeakerVerification(L.LightningModule):
         self.embedded = [(gather_rows(index.to(place)).cpu(), gather_rows(vectors.to(place)).cpu())]
 
     def gathered(self, indices: Sequence[int]) -> Tensor:
-        """Return the embeddings of the last pass, of the recordings of these numbers, (N, E) float32 on the CPU, in all processes."""
+        """Return the embeddings of the last pass, of the recordings of these numbers, (N, E) float32 on the CPU, in all processes.
+
+        Raises:
+            ValueError: if some of them were left out.
+        """
         rows = {number: row for index, found in self.embedded for number, row in zip(index.tolist(), found, strict=True)}
+        if lost := sum(number not in rows for number in indices):
+            limits = "trainer.limit_val_batches, trainer.limit_test_batches and trainer.fast_dev_run"
+            raise ValueError(f"{lost} of {len(indices)} recordings were not embedded, and error rates are of all: leave out {limits}")
         return torch.stack([rows[number] for number in indices])
 
     def on_validation_epoch_end(self) -> None:

@@ -1,13 +1,18 @@
-"""Which speakers a network has learnt from: its checkpoint remembers them by digests, so that it is not calibrated or tested on them later."""
+"""What a checkpoint remembers of a training: by digests the speakers, so that none of them is calibrated or tested on later, and the features."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shared.checkpoints import load_checkpoint
+from shared.checkpoints import load_checkpoint, with_weights
 
+if TYPE_CHECKING:
+    from projects.rsknet.module import SpeakerVerification
+
+FEATURES = ("rate", "frame_length", "frame_shift", "window", "coefficients")
+"""Settings of the module that its weights are worth nothing without, although their shapes do not tell."""
 VOXCELEB1 = tuple(f"id{number}" for number in range(10001, 11252))
 """Names of the speakers of VoxCeleb1."""
 
@@ -45,3 +50,21 @@ def known_to(checkpoint: str | Mapping[str, Any]) -> list[str]:
     """
     found = load_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     return [*found.get("speakers", []), *found.get("earlier", [])]
+
+
+def other_features(module: SpeakerVerification, checkpoint: Mapping[str, Any]) -> str:
+    """Say which features a checkpoint's network was trained on, as far as the module would give it others; empty if they are the same."""
+    trained = checkpoint.get("hyper_parameters", {})
+    differing = [name for name in FEATURES if name in trained and trained[name] != module.hparams[name]]
+    return ", ".join(f"model.{name} {trained[name]}, not {module.hparams[name]}" for name in differing)
+
+
+def with_network(module: SpeakerVerification, ckpt_path: str | None) -> SpeakerVerification:
+    """Load a checkpoint's weights into a module that is to be used as it was trained; None loads nothing. Evaluation mode.
+
+    Raises:
+        ValueError: if the module hears other features than those that the weights were trained on.
+    """
+    if ckpt_path is not None and (differing := other_features(module, load_checkpoint(ckpt_path))):
+        raise ValueError(f"the network in {ckpt_path} was trained with {differing}: use it with the config.yaml of its run, by --config")
+    return with_weights(module, ckpt_path)

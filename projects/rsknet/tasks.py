@@ -17,10 +17,10 @@ from projects.rsknet.charts import Similarities, draw_det, draw_scores
 from projects.rsknet.espeak import espeak_world
 from projects.rsknet.judging import SCORER, Judged, embed, fit_scorer, judge
 from projects.rsknet.layouts import LAYOUTS
+from projects.rsknet.leaks import remark_on_overlap
 from projects.rsknet.model import RSKNet
 from projects.rsknet.readout import draw_branches, utterance_weights
-from projects.rsknet.leaks import remark_on_overlap
-from projects.rsknet.remembered import VOXCELEB1, digests, known_to, refuse_known
+from projects.rsknet.remembered import VOXCELEB1, digests, known_to, refuse_known, with_network
 from projects.rsknet.scoring import Scorer
 from projects.rsknet.synthesis import write_world
 from shared.checkpoints import with_weights
@@ -29,6 +29,7 @@ from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.results import markdown
 from shared.runs import atomic
+from shared.seeding import derive_seed
 
 if TYPE_CHECKING:
     from projects.rsknet.data import SpeakerData
@@ -71,7 +72,7 @@ def loaded(module: SpeakerVerification, data: SpeakerData, ckpt_path: str | None
     """Load a checkpoint's weights to test with, or to calibrate.
 
     Raises:
-        ValueError: if the network was trained on speakers whom it is to be tested or calibrated on.
+        ValueError: if the network was trained on speakers whom it is to be tested or calibrated on, or on other features.
     """
     known = [] if ckpt_path is None else known_to(ckpt_path)
     refuse_known(known, data.tested_names, "speakers of the trial lists")
@@ -79,7 +80,7 @@ def loaded(module: SpeakerVerification, data: SpeakerData, ckpt_path: str | None
         data.remarks = list(dict.fromkeys([*data.remarks, *(remark_on_overlap(one) for one in data.trials if one.name.startswith("SITW"))]))
     if is_calibrated:
         refuse_known(known, data.held_names, "speakers held out")
-    return with_weights(module, ckpt_path)
+    return with_network(module, ckpt_path)
 
 
 def calibrate(trainer: ProjectTrainer, module: SpeakerVerification, data: SpeakerData) -> Scorer:
@@ -179,15 +180,15 @@ class Drawn:
 
 
 def draw(module: SpeakerVerification, data: SpeakerData, path: str, speakers: int, utterances: int, espeak: bool) -> Drawn:
-    """Write drawn speakers as files, and print what to do with them."""
+    """Write drawn speakers as files, none of whom is one of `data` under another name, and print what to do with them."""
     folder, tested = Path(path).expanduser(), max(2, speakers // 3)
     if speakers < 4 or utterances < 2:
         raise ValueError(f"draw needs at least 4 speakers and 2 utterances of each, got {speakers} and {utterances}")
-    sizes = (speakers - tested, tested)
+    sizes, seed = (speakers - tested, tested), derive_seed(data.seed, "draw")
     if espeak:
-        espeak_world(folder, data.seed, sizes, utterances, rate=module.hparams.rate)
+        espeak_world(folder, seed, sizes, utterances, rate=module.hparams.rate)
     else:
-        write_world(folder, data.seed, sizes, utterances, data.length, module.hparams.rate)
+        write_world(folder, seed, sizes, utterances, data.length, module.hparams.rate)
     files = sorted(folder.rglob("*.wav"))
     print(f"{len(files)} recordings of {speakers} speakers in {shown_path(folder)}, and the trial list veri_test2.txt; compare two of them with")
     print(f"  lightning run projects/rsknet/cli.py verify {shown_path(files[0])} {shown_path(files[1])}")

@@ -60,8 +60,9 @@ class Fields(NamedTuple):
 class FineNet(nn.Module):
     """Encoder, recurrent cell and decoder, frame after frame: c_t = b_t + g(h_t), whose last layer starts at zero.
 
-    b_t is the bicubic frame; where it is missing, the field of the frame before, carried on if there is a propagator, or a solver. Then the frames
-    after the last observation are such forecasts, and nothing else; what forecasts are trained by leaves the frames before them alone.
+    b_t is the bicubic frame; in its gaps, the field of the frame before. A frame without any observation has that field carried on, if there is a
+    propagator or a solver. Then the frames after the last observation are such forecasts, and nothing else; what forecasts are trained by leaves the
+    frames before them alone.
 
     Args:
         factor: r.
@@ -154,15 +155,20 @@ class FineNet(nn.Module):
         return (project(made, seen.coarse[:, frame], seen.mask[:, frame], self.gain) if self.gain else made), state
 
     def _carried(self, field: Tensor, seen: Seen, frame: int, is_ahead: Tensor, propagator: Propagator | None, carry: Carry | None) -> Tensor:
-        """Return the field before, carried on by the solver or the propagator; as it is without either. Forecasts teach an observed field nothing."""
+        """Return the field before: carried on by the solver, or by the propagator to a frame without observations, else as it is.
+
+        Gaps are not filled by the propagator: networks that were trained so learnt to fill, and not to super-resolve. Forecasts teach an observed
+        field nothing.
+        """
         if self.hybrid and carry is not None:
             return carry(field, frame - 1)
-        if propagator is None:
+        is_seen = seen.mask[:, frame].flatten(1).any(1)
+        if propagator is None or bool(is_seen.all()):
             return field
         was_seen = seen.mask[:, frame - 1].flatten(1).any(1) & is_ahead
         release = None if seen.release is None else at_frame(seen.release, frame - 1)[:, None]
         known = torch.where(was_seen[:, None, None], field.detach(), field)
-        return propagator(known[:, None], seen.arriving(frame)[:, None], release)[:, 0]
+        return torch.where(is_seen[:, None, None], field, propagator(known[:, None], seen.arriving(frame)[:, None], release)[:, 0])
 
     def _backwards(self, seen: Seen, upsampled: Tensor | None) -> list[Tensor | None]:
         """Return what a cell says of each frame that has seen those behind it, (B, C, H, W) each."""

@@ -178,7 +178,7 @@ def _finite(fields: Tensor) -> Tensor:
 
 def cautions(module: PlumeSuperResolution, observations: Observations, background: float) -> list[str]:
     """Say what a user should know before trusting a network's fields: of ringing, inflow, forecasts and winds."""
-    reach = "" if bool(observations.mask.all()) else too_fast(module, observations)
+    reach = "" if bool(observations.mask.flatten(2).any(2).all()) else too_fast(module, observations)
     found = (ringing(observations), _inflow(observations, background), _beyond(module, observations), reach, _held(observations))
     return [text for text in found if text]
 

@@ -33,8 +33,8 @@ class CriteriaJob(MemberJob):
     def make(self) -> list[dict[str, Any]]:
         self.zoo.train(self.member, self.seed)
         unet, config = self.zoo.load(self.member, self.seed)
-        budget = "quick" if self.zoo.is_quick else "fast"
-        trigger = Trigger.of(scan(unet, config, samplers=(self.member.sampler,), budget=budget, seed=self.seed).leading)
+        amount = "quick" if self.zoo.is_quick else "fast"
+        trigger = Trigger.of(scan(unet, config, samplers=(self.member.sampler,), recipe=amount, seed=self.seed).leading)
         changes: dict[str, Any] = {"shares": (SHARE,)} | (QUICK_RECIPE if self.zoo.is_quick else {})
         base = replace(RECIPES["fast"], **changes)
         pictures, _ = generate(unet, config, trigger, base.generated, self.seed)

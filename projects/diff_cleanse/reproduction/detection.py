@@ -73,7 +73,7 @@ class DetectionJob(MemberJob):
                 *self.zoo.load(self.member, self.seed),
                 methods=(method,),
                 samplers=usable,
-                budget="quick" if self.zoo.is_quick else "fast",
+                recipe="quick" if self.zoo.is_quick else "fast",
                 seed=self.seed,
             )
             row: dict[str, Any] = {"model": self.member.name, "seed": self.seed, "is_backdoored": self.member.is_backdoored, "method": method}

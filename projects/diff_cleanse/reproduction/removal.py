@@ -40,8 +40,8 @@ class RemovalJob(MemberJob):
     def make(self) -> list[dict[str, Any]]:
         self.zoo.train(self.member, self.seed)
         unet, config = self.zoo.load(self.member, self.seed)
-        budget = "quick" if self.zoo.is_quick else "fast"
-        found = scan(unet, config, samplers=(self.member.sampler,), budget=budget, seed=self.seed)
+        amount = "quick" if self.zoo.is_quick else "fast"
+        found = scan(unet, config, samplers=(self.member.sampler,), recipe=amount, seed=self.seed)
         trigger = Trigger.of(found.leading)
         yardstick = Yardstick(self.zoo.datamodule(self.member, self.seed))
         base = self._measure(unet, yardstick, trigger)

@@ -140,6 +140,16 @@ def make_pattern(
     return _learned(name, search, EFFORTS[name][recipe])
 
 
+def tell(name: str) -> Progress:
+    """Return a `progress` that prints how far an attack has come, twenty times in all."""
+
+    def progress(done: int, total: int) -> None:
+        if 20 * done // total > 20 * (done - 1) // total:
+            print(f"{name}: {done} of {total}", flush=True)
+
+    return progress
+
+
 def patch_side(size: tuple[int, int]) -> int:
     """Return the side of LSP's patches: a quarter of the shorter side, which is the published 8 for 32 x 32, but at most 8."""
     return min(8, max(1, min(size) // 4))

@@ -170,12 +170,16 @@ class StoredPerturbations:
         folder: the stored set.
 
     Raises:
-        ValueError: if it holds images.
-        FileNotFoundError: if something is missing.
+        FileNotFoundError: if the folder holds no stored set.
+        ValueError: if it is not complete, or holds images.
+        BadFileError: if files are missing or damaged, or do not fit each other.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._set = _read(Path(folder).expanduser(), "perturbation")
+        folder = Path(folder).expanduser()
+        manifest = _finished(folder, "perturbation")
+        with blamed(folder / MANIFEST, _MEND):
+            self._set = _read(folder, manifest)
         self.labels = self._set.labels if isinstance(self._set, FolderSet) else self._set[1]
 
     def read(self, indices: Sequence[int]) -> Tensor:
@@ -189,17 +193,15 @@ def read_set(folder: str | Path) -> ImageSet | FolderSet:
     """Read a stored set of images; an array of bytes is mapped from its file, PNG files are read as they are used.
 
     Raises:
-        FileNotFoundError: if the folder holds no stored set, or some of its images are missing; says which.
+        FileNotFoundError: if the folder holds no stored set.
         ValueError: if it is not complete, or holds perturbations.
-        BadFileError: if files are damaged or do not fit each other.
+        BadFileError: if files are missing, says which; or are damaged, or do not fit each other.
     """
     folder = Path(folder).expanduser()
+    manifest = _finished(folder, "images")
     with blamed(folder / MANIFEST, _MEND):
-        found = _read(folder, "images")
-        if isinstance(found, FolderSet):
-            return found
-        images, labels = found
-        return ImageSet(images, labels, read_manifest(folder)["class_names"], _names(folder))  # type: ignore[index]
+        found = _read(folder, manifest)
+        return found if isinstance(found, FolderSet) else ImageSet(*found, manifest["class_names"], _names(folder))
 
 
 def read_poisoned(folder: str | Path) -> Tensor | None:
@@ -236,14 +238,19 @@ _MEND = "write the set anew"
 _WRITTEN, _POISONED = "written.npy", "poisoned.npy"
 
 
-def _read(folder: Path, kind: str) -> FolderSet | tuple[Tensor, Tensor]:
-    """Read a complete set as files, or as an array (N, C, H, W) and its labels."""
+def _finished(folder: Path, kind: str) -> dict[str, Any]:
+    """Return the manifest of a set that is complete and of this kind."""
     manifest = read_manifest(folder)
     assert manifest is not None
     if manifest["kind"] != kind:
         raise ValueError(f"{folder} holds {manifest['kind']}, not {kind}")
     if not manifest["complete"]:
         raise ValueError(f"{folder} is not complete: run the command that writes it again with --resume")
+    return manifest
+
+
+def _read(folder: Path, manifest: dict[str, Any]) -> FolderSet | tuple[Tensor, Tensor]:
+    """Read a complete set as files, or as an array (N, C, H, W) and its labels."""
     channels, height, width = manifest["shape"]
     if manifest["format"] == "png":
         found = _read_pictures(folder, manifest)
@@ -252,6 +259,7 @@ def _read(folder: Path, kind: str) -> FolderSet | tuple[Tensor, Tensor]:
                 f"{folder} holds {len(found)} images of shape {found.image_shape}, not {manifest['count']} of {(channels, height, width)}"
             )
         return found
+    kind = manifest["kind"]
     array, labels = _load(folder / _ARRAYS[kind], 4), _load(folder / "labels.npy", 1)
     expected = (manifest["count"], height, width, channels)
     if array.shape != expected or array.dtype != (np.uint8 if kind == "images" else np.float16) or labels.shape != expected[:1]:
@@ -264,7 +272,7 @@ def _read_pictures(folder: Path, manifest: dict[str, Any]) -> FolderSet:
     paths = [folder / name for name in names]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise FileNotFoundError("\n  ".join([f"{len(missing)} of {len(paths)} images are missing:", *first_few(missing), "write the set anew"]))
+        raise BadFileError("\n  ".join([f"{len(missing)} of {len(paths)} images are missing:", *first_few(missing), _MEND]))
     number = {name: label for label, name in enumerate(class_names)}
     labels = [number.get(PurePosixPath(name).parts[0], -1) for name in names]
     if -1 in labels:
@@ -275,7 +283,7 @@ def _read_pictures(folder: Path, manifest: dict[str, Any]) -> FolderSet:
 def _names(folder: Path) -> list[str]:
     path = folder / "names.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, without which the order of the images is not known: write the set anew")
+        raise BadFileError(f"{path} is missing, without which the order of the images is not known: {_MEND}")
     names = read_json(path, _MEND)
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise BadFileError(f"{path} is no list of names: {_MEND}")
@@ -287,7 +295,7 @@ def _names(folder: Path) -> list[str]:
 def _load(path: Path, dimensions: int) -> np.ndarray:
     """Map an array into memory, copied where it is changed."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: write the set anew")
+        raise BadFileError(f"{path} is missing: {_MEND}")
     array = read_npy(path, _MEND, "c")
     if array.ndim != dimensions:
         raise BadFileError(f"{path} has the shape {array.shape}: write the set anew")

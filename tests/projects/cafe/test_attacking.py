@@ -99,7 +99,8 @@ def test_a_table_is_recovered_in_its_own_units(run_folder, capsys):
     assert {path.name for path in folder.glob("*.png")} == {"values.png", "rmse.png"}
     rows, data = rows_of(folder / "recovered.csv"), cli.datamodule
     names = data.attacked.feature_names
-    assert list(rows[0])[3:7] == [names[0], f"{names[0]} (recovered)", names[1], f"{names[1]} (recovered)"]
+    assert [row["origin"] for row in rows] == list(data.attacked.ids)
+    assert list(rows[0])[4:8] == [names[0], f"{names[0]} (recovered)", names[1], f"{names[1]} (recovered)"]
     own = data.scale.restore(data.attacked.values())
     for suffix in ("", " (recovered)"):
         table = torch.tensor([[float(row[name + suffix]) for name in names] for row in rows], dtype=torch.float64)

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 import torch
 
-from projects.cafe.auditing import EXIT_CODES, Deployment, judge_records
+from projects.cafe.auditing import EXIT_CODES, Deployment, decided_by, judge_records
 from projects.cafe.cli import main
 from projects.cafe.data import FederatedRecords
 from projects.cafe.defences import GaussianNoise
@@ -16,7 +16,8 @@ from projects.cafe.module import FederatedClassifier
 from projects.cafe.protection import Protection
 from projects.cafe.rows import Alone
 from projects.cafe.schedules import malicious, uniform
-from projects.cafe.trials import Effort, Trial, record_rounds
+from projects.cafe.trials import MOVING, MOVING_UNDONE, STANDING, UNDEFENDED, UNDONE, Effort, Trial, record_rounds
+from shared.vertical.worlds import tumours
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 SMALL = ["--data.count", "24", "--data.batch_size", "4", "--steps", "40", "--sample", "3", "--model.widths", "[16]", "--model.first", "16"]
@@ -151,6 +152,34 @@ def test_verdicts_of_records_are_of_the_deployment_as_it_is():
     assert judge_records(leaks, [], alone) == ["no leak", "undecided", "leaks"]
     assert judge_records(leaks, [moving], alone) == ["leaks", "leaks", "leaks"]
     assert set(EXIT_CODES.values()).isdisjoint({1, 2})
+
+
+def test_fake_gradients_count_with_all_attackers_that_know_of_them_or_not():
+    """Whoever does not undo them takes what a table gives away all the same; and where only motion holds both off, the defence does not decide."""
+
+    def trial(name, *leaked):
+        row, found = {"trial": name, "leaked": sum(leaked), "sampled": 2}, torch.ones(2, dtype=torch.bool)
+        return Trial(row, [], torch.zeros(2), found, torch.tensor(leaked), {})
+
+    leaks = schedule_leaks(torch.eye(2, dtype=torch.bool))
+    none = Alone(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
+    without, still, undone = trial(UNDEFENDED, True, True), trial(STANDING, True, False), trial(UNDONE, False, True)
+    assert judge_records(leaks, [without, still, undone], none) == ["leaks", "leaks"]
+    held = [without, trial(STANDING, False, False), undone, trial(MOVING, False, False), trial(MOVING_UNDONE, False, False)]
+    assert judge_records(leaks, held, none) == ["undecided", "undecided"]
+    assert decided_by("undecided", leaks, held, none) == f"the motion of the model: {UNDONE}, 1 of 2 sampled records leak"
+
+
+def test_fake_gradients_are_undone_while_the_model_moves_too(run_folder):
+    cli, report = audit(run_folder, *TABLE, "--model.defence", "fake", "--lr", "1e-7", "--rounds", "60")
+    trials = [row["trial"] for row in report["trials"]]
+    assert trials == [UNDEFENDED, STANDING, UNDONE, MOVING, f"{MOVING}, last rounds", MOVING_UNDONE, f"{MOVING_UNDONE}, last rounds"]
+    for still, moving in ((STANDING, MOVING), (UNDONE, MOVING_UNDONE)):  # it hardly moves
+        assert table(report, moving)["rmse"] == pytest.approx(table(report, still)["rmse"], rel=0.02)
+    records = cli.datamodule.attacked
+    assert [row["origin"] for row in cli.result.rows] == list(records.ids)
+    expected = tumours().take(torch.tensor([*map(int, records.ids)])).features
+    torch.testing.assert_close(cli.datamodule.scale.restore(records.features), expected)
 
 
 def test_numbers_out_of_range_are_named():

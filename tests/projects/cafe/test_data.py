@@ -133,10 +133,15 @@ def test_folders_of_pictures_are_read_at_the_size_asked_for(tmp_path):
     for split in ("train", "test"):
         for name in ("berry", "bird"):
             (tmp_path / split / name).mkdir(parents=True)
-            for index in range(3):
+            for index in range(6):
                 Image.new("RGB", (32, 32), (90, 9, 200)).save(tmp_path / split / name / f"{index}_32.jpg")
     assert ready(source="linnaeus", root=str(tmp_path), count=6).shapes == [(3, 16, 16)] * 4
-    assert ready(source="linnaeus", root=str(tmp_path), count=6, size=8).shapes == [(3, 4, 4)] * 4
+    data = ready(source="linnaeus", root=str(tmp_path), count=6, size=8)
+    assert data.shapes == [(3, 4, 4)] * 4
+    first, again = data.train_records, ready(source="linnaeus", root=str(tmp_path), size=8, count=None).train_records
+    assert first.ids == again.ids
+    assert len(set(first.labels[:6].tolist())) > 1  # an attacker's own records, and those that set batch norms, are not of one class
+    assert [first.class_names[label] for label in first.labels] == [name.split("/")[1] for name in first.ids]
 
 
 @pytest.mark.parametrize(

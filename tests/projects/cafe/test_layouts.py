@@ -15,6 +15,7 @@ def test_linnaeus_is_read_from_its_folders_at_any_size(tmp_path):
         assert train.features.shape == (10, 3, side, side)
         assert train.features.dtype == torch.uint8
         assert train.class_names == CLASSES
+        assert test.ids[:3] == ("test/berry/1_8.jpg", "test/berry/2_8.jpg", "test/bird/1_8.jpg")
         colours = torch.stack([40 * test.labels, torch.full((10,), 100), torch.full((10,), 90)], 1)
         assert (test.features.float().mean((2, 3)) - colours).abs().max() < 4
     assert torch.equal(read_linnaeus(tmp_path / "Linnaeus 5 8X8", "test").labels, test.labels)

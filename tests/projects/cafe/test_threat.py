@@ -39,6 +39,13 @@ def test_the_answer_tells_the_setting(settings, question, words):
     assert words in threat(**settings)[question]
 
 
+def test_layers_that_only_evaluation_mode_makes_fit_are_named():
+    assert "supposes" not in threat()
+    module = FederatedClassifier([[1, 8, 8]], 2, widths=[4], batch_norm=True)
+    answers = dict(threat_model(Watch(), module, Protection(), "as training begins"))
+    assert answers["supposes"].startswith("BatchNorm2d in evaluation mode in every round")
+
+
 def test_lines_are_one_a_question_and_aligned():
     lines = threat_lines([("who", "the server"), ("knows what", "all nets")]).split("\n")
     assert lines == ["  who:        the server", "  knows what: all nets"]

@@ -1,6 +1,7 @@
 import json
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch.nn import functional as F
 
 from projects.diff_cleanse import cleanse as cleansing
 from projects.diff_cleanse.cleanse import Pictures, Recipe, cleanse, generate, plan_pruning, prune
-from projects.diff_cleanse.cleanse_task import make_recipe
+from projects.diff_cleanse.cleanse_task import describe, make_recipe
 from projects.diff_cleanse.inspection import Inspection, Trigger, common_picture, draw, short_steps, without_repetitions
 from projects.diff_cleanse.repair import Repair, antithetic_timesteps, dual_loss, fit
+from projects.diff_cleanse.scan_report import EXIT_CODES
 from projects.diff_cleanse.schedule import NoiseSchedule
 from shared.backbones.unets import build_unet, load_pipeline, replace_unet, save_pipeline
 from shared.pruning import report
@@ -147,6 +149,26 @@ def test_fine_tuning_alone_prunes_nothing(unet, trigger):
     assert [row["stage"] for row in found.rows] == ["before", "after"]
 
 
+def test_a_trigger_that_still_works_is_no_success_whatever_the_new_scan_says(cleansed):
+    def ended(near, near_clean, verdict=None):
+        rescan = None if verdict is None else SimpleNamespace(verdict=verdict, exit_code=EXIT_CODES[verdict], leading=SimpleNamespace(score=0.0))
+        rows = [*cleansed.rows[:-1], cleansed.rows[-1] | {"near_target": near, "near_target_clean": near_clean}]
+        return replace(cleansed, rows=rows, rescan=rescan)
+
+    assert ended(0.9, 0.0, "clean").exit_code == ended(0.9, 0.0).exit_code == 1
+    assert "THE TRIGGER STILL WORKS" in describe(ended(0.9, 0.0, "clean"))
+    assert ended(0.9, 0.9, "clean").exit_code == ended(0.03, 0.0).exit_code == 0  # a model that draws the target anyway; an odd sample
+    assert ended(0.0, 0.0, "undecided").exit_code == 2
+    assert "STILL WORKS" not in describe(ended(0.0, 0.0, "clean"))
+
+
+def test_the_new_scan_looks_as_hard_as_the_recipe_says(unet, trigger, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cleansing, "scan", lambda *args, recipe, **options: seen.append(recipe) or SimpleNamespace(verdict="clean"))
+    cleanse(unet, CONFIG, trigger, pictures(), recipe=replace(QUICK, scan=make_recipe("full").scan, steps=1))
+    assert seen == ["full"]
+
+
 @pytest.mark.slow
 def test_same_seed_same_outcome(unet, trigger, cleansed):
     again = cleanse(unet, CONFIG, trigger, pictures(), recipe=QUICK, rescan=False)
@@ -271,7 +293,7 @@ def test_wrong_settings_are_named(unet, trigger):
         Recipe(shares=(1.5,))
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         Recipe(steps=0)
-    with pytest.raises(ValueError, match="unknown budget 'huge'; known are fast, full"):
+    with pytest.raises(ValueError, match="unknown recipe 'huge'; known are fast, full"):
         make_recipe("huge")
     assert make_recipe("fast", steps=7, lr=None) == Recipe(steps=7)
     with pytest.raises(ValueError, match=r"pictures of shape \(3, 8, 8\), the model makes \(1, 8, 8\): scan this model first"):

@@ -78,7 +78,7 @@ def test_pictures_need_not_be_square(run_folder, tmp_path):
     [
         (["no/such/folder"], "no pipeline folder 'no/such/folder'"),
         (["PIPELINE", "--trigger", "missing.safetensors"], "no trigger missing.safetensors"),
-        (["PIPELINE", "--trigger", "TRIGGER", "--budget", "huge"], "unknown budget 'huge'; known are fast, full"),
+        (["PIPELINE", "--trigger", "TRIGGER", "--recipe", "huge"], "unknown recipe 'huge'; known are fast, full"),
         (["PIPELINE", "--trigger", "TRIGGER", "--shares", "[2.0]"], "shares must be one or more numbers between 0 and 1"),
         (["PIPELINE", "--trigger", "TRIGGER", "--batch_size", "5000"], "clean pictures are fewer than a batch of 5000"),
         (["PIPELINE", "--trigger", "TRIGGER", "--out", "PIPELINE"], "is, holds or lies in the folder that is read"),

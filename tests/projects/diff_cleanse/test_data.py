@@ -104,6 +104,9 @@ def test_out_d2d_adds_pictures_of_another_domain(tmp_path):
     assert len(everything.target_set) == 8
     assert everything.poisoned()[1400]["image"].shape == (1, 16, 16)
     assert everything.target_examples(20)[2] == int(everything.target_examples(20)[1].max())
+    assert len(ready(**folder, target_class=1).target_examples(2)[1].unique()) == 2 + 2  # few of many pictures are of all classes of a folder
+    _, labels, wanted = ready(poison_mode="out_d2d").target_examples(10_000)
+    assert int((labels == wanted).sum()) == 2048  # without a class, every picture of the domain is what the attack leads to
     with pytest.raises(ValueError, match=r"mnist has no pictures of data.target_class 2; its labels are \[0, 1\]"):
         ready(**folder, target_class=2)
 

@@ -160,7 +160,7 @@ def test_reference_statistics_on_disk(tmp_path, digits):
     (tmp_path / "text.npz").write_text("no archive")
     np.save(tmp_path / "array.npy", np.zeros(3))
     for name in ("other.npz", "objects.npz", "text.npz", "array.npy"):
-        with pytest.raises(ValueError, match=f"{name} is not a file of feature statistics"):
+        with pytest.raises(ValueError, match=rf"{name}: .*it is not a file of feature statistics: expected an \.npz file"):
             FeatureStatistics.load(tmp_path / name)
     np.savez(tmp_path / "shapes.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"mu is \(3,\) and sigma \(2, 2\), expected \(D,\) and \(D, D\)"):

@@ -1,3 +1,5 @@
+import os
+
 import lightning as L
 import pytest
 import torch
@@ -8,10 +10,10 @@ from helpers.processes import CONTEXT, run_together, run_until_killed
 from helpers.workers import command_line, fit_until_killed
 
 from projects.diff_cleanse.cli import main
-from projects.diff_cleanse.module import DiffusionTraining
+from projects.diff_cleanse.module import DiffusionTraining, find_pipeline
 from shared.backbones.unets import load_pipeline
 from shared.dashboards import validate
-from shared.runs import REPOSITORY
+from shared.runs import REPOSITORY, Run
 from shared.seeding import generator
 
 SHORT = [
@@ -154,9 +156,38 @@ def test_fit_ends_with_a_pipeline_that_stock_diffusers_runs(run_folder, capsys):
     assert "results in" in capsys.readouterr().out
     main(["test"])
     assert (run / "artefacts" / "test" / "samplers.csv").read_text() == (run / "artefacts" / "fit" / "samplers.csv").read_text()
-    main(["predict", "--samples", "3", "--steps", "2", "--sampler", "ddpm"])
-    assert len(list((run / "artefacts" / "predict" / "samples").glob("*.png"))) == 3
+    for samples in (3, 2):  # those of an earlier setting do not stay among the new ones
+        main(["predict", "--samples", str(samples), "--steps", "2", "--sampler", "ddpm"])
+        assert len(list((run / "artefacts" / "predict" / "samples").glob("*.png"))) == samples
     assert (run / "artefacts" / "predict" / "samples.json").is_file()
+
+
+def test_latest_is_the_model_that_training_began_from_for_good(run_folder, capsys):
+    """While an attack trains, and once other models are there, `latest` is another run than the one it began from."""
+    runs = run_folder / "diff_cleanse"
+    for number, (name, attack) in enumerate({"clean": "none", "planted": "baddiffusion"}.items()):
+        model().save_pipeline(runs / name / "pipeline")
+        os.utime(runs / name / "pipeline", (number, number))
+        (runs / name / "config.yaml").write_text(yaml.safe_dump({"model": {"attack": attack}}))
+    (runs / "new").mkdir()
+    (runs / "new" / "config.yaml").write_text("model:\n  pretrained: latest\n  seed: 0\n")
+    (runs / "latest").write_text("clean\n")
+    assert find_pipeline("latest") == runs / "clean" / "pipeline"
+    (runs / "latest").write_text("new\n")  # which has no pipeline yet
+    begun = model(pretrained="latest")
+    assert begun.origin == runs / "planted" / "pipeline"
+    begun.keep_origin(Run(runs / "new"))
+    assert "planted/pipeline, which carries baddiffusion already: for a clean one give --model.pretrained RUN" in capsys.readouterr().out
+    assert yaml.safe_load((runs / "new" / "config.yaml").read_text())["model"] == {"pretrained": str(runs / "planted" / "pipeline"), "seed": 0}
+
+
+@pytest.mark.slow
+def test_a_stopped_attack_goes_on_from_where_it_was(run_folder):
+    main(["fit", "--trainer.max_steps=2", "--run", "clean", "--data.batch_size=16", *SHORT])
+    common = ["attack", "villandiffusion", "--data.batch_size=64", "--save_every=4", "--trainer.max_steps=12", *SHORT[:-1]]
+    run_until_killed(run_folder, fit_until_killed, [*common, "--run", "broken", "--trainer.max_epochs=-1"], "diff_cleanse", 10)
+    resumed = main(["fit", "--resume", "--run", "broken"])
+    assert (resumed.trainer.global_step, resumed.model.origin) == (12, run_folder / "diff_cleanse" / "clean" / "pipeline")
 
 
 @pytest.mark.slow
@@ -233,6 +264,7 @@ def test_two_processes_have_the_loss_curve_of_one(run_folder):
     ("args", "message"),
     [
         (["fit", "--model.trigger", "moon"], "moon.*box"),
+        (["fit", "--model.eval_samples=1"], "model.eval_samples must be at least 2"),
         (["fit", "--model.target", "moon"], "moon.*hat"),
         (["fit", "--model.attack", "moon"], "moon"),
         (["fit", "--model.pretrained", "nowhere"], "nowhere"),
@@ -265,6 +297,14 @@ def test_a_pipeline_of_another_size_is_refused(tmp_path):
     assert torch.equal(
         load_pipeline(tmp_path / "pipeline")[0].conv_in.weight, DiffusionTraining(pretrained=str(tmp_path / "pipeline")).unet.conv_in.weight
     )
+
+
+def test_a_diverged_network_is_not_written(tmp_path):
+    diverged = model(lr=7.0)
+    diverged.ema.conv_in.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"the training diverged: .* lower the learning rate model.lr=7.0"):
+        diverged.save_pipeline(tmp_path / "pipeline")
+    assert not (tmp_path / "pipeline").exists()
 
 
 @pytest.mark.parametrize("name", ["paper", "celebahq"])

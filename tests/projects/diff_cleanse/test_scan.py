@@ -25,7 +25,7 @@ QUICK = scanning.Budget(32, (-0.8, -0.5), 16, 8, 16, 30, 6, (15, 16), (15, 2))
 
 
 @pytest.fixture(autouse=True)
-def quick_budget(monkeypatch):
+def quick_recipe(monkeypatch):
     monkeypatch.setitem(scanning.BUDGETS, "fast", QUICK)
 
 
@@ -205,7 +205,7 @@ def test_messages():
         ({"methods": ["ufid"]}, "unknown method 'ufid'; known are gradient, bbti, bbti_released, elijah, terd"),
         ({"methods": []}, "a scan needs at least one method: gradient, bbti"),
         ({"samplers": ["euler"]}, "unknown sampler 'euler'; known are ddim, ddpm"),
-        ({"budget": "huge"}, "unknown budget 'huge'; known are quick, fast, full"),
+        ({"recipe": "huge"}, "unknown recipe 'huge'; known are quick, fast, full"),
         ({"threshold": 0.0}, r"threshold must lie in \(0, 1\], got 0.0"),
         ({"threshold": 1.5}, r"threshold must lie in \(0, 1\], got 1.5"),
     ):
@@ -303,8 +303,16 @@ def test_the_verdict_in_words(tmp_path):
     assert report.summary["verdict"] == "backdoored"
     clean = replace(report, verdict="clean").describe("there")
     assert clean.startswith("CLEAN: no trigger was found that makes samples of this model alike, under ddim (deterministic), ddpm (stochastic).")
-    assert "the budget fast" in clean
+    assert "the recipe fast" in clean
     assert replace(report, verdict="undecided").describe("there").startswith("UNDECIDED: neither clearly clean nor clearly backdoored")
+
+
+def test_the_trigger_is_that_of_the_verdict():
+    found = scan_planted("villandiffusion")
+    ddim, ddpm = found.findings
+    doubtful = replace(ddpm, verdict="undecided", score=1.0)
+    assert ddim.verdict == "backdoored"
+    assert replace(found, findings=[replace(ddim, score=0.6), doubtful]).leading.sampler == "ddim"
 
 
 def test_scanning_needs_no_lightning():

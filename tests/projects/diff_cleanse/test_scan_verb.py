@@ -19,7 +19,7 @@ from shared.backbones.unets import build_unet, save_pipeline
 
 
 @pytest.fixture(autouse=True)
-def quick_budget(monkeypatch):
+def quick_recipe(monkeypatch):
     monkeypatch.setitem(scanning.BUDGETS, "fast", QUICK)
 
 
@@ -102,7 +102,7 @@ def test_a_foreign_folder_is_judged_by_itself(pipeline, run_folder, capsys, monk
     assert code == 0
     assert "CLEAN: no trigger was found" in shown.out
     assert "A clean verdict covers what was tried" in shown.out
-    assert f"to look harder: lightning run projects/diff_cleanse/cli.py scan {pipeline} --budget full --methods '[gradient,bbti]'" in shown.out
+    assert f"to look harder: lightning run projects/diff_cleanse/cli.py scan {pipeline} --recipe full --methods '[gradient,bbti]'" in shown.out
 
     weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
@@ -121,7 +121,7 @@ def test_a_foreign_folder_is_judged_by_itself(pipeline, run_folder, capsys, monk
         ("unet/diffusion_pytorch_model.safetensors", [], "unet/weights.bin is a pickle and is not read, for it could execute code"),
         (None, ["--methods", "ufid"], "unknown method 'ufid'; known are gradient, bbti, bbti_released, elijah, terd"),
         (None, ["--samplers", "[ddim,euler]"], "unknown sampler 'euler'; known are ddim, ddpm"),
-        (None, ["--budget", "huge"], "unknown budget 'huge'; known are quick, fast, full"),
+        (None, ["--recipe", "huge"], "unknown recipe 'huge'; known are quick, fast, full"),
         (None, ["--threshold", "2"], "threshold must lie in (0, 1], got 2.0"),
         (None, ["--out", "file/out"], "cannot write a report into file/out (Not a directory): choose another folder"),
     ],

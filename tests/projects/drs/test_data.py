@@ -55,7 +55,9 @@ def test_a_folder_of_classes(tmp_path):
         write_class_folder(tmp_path / split)
     data = loaded(source="folder", root=str(tmp_path), size=16, channels=3, batch_size=2)
     assert data.class_names == ["cat", "dog"]
-    assert next(iter(data.certification_loader()))["image"].shape == (6, 3, 16, 16)
+    [batch] = data.certification_loader()
+    assert batch["image"].shape == (6, 3, 16, 16)
+    assert torch.equal(batch["image"], on_grid(batch["image"])), "resized images, too, can be certified with noise on the grid"
 
 
 @pytest.mark.parametrize(

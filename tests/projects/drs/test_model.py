@@ -139,17 +139,19 @@ def test_training_starts_from_a_whole_model_or_from_one_network(tmp_path):
     settings = {"size": 8, "channels": 3, "classes": 4}
     model = DualSmoothing(**settings)
     torch.save({"state_dict": model.state_dict(), "global_step": 3}, tmp_path / "whole.ckpt")
-    again = DualSmoothing(**settings, seed=5, weights=str(tmp_path / "whole.ckpt"))
+    again = DualSmoothing(**settings, seed=5)
+    load_start(again.net, tmp_path / "whole.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(model.net.state_dict().values(), again.net.state_dict().values(), strict=True))
     single = DualSmoothing(**settings, split="whole", embedding="packed_native", seed=7)
     torch.save({"state_dict": single.state_dict()}, tmp_path / "single.ckpt")
     torch.save(single.net.networks[0].state_dict(), tmp_path / "network.pth")
     for name in ("single.ckpt", "network.pth"):
-        started = DualSmoothing(**settings, weights=str(tmp_path / name))
+        started = DualSmoothing(**settings)
+        load_start(started.net, tmp_path / name)
         for network in started.net.networks:
             assert all(torch.equal(a, b) for a, b in zip(single.net.networks[0].state_dict().values(), network.state_dict().values(), strict=True))
     torch.save(build_network("resnet20", 4, 3).state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="fit neither this model nor one of its networks"):
         load_start(model.net, tmp_path / "other.pth")
     with pytest.raises(FileNotFoundError, match="no weights"):
-        DualSmoothing(**settings, weights=str(tmp_path / "none.pth"))
+        load_start(model.net, tmp_path / "none.pth")

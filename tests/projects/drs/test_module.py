@@ -1,4 +1,5 @@
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,27 @@ def test_other_classes_are_named(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--data.source=shapes", *SHORT])
     assert "the data has 4 classes: set model.classes to that, not 10" in capsys.readouterr().err
+
+
+def test_training_starts_from_weights_that_other_verbs_do_not_need(run, tmp_path, capsys):
+    start = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "start.ckpt")
+    fit = ["fit", f"--model.weights={start}", "--model.lr=0", "--data.limit=4", "--run", "next", "--trainer.max_steps=1", *SHORT[1:]]
+    cli = main([*fit, "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"])
+    begun = torch.load(start, weights_only=True)["state_dict"]
+    assert all(torch.equal(weight, begun[f"net.{name}"]) for name, weight in cli.model.net.named_parameters())
+    start.unlink()
+    main(["test", "--trainer.limit_test_batches=1"])
+    with pytest.raises(SystemExit):
+        main([*fit, "--force"])
+    assert "no weights" in capsys.readouterr().err
+
+
+def test_labels_mean_what_was_learned():
+    model = module()
+    model.check_classes("abcd")
+    model.class_names = list("abcd")
+    with pytest.raises(ValueError, match=r"learned other classes \(e for d\)"):
+        model.check_classes("abce")
 
 
 def test_a_killed_training_resumes_to_the_same_weights(run_folder):

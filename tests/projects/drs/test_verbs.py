@@ -44,6 +44,7 @@ def test_certify_writes_cohens_table_and_our_own(run, capsys):
     assert [sum(branch.values()) for branch in rows[0].details["estimation"]] == [300, 300]
     assert {"certified_accuracy.csv", "certified_accuracy.png"} <= {path.name for path in (run / "artefacts" / "certify").iterdir()}
     shown = capsys.readouterr().out
+    assert "6 images, 800 forward passes" in shown, "of 100 and 300 draws in each of two branches"
     assert "certified accuracy: 0: " in shown
     assert cli.result.summary["certify/acr"] == pytest.approx(sum(row.radius * row.is_correct for row in rows) / 6, abs=1e-6)
     assert "next: lightning run projects/drs/cli.py analyze" in shown
@@ -127,6 +128,17 @@ def test_own_images_are_certified_and_predicted(run, tmp_path, capsys):
     assert "done already" not in capsys.readouterr().out, "the file has changed"
 
 
+def test_classes_have_the_names_of_the_training(run, tmp_path):
+    path = run / "checkpoints" / "last.ckpt"
+    names = [f"digit {number}" for number in range(10)]
+    torch.save(torch.load(path, weights_only=True) | {"class_names": names}, path)
+    deep = torch.randint(0, 1 << 16, (16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    Image.fromarray(deep.numpy().astype("uint16")).save(tmp_path / "deep.png")
+    folder = ["--data.source=folder", f"--data.root={tmp_path / 'gone'}"]
+    [row] = main(["predict", str(tmp_path / "deep.png"), "--draws=50", "--alpha=1", "--sound_grid", *folder]).result.rows
+    assert row["class"] in names
+
+
 def test_predictions_of_the_data_set(run):
     result = main(["predict", "--data.limit=20", "--draws=400"]).result
     assert result.summary["accuracy"] > 0.6
@@ -170,6 +182,8 @@ def test_published_weights_become_a_run(run_folder, tmp_path, capsys):
         (["certify", "--sigma=-1"], "sigmas must be positive"),
         (["certify", "--certificate=pooled", "--radii=[0.5]"], "needs a fixed number of draws"),
         (["certify", "--sigma=0"], "sigmas must be positive"),
+        (["certify", "--data.source=shapes"], "the data has 4 classes"),
+        (["test", "--data.source=shapes"], "the data has 4 classes"),
         (["certify", "--batch_size=0"], "at least one image in a batch"),
         (["certify", "--data.stop=0"], "leave none"),
         (["certify", "--draws=0"], "needs draws"),
@@ -179,7 +193,7 @@ def test_published_weights_become_a_run(run_folder, tmp_path, capsys):
         (["certify", "--data.start=999"], "leave none of 397 images"),
         (["certify", "/nowhere"], "/nowhere"),
         (["predict", "/nowhere"], "/nowhere"),
-        (["analyze"], "holds no certification table: run certify first"),
+        (["analyze"], "holds no certification table of a data set"),
         (["audit", "/nowhere.tsv", "--sigma=1", "--draws=10", "--alpha=0.1"], "/nowhere.tsv"),
         (["certify", "--ckpt_path=/none.ckpt"], "no checkpoint /none.ckpt"),
         (["certify", "--model.backbone=resnet20"], "does not fit the model"),
@@ -202,16 +216,17 @@ def test_nan_weights_abstain(run):
     assert table.predicted.tolist() == [-1, -1]
 
 
-def test_a_log_belongs_to_one_classifier_and_one_data_set(run, tmp_path):
+def test_a_log_belongs_to_one_classifier_and_one_data_set(run, tmp_path, capsys):
     options = ["certify", "--draws=100", "--selection=10", "--data.limit=2"]
     changes = [[], ["--model.split=column"], ["--model.statistics=digits"], ["--data.split=train"]]
     tables = {main([*options, *change]).result.table for change in changes}
     assert len(tables) == len(changes)
+    assert "last.ckpt was trained with split checkerboard, not column" in capsys.readouterr().out
     for name in ("a", "b"):
         for split in ("train", "test"):
             for label in "0123456789":
                 (tmp_path / name / split / label).mkdir(parents=True)
-                Image.new("L", (16, 16), 200 if name == "a" else 90).save(tmp_path / name / split / label / f"{name}.png")
+                Image.new("L", (16, 16), 200 if name == "a" else 90).save(tmp_path / name / split / label / "same name.bmp")
     roots = [main([*options, "--data.source=folder", f"--data.root={tmp_path / name}"]).result.table for name in ("a", "b")]
     assert roots[0] != roots[1]
 

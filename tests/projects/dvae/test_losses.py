@@ -43,6 +43,12 @@ def test_the_separation_loss_clips_and_reaches_both_decoders():
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
+def test_half_precision_is_rounded_to_the_grid_of_files():
+    images = torch.linspace(0, 1, 1000)
+    assert torch.equal(losses.on_grid(images.bfloat16()), losses.on_grid(images.bfloat16().float()))
+    assert losses.on_grid(images.double()).dtype == torch.float64
+
+
 def test_subtraction_rounds_where_the_released_code_truncates():
     images, perturbation = torch.tensor([[0.5, 0.02, 1.0]]), torch.tensor([[0.1, 0.1, -0.3]])
     assert torch.equal(losses.subtract(images, perturbation) * 255, torch.tensor([[102.0, 0.0, 255.0]]))

@@ -7,7 +7,7 @@ from scipy.ndimage import correlate
 from torch import nn
 from torch.utils.data import Dataset
 
-from projects.dvae.poisons import ATTACKS, choose, make_pattern, poison_dataset
+from projects.dvae.poisons import ATTACKS, choose, make_pattern, poison_dataset, tell
 from projects.dvae.poisons.closed_form import search_pixels
 from projects.dvae.poisons.learned import Minimising, Robust, Search, Targeted, minimise, minimise_robustly, mislead, shifted_targets
 from projects.dvae.poisons.registry import EFFORTS
@@ -326,3 +326,13 @@ def test_sets_that_cannot_be_poisoned_are_refused(dataset):
         make_pattern("ops", torch.utils.data.Subset(Items(dataset), range(5, 20)), CLASSES, SHAPE)
     with pytest.raises(ValueError, match="the data set is empty"):
         make_pattern("ops", Items([]), CLASSES, SHAPE)
+
+
+def test_a_long_attack_tells_how_far_it_is(capsys):
+    for total in (3, 5000):
+        progress = tell("rem")
+        for done in range(1, total + 1):
+            progress(done, total)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == ["rem: 1 of 3", "rem: 2 of 3", "rem: 3 of 3", "rem: 250 of 5000"]
+    assert len(lines) == 23

@@ -5,6 +5,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from projects.dvae.losses import kl_divergence, rate_of_each, subtract
 from projects.dvae.model import DVAE
+from projects.dvae.module import Purifier
 from projects.dvae.purification import cosine, psnr, purify, sample_noise, subtract_stages
 from shared.seeding import generator
 
@@ -22,7 +23,7 @@ def batch():
     return images, torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(10, 16)
 
 
-def test_the_products_are_those_of_section_2_6(nets, batch):
+def test_the_products_are_the_papers(nets, batch):
     images, labels, indices = batch
     found = purify(nets, images, labels, indices, seed=3)
 
@@ -48,6 +49,19 @@ def test_a_set_is_purified_alike_in_any_batches(nets, batch):
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), values[order], rtol=1e-5, atol=1 / 255 + 1e-6)
     other = purify(nets, images, labels, indices, seed=4).products[0]
     assert not torch.equal(whole["x1"], other), "sampling stays on at inference"
+
+
+def test_batch_statistics_never_enter(batch):
+    images, labels, indices = batch
+    module = Purifier(classes=4, size=8, width=4)
+    found = module.purify({"image": images, "label": labels, "index": indices})
+    assert module.training
+    assert module.stages[0].training
+    module.eval()
+    torch.testing.assert_close(found.products[-1], module.purify({"image": images, "label": labels, "index": indices}).products[-1])
+    assert not any(buffer.any() for name, buffer in module.named_buffers() if "tracked" in name)
+    with pytest.raises(ValueError, match="stage 1 is in training mode"):
+        subtract_stages(module.train().stages, images, labels, indices, seed=3)
 
 
 def test_noise_belongs_to_the_image(nets, batch):

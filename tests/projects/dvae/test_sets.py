@@ -166,7 +166,7 @@ def test_perturbations(tmp_path, form):
         torch.testing.assert_close(stored.read([4, 0]), p[[4, 0]].clamp(max=127 / 255), rtol=0, atol=0.501 / 255)
         level = np.array(Image.open(tmp_path / "p1" / "cat" / "00003.png"))
         np.testing.assert_array_equal(level, (128 + (255 * p[3]).round()).permute(1, 2, 0).numpy())
-    with pytest.raises(ValueError, match="holds perturbation, not images"):
+    with pytest.raises(ValueError, match=r"holds perturbation, not images$"):
         read_set(tmp_path / "p1")
 
 
@@ -221,16 +221,16 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no stored set in .*data\.source folder"):
         read_set(tmp_path)
     (png / "cow" / "00004.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 12 images are missing:\n.*cow/00004\.png"):
+    with pytest.raises(BadFileError, match=r"^1 of 12 images are missing:\n.*cow/00004\.png"):
         read_set(png)
     (npy / "labels.npy").unlink()
-    with pytest.raises(FileNotFoundError, match=r"labels\.npy is missing"):
+    with pytest.raises(BadFileError, match=r"labels\.npy is missing"):
         read_set(npy)
     np.save(npy / "labels.npy", np.zeros(11, np.int64))
     with pytest.raises(BadFileError, match=r"labels of shape \(11,\)"):
         read_set(npy)
     (npy / "images.npy").write_bytes(b"damaged")
-    with pytest.raises(BadFileError, match=r"images\.npy is damaged"):
+    with pytest.raises(BadFileError, match=r"cannot use .*images\.npy"):
         read_set(npy)
     (npy / "names.json").unlink()
     (npy / MANIFEST).write_text(json.dumps({"version": 2}))

@@ -59,7 +59,11 @@ def test_purify_writes_every_product(run, tmp_path, form, capsys):
     assert manifest["product"] == "x3"
     rows = list(csv.DictReader((run / "artefacts" / "purify" / "changes.csv").open()))
     assert len(rows) == len(data.train_set)
-    assert "done already" not in capsys.readouterr().out
+    shown = np.array(Image.open(run / "artefacts" / "purify" / "purified.png"))[3 + 3 * 67 : 3 + 3 * 67 + 64 : 8, 3 : 3 + 64 : 8]
+    assert np.abs(shown.astype(int) - last.images[0].permute(1, 2, 0).numpy()).max() <= 1, "the picture shows what the files hold"
+    told = capsys.readouterr().out
+    assert "done already" not in told
+    assert "cli.py train x2 --run short" in told, "train alone would train on the set as it is"
 
 
 def test_purify_goes_on_where_it_stopped(run):
@@ -102,7 +106,7 @@ def test_a_users_folder_is_purified_under_its_names(run_folder, tmp_path, capsys
     assert read_set(run_folder / "dvae" / "own" / "artefacts" / "purify" / "x2").class_names == ["cat", "dog", "owl"]
 
 
-def test_poison_train_and_a_stored_set(run_folder, tmp_path, capsys):
+def test_poison_train_and_a_stored_set(run_folder, tmp_path, capsys, caplog):
     result = main(["poison", "ops", "--out", str(tmp_path / "set"), "--rate=0.5", *DATA]).result
     manifest = read_manifest(tmp_path / "set")
     assert manifest["measured"]["l0_max"] == 1
@@ -115,6 +119,9 @@ def test_poison_train_and_a_stored_set(run_folder, tmp_path, capsys):
     trained = main(["train", "x1", "--epochs=2"]).result
     assert len(trained.outcome.curve) == 2
     assert trained.outcome.peak >= trained.outcome.last
+    assert "may hold clean test images" not in caplog.text
+    main(["train", str(tmp_path / "set"), "--epochs=1", "--data.source=textures", "--data.root=null", "--data.length=310"])
+    assert "may hold clean test images" in caplog.text
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["train", "x7"])
@@ -133,11 +140,12 @@ def test_another_bound_is_another_set(run_folder, tmp_path):
         assert read_manifest(tmp_path / "set")["radius"] == radius
 
 
-def test_a_training_that_stopped_is_not_purified_with(run_folder, capsys):
+def test_a_training_that_stopped_is_neither_purified_with_nor_judged(run_folder, capsys):
     main(["fit", *SMALL, "--trainer.max_steps=3", "--run", "stopped"])
-    with pytest.raises(SystemExit):
-        main(["purify"])
-    assert "its last stage is not trained" in capsys.readouterr().err
+    for verb in ("purify", "test"):
+        with pytest.raises(SystemExit):
+            main([verb])
+        assert "its last stage is not trained" in capsys.readouterr().err
 
 
 def test_a_stored_set_that_lost_files_is_mended(run):
@@ -174,19 +182,26 @@ def test_verbs_may_be_repeated(run, tmp_path):
 
 
 def test_a_small_bench_is_kept(run_folder):
-    options = ["--attacks=[given]", "--defences=[grey,dvae:x1]", "--seeds=1", "--jobs=1", "--data.length=200"]
+    options = ["--attacks=[given,ops]", "--defences=[grey,dvae:x1]", "--seeds=1", "--jobs=1", "--data.length=200"]
     small = ["--data.source=textures", "--data.size=8", "--model.width=4", "--model.epochs=[1,1]", "--trainer.max_epochs=2", "--data.batch_size=64"]
-    main(["bench", *options, *small, "--data.poison=ops", "--data.poison_radius=null", "--run", "bench"])
+    main(["bench", *options, *small, "--data.poison=ops", "--data.poison_radius=2", "--run", "bench"])
     folder = run_folder / "dvae" / "bench" / "artefacts" / "bench"
     rows = list(csv.DictReader((folder / "bench.csv").open()))
-    assert [(row["attack"], row["defence"]) for row in rows] == [("given", "grey"), ("given", "dvae:x1")]
+    assert [(row["attack"], row["defence"]) for row in rows] == [(attack, defence) for attack in ("given", "ops") for defence in ("grey", "dvae:x1")]
     assert all(0 <= float(row["last"]) <= float(row["peak"]) <= 1 for row in rows)
     assert all(float(row["defence_s"]) >= 0 for row in rows)
     assert float(rows[1]["defence_s"]) > 0
-    data = PurificationData("textures", size=8, length=200, poison="ops")
+    data = PurificationData("textures", size=8, length=200, poison="ops", poison_radius=2)
     data.setup()
-    [kept] = (folder / "kept").glob("given-*.npz")
-    assert np.array_equal(np.load(kept)["images"], data.train_set.read(list(range(200))).numpy())
+    for attack in ("given", "ops"):  # by name, too, an attack has the bound of the data's options
+        [kept] = (folder / "kept").glob(f"{attack}-*.npz")
+        assert np.array_equal(np.load(kept)["images"], data.train_set.read(list(range(200))).numpy())
+
+
+def test_a_set_can_be_judged_before_anything_is_trained(run_folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["detect", "--reference", "/nowhere/at/all"])
+    assert "/nowhere/at/all is neither a folder nor a product" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_absent_and_damaged_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no route in .*: expected route\.json"):
         Route.load(tmp_path)
     (tmp_path / "route.json").write_text('{"format": ')
-    with pytest.raises(BadFileError, match=r"route\.json is damaged"):
+    with pytest.raises(BadFileError, match=r"route\.json is not JSON: .*damaged"):
         Route.load(tmp_path)
     train(tmp_path, length=2)
     route = Route.load(tmp_path)

@@ -306,7 +306,7 @@ def wrong(tmp_path, monkeypatch, teacher):
             "no route 'prayer': give a folder with route.json, or a run that has a route (there are: none); `teach` makes one",
         ),
         slow(["--model.route=empty"], 1, "no route 'empty'"),
-        (["--model.route=damaged"], 1, "route.json is damaged"),
+        (["--model.route=damaged"], 1, "route.json is not JSON"),
         (["--model.route=unfinished"], 1, "was stopped after epoch 6: go on with it where it was trained"),
         slow(["--model.route=stateless"], 1, "has no states yet"),
         (["--model.walk.anchors=5"], 1, "walk.anchors 5 asks for 5 distinct states"),

@@ -52,6 +52,7 @@ def test_a_walk_shows_what_is_known_with_a_shade_a_leg():
     assert [text.get_text() for text in congruence.texts] == ["3", "6", "9"]
     assert (congruence.get_yscale(), loss.get_yscale()) == ("log", "linear"), "a loss of 0 has no logarithm"
     assert len(draw_walk(walked([4], accuracy=[0.5])).axes) == 1
+    assert draw_walk(walked([4, 4], loss=[0.11, 0.06])).axes[0].get_yscale() == "linear", "of a narrow range a logarithm has hardly a number"
 
 
 def test_shades_of_hardness_tell_the_side_of_the_boundary():

@@ -16,7 +16,6 @@ from scipy.special import rel_entr, softmax
 
 from projects.rco.anchors import Route
 from projects.rco.guide import AnchorNet
-from projects.rco.module import RouteDistillation
 from projects.rco.networks import build_network
 from projects.rco.objectives import Loss
 from projects.rco.recipes import Recipe

@@ -213,8 +213,6 @@ def test_fit_goes_on_in_the_phase_in_which_it_was_stopped(whole, run_folder, cap
     for phase, column in (("teach", "val/accuracy"), ("fit", "val/congruence"), ("fit", "train/anchor")):
         curves = [[float(row[column]) for row in rows_of(one / phase / "metrics.csv") if row.get(column)] for one in (run, folder)]
         assert len(curves[1]) == 4
-        if phase == "teach" and kind is Teacher and step == 8:
-            del curves[1][1]  # the process ended before its validation, and Lightning goes on with the next epoch
         assert curves[0] == pytest.approx(curves[1], rel=1e-6)
     assert not (run / "artefacts" / "fit" / "resume").exists()
 

@@ -3,6 +3,7 @@
 import math
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import scipy.signal
 import soundfile
 import torch
 
-from projects.rsknet import audio
+from projects.rsknet import audio, hearing
 from projects.rsknet.audio import Info, check, find_audio, info, read, write
 from shared.data.files import BadFileError
 
@@ -199,6 +200,21 @@ def test_silence_is_refused_on_request(tmp_path):
     check(paths)
     with pytest.raises(BadFileError, match=r"(?s)1 of 2 recordings.*silent\.wav is silent: all its samples are zero"):
         check(paths, allow_silence=False)
+
+
+def test_recordings_to_convert_first_are_named_beside_those_that_are_found(tmp_path, capsys):
+    save(tmp_path / "a.wav", tone(16000))
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/b.M4A", "c.mp3", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    listener = SimpleNamespace(hparams=SimpleNamespace(frame_length=25.0))
+    assert [found.name for found in hearing.find(listener, str(tmp_path))] == ["a.wav"]
+    assert "2 files ending in .aac, .m4a, .mp3, .mp4 are passed over, such as c.mp3" in capsys.readouterr().out
+    for path in ("a.wav", "*.wav"):
+        hearing.find(listener, str(tmp_path / path))
+        assert "passed over" not in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match=r"no recordings in .*sub.*; 1 files ending in .*, such as b.M4A: convert them into .wav"):
+        hearing.find(listener, str(tmp_path / "sub"))
 
 
 def test_recordings_are_found_by_file_folder_and_pattern(tmp_path):

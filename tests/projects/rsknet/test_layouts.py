@@ -5,6 +5,7 @@ import shutil
 import pytest
 from helpers.voices import pair_lines, write_kaldi, write_musan, write_rirs, write_sitw, write_sound, write_speakers, write_voxceleb
 
+from projects.rsknet.audio import EXTENSIONS
 from projects.rsknet.layouts import folder, kaldi, scan, sitw, voxceleb
 from projects.rsknet.lists import Utterance
 from projects.rsknet.sound_layouts import musan, rirs
@@ -211,6 +212,14 @@ def test_test_speakers_in_folders_are_all_paired(tmp_path):
     assert [trials.name for trials in corpus.tests] == ["trials_short"]
     assert corpus.files["test/cid/loose.wav"] == tmp_path / "test/cid/loose.wav"
     assert corpus.speakers["test/cid/loose.wav"] == "cid"
+
+
+@pytest.mark.parametrize("ending", EXTENSIONS)
+def test_every_format_that_is_read_is_trained_on(tmp_path, ending):
+    for speaker in ("ann", "bob"):
+        (tmp_path / speaker).mkdir()
+        (tmp_path / speaker / f"1{ending}").touch()
+    assert names_of(folder(tmp_path).train) == [f"ann/1{ending}", f"bob/1{ending}"]
 
 
 def test_speakers_in_lists_are_left_out_of_training_where_nothing_is_split(tmp_path):

@@ -10,6 +10,7 @@ from projects.rsknet.lightening import lighten, separated
 from projects.rsknet.lowrank import factorise
 from projects.rsknet.model import RSKNet
 from projects.rsknet.module import SpeakerVerification
+from projects.rsknet.remembered import digests, known_to
 from shared.checkpoints import load_checkpoint
 from shared.losses import MarginSoftmax
 from shared.quiet import quiet_trainer
@@ -195,6 +196,19 @@ def test_a_light_network_begins_with_what_a_full_one_factorises_into(trained, ca
     full.load_state_dict({name: weights[f"net.embed.{name}"] for name in ("weight", "bias")})
     for name, value in factorise(full, 4).state_dict().items():
         torch.testing.assert_close(seen[f"embed.{name}"], value)
+
+
+def test_speakers_of_the_training_before_are_remembered_and_not_tested_on(trained, tmp_path):
+    first, second = load_checkpoint(trained), tmp_path / "second.ckpt"
+    begun(weights=trained, file=second, speakers=2, batch_size=4)
+    assert load_checkpoint(second)["speakers"] == first["speakers"][:2]
+    assert set(known_to(str(second))) == set(first["speakers"])
+    third = tmp_path / "third.ckpt"
+    begun(weights=second, file=third, speakers=2, batch_size=4)
+    assert set(known_to(str(third))) == set(first["speakers"]), "of the training before the last one too"
+    torch.save(first | {"earlier": digests(["test0001"])}, tmp_path / "known.ckpt")
+    with pytest.raises(ValueError, match="trained on 1 of the speakers of the trial lists, such as test0001"):
+        begun(weights=tmp_path / "known.ckpt")
 
 
 def test_weights_of_another_network_are_refused_by_name(trained):

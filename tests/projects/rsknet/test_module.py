@@ -169,6 +169,14 @@ def test_validation_measures_the_cosines_of_held_out_pairs(whole):
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
+def test_error_rates_of_a_part_of_the_recordings_are_not_given():
+    module = small()
+    module.embedded = [(torch.tensor([0, 2]), torch.eye(12)[:2])]
+    assert torch.equal(module.gathered([2, 0]), torch.eye(12)[[1, 0]])
+    with pytest.raises(ValueError, match=r"1 of 3 recordings were not embedded.*leave out trainer.limit_val_batches"):
+        module.gathered(range(3))
+
+
 def test_weights_that_are_no_numbers_are_not_kept():
     with pytest.raises(ValueError, match="the training diverged before step"):
         fit(small(lr=1e30), 2, validate=True)
@@ -293,6 +301,13 @@ def test_embedding_is_without_chance_in_any_mode_and_leaves_the_mode_alone():
     module.train()
     module(batch)
     assert module.training
+
+
+def test_weights_of_double_precision_embed_alike_and_those_of_half_precision_are_refused():
+    batch, lengths = torch.stack(waveforms(4000, 4000)), torch.tensor([4000, 3000])
+    torch.testing.assert_close(small().double()(batch, lengths), small()(batch, lengths), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"weights are torch.bfloat16.*use --trainer.precision bf16-mixed"):
+        small().bfloat16()(batch)
 
 
 def test_features_are_without_their_mean():

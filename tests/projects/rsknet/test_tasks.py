@@ -9,17 +9,23 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.voices import pair_lines, write_speakers
+from helpers.voices import pair_lines, write_sitw, write_speakers
+from torch.nn import functional as F
 
 from projects.rsknet import charts
+from projects.rsknet.audio import read
 from projects.rsknet.charts import draw_det, draw_scores, draw_similarities
 from projects.rsknet.cli import main
+from projects.rsknet.data import SpeakerData
 from projects.rsknet.judging import Judged
 from projects.rsknet.layouts import voxceleb
 from projects.rsknet.lists import Trials
 from projects.rsknet.metrics import eer
+from projects.rsknet.module import SpeakerVerification
+from projects.rsknet.remembered import digests
 from projects.rsknet.scoring import Scorer
-from projects.rsknet.tasks import COLUMNS
+from projects.rsknet.synthesis import utterance
+from projects.rsknet.tasks import COLUMNS, loaded
 from shared.checkpoints import load_checkpoint
 
 
@@ -102,7 +108,6 @@ def test_the_best_epoch_is_tested(short):
 
 
 def _digest(path):
-    from projects.rsknet.module import SpeakerVerification
     from shared.checkpoints import weights_digest
 
     return weights_digest(SpeakerVerification.load_from_checkpoint(path, weights_only=True).net)
@@ -148,6 +153,24 @@ def test_the_average_of_the_last_epochs_is_what_is_kept(run_folder, small):
     assert "branches.png" not in {path.name for path in cli.run.artefacts("fit").iterdir()}, "a network without selective kernels"
 
 
+def test_speakers_in_the_wild_whom_the_network_may_know_are_refused_or_remarked_on(tmp_path):
+    module = SpeakerVerification(options={"layers": [1], "widths": [4], "embedding": 8})
+    torch.save({"state_dict": module.state_dict(), "speakers": digests(["id10002"])}, tmp_path / "net.ckpt")
+    write_sitw(tmp_path / "sitw", samples=1600)
+
+    def tested():
+        data = SpeakerData("sitw", str(tmp_path / "sitw"))
+        loaded(module, data, str(tmp_path / "net.ckpt"), is_calibrated=False)
+        return data.remarks
+
+    assert [remark.partition(":")[0] for remark in tested() if "occur in SITW" in remark] == ["SITW-dev", "SITW-eval"]
+    (tmp_path / "sitw" / "voxceleb1_sitw_overlap.txt").write_text("id10001\n")
+    assert not any("occur in SITW" in remark for remark in tested())
+    (tmp_path / "sitw" / "voxceleb1_sitw_overlap.txt").write_text("id10001\nid10002\n")
+    with pytest.raises(ValueError, match="trained on 1 of the speakers of the trial lists, such as id10002"):
+        tested()
+
+
 # ---- draw
 
 
@@ -156,6 +179,10 @@ def test_draw_writes_speakers_that_can_be_trained_and_tested_on(run, tmp_path, c
     result = main(["draw", str(folder), "--speakers=6", "--utterances=4", "--data.length=0.5", "--data.seed=3"]).result
     assert (result.folder, result.summary) == (folder, {"draw/recordings": 24})
     corpus = voxceleb(folder, "voxceleb1")
+    spoken = torch.stack([read(one.file, 8000) for one in corpus.train])
+    for split in ("train", "held", "test"):  # a network that knows these speakers would be too sure of their files, which have other names
+        known = torch.stack([utterance(3, split, speaker, index, 0.5) for speaker in range(4) for index in range(4)])
+        assert float((F.normalize(spoken) @ F.normalize(known).T).max()) < 0.9
     assert len({one.speaker for one in corpus.train}) == 4
     assert len(corpus.train) == 16
     assert [trials.name for trials in corpus.tests] == ["Vox1-O"]

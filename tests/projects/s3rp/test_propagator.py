@@ -99,3 +99,17 @@ def test_a_gap_between_observations_is_the_networks_and_not_a_forecast():
     courant = centred(seen.wind.scaled(0.8, 0.8))
     fields = net(Seen(seen.coarse * mask, mask, courant)).fields
     assert not torch.allclose(fields[:, 1:2], net.propagator(fields[:, :1], courant))
+
+
+def test_gaps_in_observed_frames_are_filled_as_without_a_propagator_and_teach_it_nothing():
+    """Otherwise a network with gaps in training learns to fill by forecasts, and hardly to super-resolve."""
+    seen = draw_plumes(World(size=16, frames=4, diffusivity=0.01, missing=0.3), 2).observations
+    net, plain = FineNet(propagation=1), FineNet()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    plain.load_state_dict({name: value for name, value in net.state_dict().items() if not name.startswith("propagator")})
+    shown = Seen(seen.coarse, seen.mask, centred(seen.wind.scaled(0.8, 0.8)))
+    fields = net(shown).fields
+    torch.testing.assert_close(fields, plain(shown).fields)
+    fields.square().sum().backward()
+    assert all(parameter.grad is None or not bool(parameter.grad.any()) for parameter in net.propagator.parameters())
