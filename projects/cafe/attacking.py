@@ -137,7 +137,9 @@ def load_state(trainer: ProjectTrainer, model: FederatedClassifier, data: Federa
         model.settle(data)
         return "as training begins"
     if state in ("best", "last") and not (trainer.run.checkpoints / f"{state}.ckpt").is_file():
-        raise FileNotFoundError(f"the run {trainer.run.project}/{trainer.run.name} has no {state} checkpoint: run fit first, or take --state {START}")
+        has_last = (trainer.run.checkpoints / "last.ckpt").is_file()
+        mend = "fit keeps the last one, so take --state last" if has_last else f"run fit first, or take --state {START}"
+        raise FileNotFoundError(f"the run {trainer.run.project}/{trainer.run.name} has no {state} checkpoint: {mend}")
     if state not in ("best", "last") and not Path(state).expanduser().is_file():
         raise FileNotFoundError(f"no state {state!r}: give {START}, best, last, or a checkpoint's file")
     path = trainer.run.checkpoint(state)

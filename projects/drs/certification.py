@@ -89,7 +89,7 @@ class Plan:
         net = deepcopy(model.net).requires_grad_(False)
         for number, network in enumerate(net.networks):
             net.networks[number] = folded(network)
-        net.to(device).networks.to(dtype=dtype, memory_format=torch.channels_last)  # sub-images are placed and normalised in float32
+        net.to(device).networks.to(dtype).to(memory_format=torch.channels_last)  # sub-images are placed and normalised in float32
         branches = len(net.split)
         automatic = "shared" if self.is_shared else "joint" if branches == 2 else "main"
         rule: Any = automatic if self.certificate == "auto" else self.certificate

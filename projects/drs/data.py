@@ -143,7 +143,9 @@ class CertificationData(DataModule):
 
     def _training_images(self) -> Dataset:
         """Return the training images as they are, without random crops."""
-        return Transformed(self.train_set.dataset, centre_crop(self.size)) if self.source == "imagenet" else self.train_set
+        if self.source == "imagenet" and isinstance(self.train_set, Transformed):
+            return Transformed(self.train_set.dataset, centre_crop(self.size))
+        return self.train_set
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits for the images that `certified_set` chooses from: pixels, or names and contents of files (ImageNet: sizes)."""

@@ -252,7 +252,7 @@ def predict(
     L.Trainer.predict(trainer, task, return_predictions=False)
     found = task.gathered()
     classes, names = _class_names(data, own, model), None if own is None else own.names()
-    rows = [{"class": classes[row["predict"]] if row["predict"] >= 0 else ""} | row for row in found]
+    rows: list[dict[str, Any]] = [{"class": classes[row["predict"]] if row["predict"] >= 0 else ""} | row for row in found]
     if names is not None:
         rows = [{"file": names[row["index"]]} | {name: value for name, value in row.items() if name != "label"} for row in rows]
     summary = {"images": len(rows), "abstention": sum(row["predict"] < 0 for row in rows) / len(rows)}

@@ -74,7 +74,7 @@ class Models:
 
     def train(self, variant: Variant, seed: int) -> tuple[DualSmoothing, float]:
         """Return a variant's trained module, and the seconds that its training took with that of its parents."""
-        path = self.folder / "models" / f"{variant.folder}-{seed}.ckpt"
+        path = self.folder / ("quick" if self.is_quick else "models") / f"{variant.folder}-{seed}.ckpt"
         before = 0.0
         module = self.build(variant, seed)
         if variant.parent is not None:

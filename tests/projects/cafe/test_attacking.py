@@ -266,6 +266,7 @@ def test_a_trained_model_is_attacked_as_its_checkpoint_has_it(run_folder, undraw
     assert "(checkpoint last of this run)" in capsys.readouterr().out
     message = fails(["attack", "--run=fitted", "--state=last", "--model.first=8"], capsys)
     assert "does not fit the model" in message
+    assert "no best checkpoint: fit keeps the last one, so take --state last" in fails(["attack", "--run=fitted", "--state=best"], capsys)
     main(["predict", "--run=fitted"])
     rows = rows_of(run_folder / "cafe" / "fitted" / "artefacts" / "predict" / "predictions.csv")
     assert len(rows) == len(cli.datamodule.test_records)
