@@ -219,8 +219,9 @@ class Run:
         """
         path = self.checkpoints / f"{which}.ckpt" if which in ("best", "last") else Path(which).expanduser()
         if not path.is_file():
-            there = ", ".join(sorted(file.name for file in self.checkpoints.glob("*.ckpt"))) or "none"
-            raise FileNotFoundError(f"no checkpoint {path}: the run {self.project}/{self.name} has {there}; give --ckpt_path best, last or a file")
+            there = ", ".join(sorted(file.name for file in self.checkpoints.glob("*.ckpt")))
+            mend = f"has {there}; give --ckpt_path best, last or a file" if there else "has none: run fit first, or give --ckpt_path a file"
+            raise FileNotFoundError(f"no checkpoint {path}: the run {self.project}/{self.name} {mend}")
         return path
 
     def discard_if_empty(self, latest: str | None) -> None:
