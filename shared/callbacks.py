@@ -106,6 +106,16 @@ def best_checkpoint(folder: str | Path, monitor: str, mode: str) -> ModelCheckpo
     )
 
 
+class Sizes(Callback):
+    """Says before training how many parameters a model has, and how many of them train."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            counts = [(weight.numel(), weight.requires_grad) for weight in pl_module.parameters()]
+            every, trained = sum(count for count, _ in counts), sum(count for count, trains in counts if trains)
+            print(f"{type(pl_module).__name__}: {every:,} parameters" + (f", of which {trained:,} train" if trained < every else ""), flush=True)
+
+
 def progress_bar() -> Callback:
     """Return a live bar on a terminal, and a line now and then where the output goes to a file."""
     return _Bar(leave=False) if sys.stdout.isatty() else ProgressLines()

@@ -34,7 +34,7 @@ from shared.arguments import (
     verbs_of,
     with_names,
 )
-from shared.callbacks import ResumePoint, best_checkpoint, progress_bar
+from shared.callbacks import ResumePoint, Sizes, best_checkpoint, progress_bar
 from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, with_weights
 from shared.cluster import launched, stamp
 from shared.distributed import rank
@@ -339,6 +339,9 @@ class ProjectCLI(LightningCLI):
             callbacks.append(ResumePoint(self.run.checkpoints, self._get(self.config, "save_every")))
             if monitor := getattr(self.model, "monitor", None):
                 callbacks.append(best_checkpoint(self.run.checkpoints, *monitor))
+        if given.get("enable_model_summary") is None:
+            options["enable_model_summary"] = False
+            callbacks.append(Sizes())
         if given.get("enable_progress_bar") is not False:
             bar = progress_bar()
             callbacks.append(bar)

@@ -20,7 +20,10 @@ SILENCED = (
     r"Total length of `list` across ranks is zero",  # no samples are held out for validation
     r".*does not have many workers which may be a bottleneck",  # for data in memory none is best; data.num_workers says so
 )
-TIPS = ("litlogger", "litmodels", "`weights_only` was not set", "GPU available: False", "TPU available", "Seed set to")
+TIPS = (
+    *("litlogger", "litmodels", "`weights_only` was not set", "GPU available: False", "TPU available", "Seed set to"),
+    *("Loading `train_dataloader` to estimate", "will override existing callbacks"),
+)
 
 
 def describe(error: Exception) -> str:

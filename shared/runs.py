@@ -69,6 +69,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and path.is_dir():
             remove(path)
+        _let_others_read(temporary)
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -77,6 +78,15 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         remove(temporary)
+
+
+def _let_others_read(path: Path) -> None:
+    """Give files, such as those of safetensors, which come out as the owner's alone, the rights that the user's umask leaves."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | (0o666 & ~mask))
 
 
 def remove(path: Path) -> None:

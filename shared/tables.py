@@ -77,9 +77,14 @@ def make_table(
         seeds: number of seeds, from 0; None takes the customary number.
         quick: one seed and few jobs, to see that everything runs; nothing is expected of it.
         jobs: jobs in work at the same time; None takes as many as there are cores.
+
+    Raises:
+        ValueError: if `seeds` is less than 1.
     """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds is {seeds}: give the number of seeds, from 1; null takes {table.seeds}")
     chosen, count = [0] if quick else list(range(seeds or table.seeds)), 1 if quick else jobs or default_jobs()
-    folder = run.artefacts("reproduce") / "rows" / name
+    folder = run.artefacts("reproduce") / ("quick" if quick else "rows") / name
     found = run_jobs(_call, [(folder, job) for job in table.jobs(workshop, chosen, quick)], count, lambda item: str(item[1]))
     summary = summarise(table.tabulate([row for part in found for row in part.value]), by=table.by)
     seconds = sum(part.seconds for part in found) / count

@@ -87,7 +87,7 @@ OWN_TOGETHER = {
     "vafl": "test_ddp.py::test_two_processes_learn_what_one_learns",
 }
 """Tests of projects for several processes; the parties of cafe are simulated in one."""
-OF_ITS_SHARE = {"rsknet", "s3rp"}
+OF_ITS_SHARE = {"s3rp"}
 """Projects whose first process logs the loss of its own share of the batch: only their validations are compared."""
 HEAVY = {"diff_cleanse"}
 """Projects whose smallest training takes long: with the slow tests."""

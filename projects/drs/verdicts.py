@@ -46,7 +46,7 @@ def own_tables(run: Run) -> list[Path]:
     found = sorted(paths, key=lambda path: path.stat().st_mtime)
     if not found:
         raise FileNotFoundError(
-            f"{run.path} holds no certification table of a data set (pictures of your own have no labels): run certify without a path, or name a table"
+            f"{run.path} holds no certification table of a data set (own pictures have no labels): run certify without a path, or name a table"
         )
     return found
 

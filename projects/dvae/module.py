@@ -189,9 +189,6 @@ class Purifier(L.LightningModule):
             path.parent.mkdir(parents=True, exist_ok=True)
             np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
         self.trainer.strategy.barrier("the file is there")
-        if self.trainer.world_size > 1:  # statistics of batches differ between processes; checkpoints have the first one's
-            for buffer in self.buffers():
-                torch.distributed.broadcast(buffer, src=0)
         left = np.load(path, mmap_mode="r+")
         with evaluating(self):
             for batch in loader:

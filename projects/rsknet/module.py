@@ -221,7 +221,7 @@ class SpeakerVerification(L.LightningModule):
         head.margin = self.margin_at(self.global_step)
         embeddings = self.net(features, frames)
         loss = F.cross_entropy(head(embeddings, labels), labels)
-        self.log("train/loss", loss.detach(), batch_size=len(labels))
+        self.log("train/loss", loss.detach(), batch_size=len(labels), sync_dist=True)
         self.log("train/margin", head.margin, batch_size=len(labels))
         return loss
 

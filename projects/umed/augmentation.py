@@ -6,8 +6,9 @@ Every image has its own numbers, which are drawn beforehand: so a result depends
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ Augmentation = Literal["blur", "jpeg", "affine", "flip"]
 
 CHANCES = 6
 """Numbers in [0, 1) that say how each image is augmented; one more for each augmentation says whether."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _LUMA = [
     [16, 11, 10, 16, 24, 40, 51, 61],
@@ -111,6 +115,17 @@ class SurrogateAugmentation:
         return images, masks
 
 
+def _exactly(function: Callable[Concatenate[Tensor, _P], _R]) -> Callable[Concatenate[Tensor, _P], _R]:
+    """Run a function of images outside of autocast: bfloat16 would change them by more grey levels than a perturbation does."""
+
+    @wraps(function)
+    def run(images: Tensor, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with torch.autocast(images.device.type, enabled=False):
+            return function(images, *args, **kwargs)
+
+    return run
+
+
 def _between(ends: Sequence[float], chance: Tensor) -> Tensor:
     return ends[0] + (ends[1] - ends[0]) * chance
 
@@ -123,6 +138,7 @@ def flip(images: Tensor, masks: Tensor, across: Tensor, down: Tensor) -> tuple[T
     return images, masks
 
 
+@_exactly
 def turn_and_scale(images: Tensor, masks: Tensor, angles: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """Turn and enlarge about the middle; what comes in from outside repeats the border.
 
@@ -144,6 +160,7 @@ def turn_and_scale(images: Tensor, masks: Tensor, angles: Tensor, scales: Tensor
     return turned, labels[:, 0].to(masks.dtype)
 
 
+@_exactly
 def blur(images: Tensor, sigmas: Tensor, largest: float | None = None) -> Tensor:
     """Filter each image by a Gaussian of its own, cut at three times the largest sigma; beyond the border it is repeated.
 
@@ -165,6 +182,7 @@ def blur(images: Tensor, sigmas: Tensor, largest: float | None = None) -> Tensor
     return F.conv2d(rows, kernels[:, None, None, :], groups=batch * channels).reshape(batch, channels, height, width)
 
 
+@_exactly
 def jpeg(images: Tensor, qualities: Tensor) -> Tensor:
     """What JPEG makes of images: its colours, halved chroma, blocks of 8 x 8, cosines, and tables of the Independent JPEG Group.
 

@@ -2,7 +2,7 @@
 
 | file | holds |
 |---|---|
-| `images/<name>.png` | the protected image with its original name and sub-folders, 8 or 16 bits as the original; a JPEG keeps its stem |
+| `images/<name>.png` | the protected image under its original name and sub-folders, grey or colour and 8 or 16 bits as it was; a JPEG keeps its stem |
 | `masks/<name>.png` | its mask: 0 and 255 for one class, else the levels 0..K |
 | `manifest.json` | how it was made, the means, and for each image its original name, depth, window, quality and the hashes of its files |
 """
@@ -85,7 +85,7 @@ def write_protected(
             indices = todo[first : first + batch_size]
             originals = dict(zip(indices, pool.map(images.original, indices), strict=True))
             for same in _by_shape(originals):
-                made = _protect([originals[index] for index in same], perturb, radius)
+                made = _protect([originals[index] for index in same], perturb, radius, images.image_shape[0])
                 jobs = [
                     pool.submit(_store, path, files[index], images.groups[index], images.classes, *record)
                     for index, record in zip(same, made, strict=True)
@@ -244,17 +244,13 @@ def _by_shape(originals: Mapping[int, Original]) -> list[list[int]]:
     return list(found.values())
 
 
-def _protect(originals: Sequence[Original], perturb: Perturb, radius: int) -> list[tuple[Original, Tensor, dict[str, Any]]]:
-    """Perturb images of one size on their grids, and measure them in their windows."""
-    images, masks = torch.stack([original.as_bytes() for original in originals]), torch.stack([original.mask for original in originals])
+def _protect(originals: Sequence[Original], perturb: Perturb, radius: int, channels: int) -> list[tuple[Original, Tensor, dict[str, Any]]]:
+    """Perturb images of one size, of which `channels` are shown to the generators, on their grids, and measure them in their windows."""
+    images, masks = torch.stack([original.as_bytes(channels) for original in originals]), torch.stack([original.mask for original in originals])
     delta = perturb(images, masks).detach().cpu()
     if delta.shape != images.shape or not delta.isfinite().all():
         raise ValueError(f"perturbations of shape {tuple(delta.shape)} for images of shape {tuple(images.shape)}, or values that are not finite")
-    stored = []
-    for original, row in zip(originals, delta, strict=True):
-        if original.bits == 16 and len(row) == 3:  # grey that was read as colour, and is stored as grey: files of 16 bits hold one channel
-            row = row.mean(0, keepdim=True).expand_as(row)
-        stored.append(original.add(row))
+    stored = [original.add(row) for original, row in zip(originals, delta, strict=True)]
     return list(zip(originals, stored, _qualities(originals, stored, touched_region(masks, radius)), strict=True))
 
 
@@ -275,7 +271,7 @@ def _qualities(originals: Sequence[Original], stored: Sequence[Tensor], regions:
 def _store(folder: Path, file: str, group: str, classes: int, original: Original, levels: Tensor, quality: Mapping[str, Any]) -> dict[str, Any]:
     """Write an image and its mask, and return what the manifest says of them."""
     pixels = levels.permute(1, 2, 0).numpy().astype(np.uint8 if original.bits == 8 else np.uint16)
-    if original.bits == 16 or pixels.shape[2] == 1:
+    if pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     mask = (original.mask * (255 if classes == 1 else 1)).numpy().astype(np.uint8)
     for kind, array in (("images", pixels), ("masks", mask)):
@@ -287,9 +283,9 @@ def _store(folder: Path, file: str, group: str, classes: int, original: Original
 
 
 def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Average the qualities over the images that have them; of changes the largest is given."""
+    """Average the qualities over the images with foreground, as the others are as they were; of changes the largest is given."""
     means: dict[str, float | None] = {}
     for name in _QUALITIES:
-        values = [record[name] for record in records if record[name] is not None]
+        values = [record[name] for record in records if record["psnr_roi"] is not None and record[name] is not None]
         means[name] = None if not values else max(values) if name.startswith("max") else sum(values) / len(values)
     return means

@@ -33,7 +33,8 @@ def psnr(clean: Tensor, protected: Tensor, region: Tensor | None = None, span: f
     _check(clean, protected)
     squares = (protected.double() - clean.double()).square().mean(1)  # (B, H, W)
     weights = torch.ones_like(squares) if region is None else region.to(squares)
-    errors = (squares * weights).sum((1, 2)) / weights.sum((1, 2)) / torch.as_tensor(span, dtype=torch.float64) ** 2  # 0 / 0 is NaN
+    full = torch.as_tensor(span, dtype=torch.float64, device=clean.device)
+    errors = (squares * weights).sum((1, 2)) / weights.sum((1, 2)) / full**2  # 0 / 0 is NaN
     return -10 * errors.clamp_min(10 ** (-UNCHANGED / 10)).log10()
 
 
@@ -57,7 +58,7 @@ def ssim(clean: Tensor, protected: Tensor, span: float | Tensor = 255.0) -> Tens
     _check(clean, protected)
     if min(clean.shape[2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got {tuple(clean.shape[2:])}")
-    scale = torch.as_tensor(span, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    scale = torch.as_tensor(span, dtype=torch.float64, device=clean.device).reshape(-1, 1, 1, 1)
     first, second = clean.double() / scale, protected.double() / scale
     middle = first.mean((2, 3), keepdim=True)  # (B, C, 1, 1): squares around it are small, so that single precision will do
     x, y = (first - middle).float(), (second - middle).float()

@@ -81,10 +81,10 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     """
     in_one_process(trainer)
     if folder is not None:
-        options = {name: data.hparams[name] for name in ("size", "channels", "classes", "mask_values", "window", "on_bad_file")}
+        options = {name: data.hparams[name] for name in ("mask_values", "window", "on_bad_file")}
         if data.source != "folder":
-            options |= {"mask_values": None, "window": None, "size": None}
-        data = ProtectionData(source="folder", root=folder, **options)
+            options |= {"mask_values": None, "window": None}
+        data = ProtectionData(source="folder", root=folder, channels=model.hparams.channels, classes=model.hparams.classes, **options)
     elif data.source in OFFLINE:
         data.prepare_data()
     images = everything(data)
@@ -113,6 +113,8 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     mean = {f"protect/{name}": value for name, value in manifest["mean"].items() if value is not None}
     shown = ", ".join(f"{name.removeprefix('protect/')} {value:.2f}" for name, value in mean.items())
     print(f"{len(images)} images in {shown_path(target)}; on the stored integers: {shown}")
+    if bare := [record["original"] for record in manifest["images"] if record["psnr_roi"] is None]:
+        print(f"{len(bare)} of them, such as {bare[0]}, have no foreground in their masks and are published as they were")
     print("They are protected against training, not against disclosure: whoever has two releases sees where the masks are. Not for diagnosis.")
     return Published(target, manifest, {"images": len(images)} | {name: round(value, 3) for name, value in mean.items()})
 
@@ -194,14 +196,31 @@ def verify(
     log_table(trainer, "verification", rows)
     log_figure(trainer, "dice", curves_figure({"trained on clean images": before, "trained on protected images": after}))
     assert after.signature_dice is not None
-    is_protected, is_learnt = 100 * after.last <= limit, min(after.train_dice, after.signature_dice) >= 0.8
+    word = verdict(before, after, limit)
     figures = f"{100 * after.last:.1f} % DSC on clean test images (trained on clean ones {100 * before.last:.1f})"
     signs = f"training {100 * after.train_dice:.1f}, signature {100 * after.signature_dice:.1f}"
-    word = "not protected" if not is_protected else "protected" if is_learnt else "undecided, as the training failed"
     print(f"{word}: {figures}; {signs}; best epoch {100 * after.best:.1f}")
     summary = {"verdict": word, "verify/clean_dsc": round(100 * before.last, 2), "verify/protected_dsc": round(100 * after.last, 2)}
     summary |= {"verify/training_dsc": round(100 * after.train_dice, 2), "verify/signature_dsc": round(100 * after.signature_dice, 2)}
     return Verified(before, after, int(word != "protected"), summary)
+
+
+def verdict(before: Outcome, after: Outcome, limit: float) -> str:
+    """Say whether a set is protected: an exploiter learns it, but fails on clean test images, on which training on clean images succeeds.
+
+    Args:
+        before: what the exploiter learnt from the clean copy.
+        after: what it learnt from the protected copy, with its signature.
+        limit: largest similarity on clean test images, in %, of a protected set.
+
+    Returns:
+        "protected", "not protected", or "undecided, as ...".
+    """
+    if 100 * after.last > limit:
+        return "not protected"
+    if min(after.train_dice, after.signature_dice or 0.0) < 0.8:
+        return "undecided, as the training failed"
+    return "protected" if 100 * before.last > limit else "undecided, as training on clean images fails as well"
 
 
 def attack(

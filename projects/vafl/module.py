@@ -114,7 +114,7 @@ class VerticalFederation(L.LightningModule):
         noises = self._noises("train", self.global_step)
         logits = self.model.head(self.model.embed(batch["blocks"], noises))
         loss = F.cross_entropy(logits, batch["label"])
-        self.log("train/loss", loss, batch_size=len(batch["label"]), prog_bar=True)
+        self.log("train/loss", loss, batch_size=len(batch["label"]), prog_bar=True, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

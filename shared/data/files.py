@@ -197,7 +197,7 @@ def check_images(paths: Sequence[Path], on_bad_file: Literal["refuse", "skip"] =
         complaints = list(pool.map(lambda path: _complaint(path, max_pixels), paths))
     bad = [complaint for complaint in complaints if complaint]
     if bad and (on_bad_file == "refuse" or len(bad) == len(paths)):
-        advice = "replace or remove them, or, for data to learn from, leave them out with on_bad_file: skip"
+        advice = "replace or remove them, or leave them out with on_bad_file: skip where there is that option"
         raise BadFileError("\n  ".join([f"{len(bad)} of {len(paths)} images cannot be read:", *first_few(bad), advice]))
     if bad:
         _log.warning("%d of %d images cannot be read and are left out, the first because: %s", len(bad), len(paths), bad[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -54,10 +55,11 @@ def perturb(
     shift, scale = (ones - 1 if mean is None else mean), (ones if std is None else std)
     half = half_length(elements)
     common = (images, slots, keys, draws, shift, scale, out, sigma, elements, half, size, plane, *strides)
-    if source is None:
-        _kernels()["dense"][(len(out), math.ceil(half / 4 / _BLOCK))](*common, BLOCK=_BLOCK)
-    else:
-        _kernels()["placed"][(len(out), math.ceil(size / _BLOCK))](*common, source, BLOCK=_BLOCK)
+    with torch.cuda.device(out.device) if out.is_cuda else nullcontext():  # Triton launches on the current device, whatever the tensors'
+        if source is None:
+            _kernels()["dense"][(len(out), math.ceil(half / 4 / _BLOCK))](*common, BLOCK=_BLOCK)
+        else:
+            _kernels()["placed"][(len(out), math.ceil(size / _BLOCK))](*common, source, BLOCK=_BLOCK)
     return out
 
 

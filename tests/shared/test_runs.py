@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import resource
 import signal
 
@@ -157,3 +158,16 @@ def test_missing_checkpoints_are_listed(run_folder):
     assert run.checkpoint("last").name == "last.ckpt"
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*best.ckpt: the run paper/one has last.ckpt"):
         run.checkpoint("best")
+
+
+def test_others_may_read_what_a_library_wrote_for_its_owner_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with atomic(tmp_path / "folder") as folder:
+            folder.mkdir()
+            (folder / "weights.safetensors").touch(mode=0o600)
+        with atomic(tmp_path / "table.csv") as file:
+            file.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "folder" / "weights.safetensors", tmp_path / "table.csv")} == {0o644}

@@ -28,7 +28,15 @@ def test_a_table_over_seeds(tmp_path, jobs):
     assert len((tmp_path / "calls").read_text().split()) == 8, "only the rows of the new seed are made"
 
 
-def test_a_quick_table_expects_nothing(tmp_path):
-    results, _ = make_table(Run(tmp_path / "letters" / "quick"), "ab", TABLE, tmp_path, quick=True)
+def test_a_quick_table_expects_nothing_and_its_rows_are_no_part_of_a_full_one(tmp_path):
+    run = Run(tmp_path / "letters" / "quick")
+    results, _ = make_table(run, "ab", TABLE, tmp_path, quick=True)
     assert results["expectations"] == {}
     assert [row["setting"] for row in results["rows"]] == ["a"]
+    make_table(run, "ab", TABLE, tmp_path, seeds=1, jobs=1)
+    assert len((tmp_path / "calls").read_text().split()) == 3, "a once quickly, and a and b"
+
+
+def test_tables_take_at_least_one_seed(tmp_path):
+    with pytest.raises(ValueError, match="from 1"):
+        make_table(Run(tmp_path / "letters" / "one"), "ab", TABLE, tmp_path, seeds=0)

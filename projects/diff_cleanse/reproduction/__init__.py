@@ -92,20 +92,21 @@ def reproduce_table(
         jobs: models in work at the same time; None takes as many as there are cores.
     """
     table, folder = TABLES[name], run.artefacts("reproduce")
+    kept_rows = folder / ("quick" if quick else "rows")
     chosen, jobs = [0] if quick else list(range(seeds or table.seeds)), 1 if quick else jobs or default_jobs()
     zoo = Zoo(folder, model, data, steps, quick)
-    trained = run_jobs(_call, [CleanJob(zoo, seed, folder / "rows") for seed in chosen], jobs, _name)
-    found = run_jobs(_call, table.jobs(zoo, chosen, folder / "rows" / name, quick), jobs, _name)
+    trained = run_jobs(_call, [CleanJob(zoo, seed, kept_rows) for seed in chosen], jobs, _name)
+    found = run_jobs(_call, table.jobs(zoo, chosen, kept_rows / name, quick), jobs, _name)
     rows = table.tabulate([row for part in found for row in part.value])
     summary = summarise(rows, by=table.by)
     seconds = sum(part.seconds for part in (*trained, *found)) / jobs
     results = write_results(run, table.title, table.claim, summary, chosen, seconds, {} if quick else table.expectations(summary), name)
-    return results, _figures(name, results["rows"], folder)
+    return results, _figures(name, results["rows"], kept_rows)
 
 
-def _figures(name: str, summary: Rows, folder: Path) -> dict[str, Figure]:
+def _figures(name: str, summary: Rows, rows: Path) -> dict[str, Figure]:
     if name == "samplers":
-        return {"asr": samplers.plot(summary), "samples": samplers.show_samples(folder / "rows" / "samplers" / "seed-0")}
+        return {"asr": samplers.plot(summary), "samples": samplers.show_samples(rows / "samplers" / "seed-0")}
     return {"removal": removal.plot(summary)} if name == "removal" else {}
 
 

@@ -95,7 +95,7 @@ class Zoo:
 
     def path(self, member: Member, seed: int) -> Path:
         """Return the pipeline folder of a model."""
-        return self.folder / f"seed-{seed}" / member.name.replace(" ", "_")
+        return self.folder / f"{'quick-' if self.is_quick else ''}seed-{seed}" / member.name.replace(" ", "_")
 
     def settings(self, member: Member, seed: int) -> dict[str, Any]:
         """Return all options of `DiffusionTraining` for a model."""

@@ -38,8 +38,8 @@ class Item(Protocol):
     def files(self) -> tuple[Path, ...]:
         """The files that it is read from."""
 
-    def load(self, channels: int) -> Original:
-        """Read the image, with 1 or 3 channels, and its mask."""
+    def load(self) -> Original:
+        """Read the image, with the channels of its file, and its mask."""
 
     def load_mask(self) -> Tensor:
         """Read the mask alone, (H, W) int64."""
@@ -72,9 +72,9 @@ class PictureItem:
     def files(self) -> tuple[Path, ...]:
         return (self.image, *self.masks)
 
-    def load(self, channels: int) -> Original:
-        bits, mask = _bits(self.image), self.load_mask()
-        levels = (read_image(self.image, "RGB" if channels == 3 else "L") * (2**bits - 1)).round().int()
+    def load(self) -> Original:
+        (bits, is_grey), mask = _depth(self.image), self.load_mask()
+        levels = (read_image(self.image, "L" if is_grey else "RGB") * (2**bits - 1)).round().int()
         if levels.shape[1:] != mask.shape:
             raise BadFileError(f"{self.complaint() or self.image}: the image has the shape {tuple(levels.shape)}, its mask {tuple(mask.shape)}")
         return Original(self.name, levels, mask, bits, self.window or ((0.0, 255.0) if bits == 8 else percentiles(levels)))
@@ -151,12 +151,12 @@ class FileSet(MaskedSet):
     def _read_one(self, index: int) -> tuple[Tensor, Tensor]:
         original = self.original(index)
         if self.size is None:
-            return original.as_bytes(), original.mask
-        image = (fit_square(original.in_window(), self.size, "stretch") * 255).round().byte()
+            return original.as_bytes(self.image_shape[0]), original.mask
+        image = (fit_square(original.in_window(self.image_shape[0]), self.size, "stretch") * 255).round().byte()
         return image, fit_square(original.mask[None].float(), self.size, "stretch", is_mask=True)[0].long()
 
     def original(self, index: int) -> Original:
-        found = self.items[index].load(self._options[0])
+        found = self.items[index].load()
         if not int(found.mask.max()) <= self.classes:
             where = self.items[index].files[-1]
             raise BadFileError(f"{where} holds class {int(found.mask.max())}, but data.classes is {self.classes}: raise it, or correct the mask")
@@ -185,13 +185,13 @@ class FileSet(MaskedSet):
         return self if all(has_foreground) else self.subset([index for index, full in enumerate(has_foreground) if full])
 
     def map_images(self, function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Return what a function makes of each original image, (C, H, W) float32 in [0, 1] in its window; reads all images once."""
+        """Return what a function makes of each original image, (channels, H, W) float32 in [0, 1] in its window; reads all images once."""
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda index: function(self.original(index).in_window()), range(len(self))))
+            return list(pool.map(lambda index: function(self.original(index).in_window(self.image_shape[0])), range(len(self))))
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits for the names and sizes of the files."""
-        lines = [f"{item.name} {[path.stat().st_size for path in item.files]}" for item in self.items]
+        """Return 16 hexadecimal digits for the names, sizes and times of the files: what is corrected in place may keep its size."""
+        lines = [f"{item.name} {[(found.st_size, found.st_mtime_ns) for found in map(Path.stat, item.files)]}" for item in self.items]
         return hashlib.sha256("\n".join([repr((self.size, self._options)), *lines]).encode()).hexdigest()[:16]
 
     def _with(self, items: Sequence[Item]) -> FileSet:
@@ -213,9 +213,11 @@ def percentiles(values: Tensor | np.ndarray) -> tuple[float, float]:
     return low, max(high, low + 1)
 
 
-def _bits(path: Path) -> int:
+def _depth(path: Path) -> tuple[int, bool]:
+    """Return the bits of an image file, 8 or 16, and whether it is grey, from its header."""
     with Image.open(path) as picture:
-        return 16 if picture.mode.startswith("I;16") else 8
+        is_deep = picture.mode.startswith("I;16")
+        return (16, True) if is_deep else (8, picture.mode in ("1", "L", "LA", "La"))
 
 
 def _readable(items: Sequence[Item], on_bad_file: OnBadFile | None) -> list[Item]:

@@ -140,7 +140,7 @@ def folder(root: Path, code: MaskCode, window: tuple[float, float] | None = None
     splits = {split: root / split for split in ("train", "val", "test") if (root / split / "images").is_dir()}
     if "train" not in splits:
         return {"all": _pairs(root / "images", root / "masks", code, window=window)}
-    return {split: _pairs(path / "images", path / "masks", code, f"{split}/", window) for split, path in splits.items()}
+    return _named({split: _pairs(path / "images", path / "masks", code, f"{split}/", window) for split, path in splits.items()})
 
 
 def _pairs(images: Path, masks: Path, code: MaskCode, prefix: str = "", window: tuple[float, float] | None = None) -> list[Item]:

@@ -46,9 +46,9 @@ class SliceItem:
     def files(self) -> tuple[Path, ...]:
         return (self.image, self.mask)
 
-    def load(self, channels: int) -> Original:
+    def load(self) -> Original:
         volume = read_volume(self.image)
-        levels = torch.from_numpy(volume.levels[..., self.place].copy())[None].expand(channels, -1, -1).contiguous()
+        levels = torch.from_numpy(volume.levels[..., self.place].copy())[None]
         return Original(self.name, levels, self.load_mask(), 16, volume.window, volume.scale, volume.offset)
 
     def load_mask(self) -> Tensor:

@@ -35,7 +35,7 @@ def test_every_table_can_be_made(run_folder, table, capsys):
 @pytest.mark.slow
 def test_what_an_interrupted_run_made_is_kept(run_folder, capsys):
     main(["reproduce", "criteria", "--quick", "--run", "q", *SMALL])
-    rows = run_folder / "diff_cleanse" / "q" / "artefacts" / "reproduce" / "rows" / "criteria" / "ODE_box-hat-0.json"
+    rows = run_folder / "diff_cleanse" / "q" / "artefacts" / "reproduce" / "quick" / "criteria" / "ODE_box-hat-0.json"
     rows.write_text(rows.read_text().replace('"nominal": 0.1', '"nominal": 0.07'))
     main(["reproduce", "criteria", "--quick", "--run", "q", "--resume", "--force", *SMALL])
     results = json.loads((run_folder / "diff_cleanse" / "q" / "results-criteria.json").read_text())

@@ -30,6 +30,15 @@ def test_jpeg_is_close_to_pillows(channels, quality):
     assert np.abs(expected - levels[0].permute(1, 2, 0).numpy()).mean() > 2.5 * np.abs(found - expected).mean()
 
 
+@pytest.mark.parametrize("name", ["blur", "jpeg", "affine"])
+def test_half_precision_changes_no_image(name):
+    images, masks = photograph(32, 32, 1).float() / 255, torch.zeros(1, 32, 32, dtype=torch.int64)
+    augment, chance = SurrogateAugmentation([name], probability=1.0), torch.full((1, 10), 0.4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = augment(images, masks, chance)[0]
+    assert torch.equal(found, augment(images, masks, chance)[0])
+
+
 def test_each_image_has_its_own_quality_and_gradients_pass():
     images = (photograph(32, 32, 3).float() / 255).repeat(2, 1, 1, 1).requires_grad_()
     both = jpeg(images, torch.tensor([10.0, 80.0]))

@@ -246,6 +246,11 @@ def test_a_folder_with_splits(tmp_path, splits, expected):
     assert len(set.union(*names(data))) == sum(expected)
 
 
+def test_a_folder_with_a_training_part_alone_is_divided(tmp_path):
+    write_masked_folder(tmp_path / "train", 10)
+    assert counts(loaded(source="folder", root=str(tmp_path))) == (7, 1, 2)
+
+
 def test_a_folder_with_classes(tmp_path):
     for number in range(5):
         mask = disc(32, 32, number).astype(np.uint8) * 85

@@ -111,6 +111,37 @@ def test_16_bits_stay_on_their_grid(tmp_path, channels):
     assert protected_files(tmp_path / "out").original(0).window == (0, 4095)
 
 
+@pytest.mark.parametrize(("generators", "file"), [(1, 3), (3, 1)])
+def test_colour_stays_colour_and_grey_grey_whatever_the_generators_take(tmp_path, generators, file):
+    root = write_masked_folder(tmp_path / "in", 1, channels=file)
+    write_protected(tmp_path / "out", ProtectionData("folder", str(root), channels=generators).all_files(), perturb, ABOUT, 2)
+    before, after = (np.asarray(Image.open(folder / "images" / "000.png")).astype(int) for folder in (root, tmp_path / "out"))
+    assert before.shape == after.shape
+    assert np.abs(after - before).max() == 4
+    region = touched_region(torch.from_numpy(disc(32, 40)).long()[None], 2)[0].numpy()
+    assert np.array_equal(after[~region], before[~region])
+
+
+def test_images_without_foreground_do_not_raise_the_means(tmp_path):
+    found = ellipses("train", 3)
+    found.mask_bytes[1] = 0
+    manifest = write_protected(tmp_path, found, perturb, ABOUT, 2)
+    assert manifest["images"][1]["psnr"] == 100
+    assert manifest["mean"]["psnr"] == pytest.approx(np.mean([manifest["images"][index]["psnr"] for index in (0, 2)]))
+
+
+def test_a_mask_that_is_corrected_in_place_is_published_anew(tmp_path):
+    for name in ("images", "masks"):
+        save(tmp_path / "in" / name / "a.bmp", textured(24, 24, 1) if name == "images" else disc(24, 24))
+    data = ProtectionData("folder", str(tmp_path / "in"))
+    write_protected(tmp_path / "out", data.all_files(), perturb, ABOUT, 2)
+    size = (tmp_path / "in" / "masks" / "a.bmp").stat().st_size
+    other = disc(24, 24, seed=3)
+    assert save(tmp_path / "in" / "masks" / "a.bmp", other).stat().st_size == size, "which alone would not tell"
+    write_protected(tmp_path / "out", data.all_files(), perturb, ABOUT, 2)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png")) > 0, other)
+
+
 def test_slices_of_volumes_are_published(tmp_path):
     pytest.importorskip("nibabel")
     data = ProtectionData("acdc", str(write_acdc(tmp_path / "in", 3)))

@@ -25,6 +25,12 @@ def test_psnr_is_that_of_scikit_image(pair):
     np.testing.assert_allclose(psnr(*pair), expected, atol=1e-9)
 
 
+def test_quality_is_measured_where_the_images_are(pair):
+    clean, stored = (images.to("meta") for images in pair)  # as strict as an accelerator with numbers that lie on the CPU
+    for found in (psnr(clean, stored), psnr(clean, stored, span=510.0), ssim(clean, stored), max_change(clean, stored)):
+        assert (found.device.type, found.shape) == ("meta", (3,))
+
+
 def test_psnr_in_a_region_counts_its_pixels_alone(pair):
     region = torch.zeros(3, 24, 30, dtype=torch.bool)
     region[0, 3:9, 5:20], region[1] = True, True

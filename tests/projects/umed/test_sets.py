@@ -26,7 +26,7 @@ from projects.umed.sets import (
 )
 from projects.umed.sets.layouts import folder
 from projects.umed.worlds import ellipses
-from shared.data.files import BadFileError
+from shared.data.files import BadFileError, read_image
 
 # ---- sets
 
@@ -140,7 +140,7 @@ def test_several_masks_are_joined(tmp_path):
     image = save(tmp_path / "image.png", textured(20, 20, 1))
     item = PictureItem("image.png", image, paths, MaskCode(), "image")
     assert np.array_equal(item.load_mask().numpy(), first | second)
-    assert not PictureItem("image.png", image, (), MaskCode(), "image").load(1).mask.any()
+    assert not PictureItem("image.png", image, (), MaskCode(), "image").load().mask.any()
 
 
 # ---- masks
@@ -202,14 +202,31 @@ def test_perturbations_are_added_on_the_grid_of_8_bits():
     assert torch.equal(original.as_bytes(), levels.byte())
     assert torch.equal(original.add(delta).byte(), add_on_grid(levels.byte()[None], delta[None])[0])
     with pytest.raises(ValueError, match=r"a\.png has the shape"):
-        original.add(delta[:1])
+        original.add(delta[:, 1:])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK"])
+def test_an_image_keeps_the_channels_of_its_file_and_shows_those_that_are_asked_for(tmp_path, mode):
+    Image.fromarray(textured(12, 9, 4 if mode == "RGBA" else 3)[..., :3]).convert(mode).save(tmp_path / "a.tif")
+    found = PictureItem("a.tif", tmp_path / "a.tif", (), MaskCode(), "a").load()
+    assert len(found.levels) == (1 if mode in ("L", "LA") else 3)
+    for channels, name in ((1, "L"), (3, "RGB")):
+        expected = (read_image(tmp_path / "a.tif", name) * 255).round().byte()
+        assert torch.equal(found.as_bytes(channels), expected)
+
+
+def test_a_perturbation_of_other_channels_keeps_those_of_the_file():
+    colour, grey = (Original("a", levels, torch.zeros(2, 2)) for levels in (torch.full((3, 2, 2), 100).int(), torch.full((1, 2, 2), 100).int()))
+    assert torch.equal(colour.add(torch.full((1, 2, 2), 4 / 255)), torch.full((3, 2, 2), 104).int())
+    three = torch.tensor([6.0, 0.0, 3.0])[:, None, None].expand(3, 2, 2) / 255
+    assert torch.equal(grey.add(three), torch.full((1, 2, 2), 103).int())
 
 
 def test_images_of_16_bits_keep_their_grid(tmp_path):
     levels = np.random.default_rng(0).integers(100, 4096, (20, 24)).astype(np.uint16)
     path = save(tmp_path / "deep.png", levels)
     item = PictureItem("deep.png", path, (), MaskCode(), "deep")
-    found = item.load(1)
+    found = item.load()
     assert (found.bits, found.levels.dtype) == (16, torch.int32)
     assert np.array_equal(found.levels[0].numpy(), levels)
     assert found.window == tuple(np.percentile(levels, [1, 99]))
@@ -219,8 +236,8 @@ def test_images_of_16_bits_keep_their_grid(tmp_path):
     changed = found.add(torch.full((1, 20, 24), 4 / 255))
     assert np.array_equal(changed[0].numpy(), np.round(levels + 4 / 255 * (high - low)).astype(int)), "outside of the window too"
     assert found.levels_of(4 / 255) == pytest.approx(4 / 255 * (high - low))
-    fixed = PictureItem("deep.png", path, (), MaskCode(), "deep", (0.0, 4095.0)).load(3)
-    assert (fixed.window, fixed.levels.shape) == ((0.0, 4095.0), (3, 20, 24))
+    fixed = PictureItem("deep.png", path, (), MaskCode(), "deep", (0.0, 4095.0)).load()
+    assert (fixed.window, fixed.as_bytes(3).shape) == ((0.0, 4095.0), (3, 20, 24))
 
 
 # ---- splits

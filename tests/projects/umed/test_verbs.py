@@ -12,7 +12,9 @@ from PIL import Image
 
 from projects.umed.cli import main
 from projects.umed.data import ProtectionData
+from projects.umed.exploiting import Outcome
 from projects.umed.protected import read_manifest, read_protected
+from projects.umed.tasks import verdict
 from shared.dashboards import validate
 from shared.runs import REPOSITORY
 
@@ -62,6 +64,22 @@ def test_verify_reads_the_files_and_compares_with_clean_training(run, capsys):
     assert "DSC on clean test images" in capsys.readouterr().out
     rows = list(csv.DictReader((run / "artefacts" / "verify" / "verification.csv").open()))
     assert [row["set"] for row in rows] == ["clean", "protected"]
+
+
+@pytest.mark.parametrize(
+    ("clean", "protected", "learnt", "expected"),
+    [
+        (0.9, 0.1, 0.95, "protected"),
+        (0.9, 0.5, 0.95, "not protected"),
+        (0.9, 0.1, 0.4, "undecided, as the training failed"),
+        (0.2, 0.1, 0.95, "undecided, as training on clean images fails as well"),
+    ],
+)
+def test_only_what_clean_images_teach_can_be_protected(clean, protected, learnt, expected):
+    def outcome(last):
+        return Outcome(last, last, 1, learnt, learnt, last, 1.0, [last], 1.0)
+
+    assert verdict(outcome(clean), outcome(protected), 30) == expected
 
 
 def test_attack_writes_the_exploiter_and_its_scores(run):
