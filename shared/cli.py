@@ -35,7 +35,7 @@ from shared.arguments import (
     with_names,
 )
 from shared.callbacks import ResumePoint, Sizes, best_checkpoint, progress_bar
-from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, with_weights
+from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, other_settings, with_weights
 from shared.cluster import launched, stamp
 from shared.distributed import rank
 from shared.loggers import continue_logs, finish_loggers, make_loggers
@@ -366,10 +366,13 @@ class ProjectCLI(LightningCLI):
             return None
         default = "best" if verb != "fit" and (self.run.checkpoints / "best.ckpt").is_file() else "last"
         path = self.run.checkpoint(given or default)
-        if differences := describe_mismatch(self.model.state_dict(), load_checkpoint(path)["state_dict"]):
+        checkpoint = load_checkpoint(path)
+        if differences := describe_mismatch(self.model.state_dict(), checkpoint["state_dict"]):
             raise ValueError(f"the checkpoint {path} does not fit the model that the settings describe:\n{differences}")
         if verb == "fit":
-            continue_logs(self.trainer, int(load_checkpoint(path)["global_step"]))
+            continue_logs(self.trainer, int(checkpoint["global_step"]))
+        elif (others := other_settings(self.model.hparams, checkpoint.get("hyper_parameters", {}))) and rank() == 0:
+            say(f"note: the weights in {shown_path(path)} were trained with other settings than those here: {others}")
         return str(path)
 
     def _run_subcommand(self, subcommand: str) -> None:

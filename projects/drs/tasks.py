@@ -19,7 +19,6 @@ from shared.checkpoints import load_checkpoint, with_weights
 from shared.data.crops import on_grid
 from shared.data.files import ImageMode, check_images, list_images, read_image
 from shared.data.folders import OnBadFile, fit_square
-from shared.distributed import rank
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.runs import digest, remove
@@ -88,18 +87,9 @@ class OwnImages(Dataset):
 
 
 def restored(model: DualSmoothing, ckpt_path: str | None) -> DualSmoothing:
-    """Give a module the weights of a checkpoint and the names of the classes that it learned; say where settings are not those of its training."""
+    """Give a module the weights of a checkpoint and the names of the classes that it learned."""
     with_weights(model, ckpt_path)
-    checkpoint = load_checkpoint(cast(str, ckpt_path))
-    model.class_names = checkpoint.get("class_names", [])
-    trained = checkpoint.get("hyper_parameters", {})
-    differing = [
-        f"{name} {trained[name]}, not {model.hparams[name]}"
-        for name in (*NETWORK, "sigma")
-        if trained.get(name, model.hparams[name]) != model.hparams[name]
-    ]
-    if differing and rank() == 0:
-        print(f"note: {ckpt_path} was trained with {'; '.join(differing)}", flush=True)
+    model.class_names = load_checkpoint(cast(str, ckpt_path)).get("class_names", [])
     return model
 
 

@@ -57,7 +57,7 @@ class Trainer(ProjectTrainer):
 
         datamodule.is_learning = False
         super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
-        return report_test(self, model, datamodule)
+        return report_test(self, model, datamodule, ckpt_path)
 
     def predict(  # type: ignore[override]
         self,
@@ -78,10 +78,10 @@ class Trainer(ProjectTrainer):
 
         Args:
             model: supplied.
-            datamodule: supplied; its data are not needed, but data.normalise and data.modality say how depth is read.
+            datamodule: supplied; its data are not needed, but data.normalise, data.modality and data.invert say how depth is read.
             path: a picture, a folder with sub-folders, a pattern such as 'inbox/*.jpg', or a folder with RGB/ and depth/ as data sets have them.
             depth: depth map of the picture, or folder of maps of the same names; PNG of 8 or 16 bits, or NPY of numbers.
-            invert: the depth has far = 1; null is false, but true for the layout group, whose sets have it so.
+            invert: the depth has far = 1; null follows data.invert: true with all, for the sets that it names, or, if it is null, for the layout group.
             bits: of maps, which are PNG: 8 or 16.
             cutout: probability above which a pixel is kept in the cut-out; null takes the map as its alpha.
             missing_depth: refuses pictures without a depth map, or takes zeros for it.
@@ -94,7 +94,7 @@ class Trainer(ProjectTrainer):
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        reader = DepthReader(datamodule.options.normalise, datamodule.options.modality == "thermal")
+        reader = DepthReader(datamodule.options.normalise, datamodule.options.modality == "thermal", datamodule.inverted)
         return predict(self, with_weights(model, ckpt_path), reader, path, depth, Options(invert, bits, cutout, missing_depth, explain))
 
     def robustness(

@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from projects.hodinet.augmentation import Augmentation, Layers, augment
 from projects.hodinet.duplicates import guard
-from projects.hodinet.layouts import LAYOUTS, PICTURES, MissingDepth, Modality, Sample, by_set, read_layout, set_name
+from projects.hodinet.layouts import LAYOUTS, PICTURES, Inverted, MissingDepth, Modality, Sample, by_set, read_layout, set_name
 from projects.hodinet.samples import DrawnScenes, Reading, SampleFiles, check_samples, polarity_report
 from projects.hodinet.scenes import Variant
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
 from shared.data.selection import OnLeak
-from shared.distributed import EpochKeys, UnpaddedSampler
+from shared.distributed import EpochKeys, UnpaddedSampler, world_size
 from shared.seeding import generator
 
 TRAINING_SETS: dict[str, tuple[str, ...]] = {"2185": ("NJU2K", "NLPR"), "2985": ("NJU2K", "NLPR", "DUT-RGBD")}
@@ -169,18 +169,38 @@ class SaliencyData(DataModule):
         """Check that files are there and go together, and that what is salient is nearer, before any work is done."""
         self.setup()
         pictures = self.train_set.pictures
-        if isinstance(pictures, SampleFiles) and self.options.modality == "depth":
+        if isinstance(pictures, SampleFiles) and self.options.modality == "depth" and not self.polarity:
             self.polarity = polarity_report(pictures.samples, pictures.reading)
 
     def setup(self, stage: str | None = None) -> None:
-        if hasattr(self, "test_pictures"):
-            return
+        if not hasattr(self, "test_pictures"):
+            self._divide()
+        self._check_processes()
+
+    def _divide(self) -> None:
         train, val, tests = self._drawn() if self.source == "scenes" else self._files()
         self.train_set = TrainingPictures(train, self.size, self.options.augmentation, self.seed)
         self.val_set, self.test_names = WholePictures(val), list(tests)
         self.test_pictures = [WholePictures(pictures) for pictures in tests.values()]
 
+    def _check_processes(self) -> None:
+        """Refuse before any training to judge fewer pictures than there are processes: those without any would wait for the others for ever."""
+        shared = {"validation": self.val_set, **dict(zip(self.test_names, self.test_pictures, strict=True))}
+        if few := [f"{len(own)} of {name}" for name, own in shared.items() if 0 < len(own) < world_size()]:
+            raise ValueError(
+                f"{world_size()} processes share {', '.join(few)} pictures, and each needs one: start fewer, hold more out by data.val_fraction, "
+                "or leave small sets out of data.test_sets"
+            )
+
     # ---- the sources
+
+    @property
+    def inverted(self) -> Inverted:
+        """The sets whose depth has far = 1 by `data.invert`; variants of scenes, which it may name too, say nothing of files."""
+        names = self.options.invert
+        if names is None or names == "all":
+            return names
+        return None if self.source == "scenes" else sorted({set_name(name) for name in names})
 
     def _drawn(self) -> tuple[DrawnScenes, DrawnScenes, dict[str, DrawnScenes]]:
         options = self.options
@@ -226,12 +246,9 @@ class SaliencyData(DataModule):
         return [] if self.options.invert in (None, "all") else self.options.invert
 
     def _reading(self, sets: set[str]) -> Reading:
-        options = self.options
-        names = {set_name(name) for name in self._inverted_names()}
-        if unknown := sorted(names - sets):
+        if self.inverted not in (None, "all") and (unknown := sorted(set(self.inverted) - sets)):
             raise ValueError(f"data.invert names {unknown[0]}, but the sets are {', '.join(sorted(sets))}: correct the name")
-        inverted = None if options.invert is None else sets if options.invert == "all" else names
-        return Reading(inverted, options.normalise, options.modality == "thermal")
+        return Reading(self.inverted, self.options.normalise, self.options.modality == "thermal")
 
     # ---- the loaders
 

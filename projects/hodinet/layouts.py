@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,6 +25,9 @@ Modality = Literal["depth", "thermal"]
 
 MissingDepth = Literal["refuse", "zeros"]
 """What befalls pictures without a depth map: they are refused, or their depth is 0 everywhere."""
+
+Inverted = Collection[str] | Literal["all"] | None
+"""Sets whose depth has far = 1, by the names that tables give them; None are those in the layout of the group, who publish them so."""
 
 LAYOUTS: dict[str, str] = {
     "group": "train_{images,depth,masks}/ and <set>/test_{images,depth,masks}/",
@@ -57,7 +60,7 @@ _NAMES = {
     "DES": ("rgbd135", "desrgbd135"),
     "SSD": ("ssd80", "ssd100"),
 }
-_STEMS = {"NJU2K": r"\d{6}_left", "NLPR": r"\d{1,2}_\d\d-\d\d-\d\d", "DUT-RGBD": r"\d+"}
+_STEMS = {"NJU2K": r"(?<!\d)\d{6}_left$", "NLPR": r"(?<!\d)\d{1,2}_\d\d-\d\d-\d\d$", "DUT-RGBD": r"^(dut\D*)?\d+$"}
 _IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs"), ("gt", "mask", "masks")
 _MODALITIES: dict[Modality, tuple[str, ...]] = {"depth": ("depth", "depths"), "thermal": ("t", "thermal")}
 _SPLITS = {"traindataset": "train", "trainset": "train", "train": "train", "testdataset": "test", "testset": "test", "test": "test"}
@@ -107,6 +110,13 @@ def set_name(folder: str) -> str:
         if letters == re.sub(r"[^a-z0-9]", "", name.lower()) or letters in _NAMES.get(name, ()):
             return name
     return re.sub(r"[^\w.-]+", "_", folder).strip("._") or "set"
+
+
+def is_inverted(sample: Sample, inverted: Inverted, thermal: bool) -> bool:
+    """Tell whether the depth of a picture has far = 1; a thermal picture has so only where it is asked for."""
+    if inverted is None:
+        return sample.layout == "group" and not thermal
+    return inverted == "all" or sample.dataset in inverted
 
 
 def read_layout(
@@ -202,9 +212,10 @@ def _walk(folder: Path, root: Path, modality: Modality, depth: int) -> Iterator[
 
 
 def _named(parts: Sequence[str], prefix: str, root: Path, images: Path, depths: Path | None, masks: Path | None) -> _Place:
-    """Say what the names of folders tell: layout, set and split; that of the root does too if it is a split."""
+    """Say what the names of folders tell: layout, set and split; that of the root does too if it is a split, and then its parent names the set."""
     own = root.resolve().name
-    parts = [own, *parts] if own.lower() in _SPLITS else parts
+    if own.lower() in _SPLITS:
+        parts, own = [own, *parts], root.resolve().parent.name
     words = {part.lower() for part in parts}
     names = [part for part in parts if part.lower() not in _SPLITS]
     split = prefix.rstrip("_") or next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "test")
@@ -269,7 +280,7 @@ def _by_stem(folder: Path | None) -> dict[str, Path]:
 
 def _set_of(stem: str) -> str:
     """Tell from its name which set a picture of a merged training folder is of."""
-    return next((name for name, pattern in _STEMS.items() if re.search(rf"(?<!\d){pattern}$", stem)), "other")
+    return next((name for name, pattern in _STEMS.items() if re.search(pattern, stem, re.IGNORECASE)), "other")
 
 
 def _listed(place: _Place, root: Path, images: dict[str, Path]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from projects.hodinet.depth import check_proportions, fitted, nearness, read_depth
-from projects.hodinet.layouts import MissingDepth, Modality, Sample, read_layout
+from projects.hodinet.layouts import Inverted, MissingDepth, Modality, Sample, is_inverted, read_layout
 from shared.data.arrays import read_npy
 from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few, image_size, read_levels
 from shared.data.inputs import Input, find_pictures, spelt
@@ -46,10 +46,12 @@ class DepthReader:
     Attributes:
         normalise: see `projects.hodinet.depth.nearness`.
         thermal: what goes with the pictures is thermal.
+        inverted: the sets that have far = 1; pictures outside of sets have so only with all.
     """
 
     normalise: bool = True
     thermal: bool = False
+    inverted: Inverted = None
 
     def read(self, pair: Pair, size: tuple[int, int]) -> Tensor:
         """Read the depth of a picture of some height and width, (1, H, W) in [0, 1] with near = 1; 0 if it has none.
@@ -105,7 +107,7 @@ def find_pairs(
         reader: how depth is read.
         needed: False leaves depth out.
         missing: refuses pictures without a depth map, or takes zeros for it.
-        invert: the maps have far = 1; None is True only for those in the layout of the group, who have it so.
+        invert: the maps have far = 1; None leaves that to the reader.
 
     Raises:
         FileNotFoundError: if there is nothing.
@@ -116,9 +118,9 @@ def find_pairs(
     if samples:
         check_images([sample.image for sample in samples])
         root = Path(path).expanduser()
-        pairs = [_of_layout(sample, root, reader.thermal) for sample in samples]
+        pairs = [_of_layout(sample, root, reader) for sample in samples]
     else:
-        pairs = _of_files(path, depth if needed else None)
+        pairs = [Pair(pair.given, pair.depth, reader.inverted == "all") for pair in _of_files(path, depth if needed else None)]
     if not needed:
         return [Pair(pair.given, None) for pair in pairs]
     if invert is not None:
@@ -136,8 +138,9 @@ def _layout(root: Path, modality: Modality) -> list[Sample]:
         return []  # a plain folder of pictures
 
 
-def _of_layout(sample: Sample, root: Path, thermal: bool) -> Pair:
-    return Pair(Input(sample.image, spelt(sample.image.relative_to(root))), sample.depth, sample.layout == "group" and not thermal)
+def _of_layout(sample: Sample, root: Path, reader: DepthReader) -> Pair:
+    given = Input(sample.image, spelt(sample.image.relative_to(root)))
+    return Pair(given, sample.depth, is_inverted(sample, reader.inverted, reader.thermal))
 
 
 def _of_files(path: str, depth: str | None) -> list[Pair]:

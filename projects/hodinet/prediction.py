@@ -47,7 +47,7 @@ class Options:
     """What a user asks for.
 
     Attributes:
-        invert: the depth has far = 1; None is False but for the layout of the group.
+        invert: the depth has far = 1; None leaves that to the reader.
         bits: of maps.
         cutout: probability above which a pixel is kept in the cut-out; None takes the map as its alpha.
         missing_depth: what befalls pictures without depth.

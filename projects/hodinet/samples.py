@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from projects.hodinet.augmentation import Layers
 from projects.hodinet.depth import check_proportions, fitted, nearness, polarity, polarity_table, read_depth
-from projects.hodinet.layouts import Sample, by_set
+from projects.hodinet.layouts import Inverted, Sample, by_set, is_inverted
 from projects.hodinet.scenes import Variant, draw_scene
 from shared.data.files import BadFileError, first_few, image_size, read_image, read_levels
 from shared.data.folders import OnBadFile
@@ -31,12 +31,12 @@ class Reading:
     """How depth is read.
 
     Attributes:
-        inverted: names of the sets that have far = 1; None are those that the group published, as they say (layout `group`).
+        inverted: the sets that have far = 1.
         normalise: see `projects.hodinet.depth.nearness`.
         thermal: what goes with the pictures is thermal.
     """
 
-    inverted: Collection[str] | None = None
+    inverted: Inverted = None
     normalise: bool = True
     thermal: bool = False
 
@@ -49,8 +49,7 @@ class Reading:
         """
         if sample.depth is None:
             return torch.zeros(1, *size)
-        invert = sample.layout == "group" and not self.thermal if self.inverted is None else sample.dataset in self.inverted
-        depth = read_depth(sample.depth, invert, self.normalise, self.thermal)
+        depth = read_depth(sample.depth, is_inverted(sample, self.inverted, self.thermal), self.normalise, self.thermal)
         check_proportions((depth.shape[1], depth.shape[2]), size, sample.depth)
         return fitted(depth, size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,13 +74,19 @@ def remarks(module: SaliencyDetection, data: SaliencyData) -> list[str]:
     return said
 
 
-def report_test(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyData) -> Tested:
+def report_test(trainer: ProjectTrainer, module: SaliencyDetection, data: SaliencyData, weights: str | None = None) -> Tested:
     """Write and print what was measured on the test sets; to be called by all processes.
+
+    Args:
+        trainer: of the verb.
+        module: the network.
+        data: whose test sets were measured.
+        weights: the checkpoint that was tested; None is what was just trained.
 
     Raises:
         ValueError: if there are none, and the verb is not `fit`, which may do without.
     """
-    learnt = trained_on(trainer, data)
+    learnt = trained_on(trainer, data, weights)
     if not data.test_names:
         message = f"there are no test pictures in {data.root}: put some there, as {LAYOUTS.get(data.source, LAYOUTS['spnet'])}"
         if trainer.verb != "fit":
@@ -115,10 +122,12 @@ def report_test(trainer: ProjectTrainer, module: SaliencyDetection, data: Salien
     return Tested(rows, {"trained_on": learnt} | means)
 
 
-def trained_on(trainer: ProjectTrainer, data: SaliencyData) -> str:
-    """Name the sets that the run's weights have learnt from, which are not those of other data that they are tested on; empty if none are known."""
+def trained_on(trainer: ProjectTrainer, data: SaliencyData, weights: str | None = None) -> str:
+    """Name the sets that weights have learnt from, which are not those of other data that they are tested on; empty if they are not the run's own."""
     if trainer.verb == "fit":
         return ", ".join(data.train_names)
+    if weights is not None and Path(weights).resolve().parent != trainer.run.checkpoints.resolve():
+        return ""
     trainings = [stage for stage in trainer.run.manifest()["stages"] if stage["verb"] == "fit"]
     return trainings[-1]["summary"].get("trained_on", "") if trainings else ""
 

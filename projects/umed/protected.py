@@ -2,7 +2,7 @@
 
 | file | holds |
 |---|---|
-| `images/<name>.png` | the protected image under its original name and sub-folders, grey or colour and 8 or 16 bits as it was; a JPEG keeps its stem |
+| `images/<name>.png` | the protected image under its old name and sub-folders, grey or colour and 8 or 16 bits as it was; a JPEG keeps its stem |
 | `masks/<name>.png` | its mask: 0 and 255 for one class, else the levels 0..K |
 | `manifest.json` | how it was made, the means, and for each image its original name, depth, window, quality and the hashes of its files |
 """

@@ -111,7 +111,7 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     clean, masks = images.read(list(range(min(SHOWN, len(images)))))
     log_image(trainer, "protected", protection_sheet(model, clean, masks))
     mean = {f"protect/{name}": value for name, value in manifest["mean"].items() if value is not None}
-    shown = ", ".join(f"{name.removeprefix('protect/')} {value:.2f}" for name, value in mean.items())
+    shown = ", ".join(f"{name.removeprefix('protect/')} {value:.4g}" for name, value in mean.items())
     print(f"{len(images)} images in {shown_path(target)}; on the stored integers: {shown}")
     if bare := [record["original"] for record in manifest["images"] if record["psnr_roi"] is None]:
         print(f"{len(bare)} of them, such as {bare[0]}, have no foreground in their masks and are published as they were")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, load_tensors, load_weights
+from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, load_tensors, load_weights, other_settings
 
 
 class Bomb:
@@ -96,3 +96,7 @@ def test_a_failed_save_keeps_the_earlier_file(tmp_path):
         io.save_checkpoint({"a": (x for x in ())}, tmp_path / "c.ckpt")
     assert torch.equal(io.load_checkpoint(tmp_path / "c.ckpt")["a"], torch.ones(2))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_settings_that_weights_were_not_trained_with_are_named():
+    assert other_settings({"sigma": 0.25, "shape": (3, 8), "lr": 0.1}, {"sigma": 0.5, "shape": [3, 8], "gone": 1}) == "sigma 0.5, here 0.25"

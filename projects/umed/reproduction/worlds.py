@@ -41,4 +41,4 @@ def varied(epochs: int = SETTINGS.epochs, **options: Any) -> Settings:
 def ellipses(folder: Path, quick: bool, variants: dict[str, Settings] | None = None, epsilon: float = 4.0) -> Workshop:
     """Return the workshop of dark ellipses in speckle."""
     data = {"source": "ellipses", "size": SIZE}
-    return Workshop(folder / f"ellipses-{epsilon:g}", data, SETTINGS, Recipe(), epsilon, variants or {}, is_quick=quick)
+    return Workshop(folder / f"ellipses-{epsilon:g}{'-quick' * quick}", data, SETTINGS, Recipe(), epsilon, variants or {}, is_quick=quick)

@@ -221,7 +221,7 @@ def test_a_log_belongs_to_one_classifier_and_one_data_set(run, tmp_path, capsys)
     changes = [[], ["--model.split=column"], ["--model.statistics=digits"], ["--data.split=train"]]
     tables = {main([*options, *change]).result.table for change in changes}
     assert len(tables) == len(changes)
-    assert "last.ckpt was trained with split checkerboard, not column" in capsys.readouterr().out
+    assert 'trained with other settings than those here: split "checkerboard", here "column"' in capsys.readouterr().err
     for name in ("a", "b"):
         for split in ("train", "test"):
             for label in "0123456789":

@@ -230,12 +230,13 @@ def test_what_is_wrong_is_named_before_any_work(run, capsys, arguments, message)
 
 @pytest.mark.slow
 def test_detect_tells_a_poisoned_set_from_its_clean_one(run, run_folder, capsys):
-    main(["poison", "random", "--radius=1", "--out", str(run_folder / "reference")])
+    digits = ["--data.source=digits", "--data.size=16"]  # what the threshold was set on
+    main(["poison", "random", "--radius=1", "--out", str(run_folder / "reference"), *digits])
     (run_folder / "dvae" / "latest").write_text("short\n")
-    result = main(["detect", "--reference", str(run_folder / "reference"), "--data.source=digits"]).result
+    result = main(["detect", "--reference", str(run_folder / "reference"), *digits]).result
     assert result.verdict.is_poisoned
     assert result.exit_code == 1
     assert result.verdict.reference.separability < result.verdict.scores.separability
-    clean = main(["detect", str(run_folder / "reference"), "--force", "--data.source=digits"]).result
+    clean = main(["detect", str(run_folder / "reference"), "--force", *digits]).result
     assert not clean.verdict.is_poisoned
     assert capsys.readouterr().out.count("name clean images of the same kind with --reference") == 1
