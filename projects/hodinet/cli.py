@@ -81,7 +81,7 @@ class Trainer(ProjectTrainer):
             datamodule: supplied; its data are not needed, but data.normalise, data.modality and data.invert say how depth is read.
             path: a picture, a folder with sub-folders, a pattern such as 'inbox/*.jpg', or a folder with RGB/ and depth/ as data sets have them.
             depth: depth map of the picture, or folder of maps of the same names; PNG of 8 or 16 bits, or NPY of numbers.
-            invert: the depth has far = 1; null follows data.invert: true with all, for the sets that it names, or, if it is null, for the layout group.
+            invert: the depth has far = 1; null follows data.invert: all, the sets it names, or, if that is null, the layout group.
             bits: of maps, which are PNG: 8 or 16.
             cutout: probability above which a pixel is kept in the cut-out; null takes the map as its alpha.
             missing_depth: refuses pictures without a depth map, or takes zeros for it.

@@ -104,6 +104,10 @@ class FaceForgeryDetection(ForgeryDetection):
         """Map (B, 3, H, W) images, uint8 or floats in [0, 1], to (B,) probabilities of being fake, float32."""
         return self.net(images).float().softmax(1)[:, 1]
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.global_rank:  # all processes began with one seed: each draws noise of its own for its gates
+            torch.manual_seed(derive_seed(self.hparams.seed, "gate noise", self.current_epoch, batch_idx, self.global_rank))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, count = self.net(batch["image"]), len(batch["image"])
         balances = self.net.balance_losses() if isinstance(self.net, MoEViT) else {}

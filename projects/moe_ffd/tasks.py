@@ -11,9 +11,10 @@ from torch import Tensor
 from projects.moe_ffd.model import MoEViT, count_parameters
 from projects.moe_ffd.module import FaceForgeryDetection
 from projects.moe_ffd.weights import load_delta, load_released, save_delta
+from shared.data.selection import evenly_spaced
 from shared.forgery.data import ForgeryData
 from shared.forgery.pictures import usage
-from shared.forgery.sets import REAL, ForgerySet
+from shared.forgery.sets import ForgerySet
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.runs import Run, atomic
@@ -72,16 +73,20 @@ def report_usage(trainer: ProjectTrainer, module: FaceForgeryDetection, data: Fo
 
 @torch.inference_mode()
 def usage_by_kind(module: FaceForgeryDetection, sets: list[ForgerySet]) -> dict[str, dict[str, Tensor]]:
-    """Return for each mixture and each kind of frame, real or a manipulation, the experts' shares in every block, (L, E)."""
+    """Return for each mixture and each kind of frame, real or a manipulation, the experts' shares in every block, (L, E).
+
+    Frames are taken evenly over a set's videos; of a kind that several sets have, those of the first.
+    """
     if not isinstance(module.net, MoEViT):
         return {}
     found: dict[str, dict[str, Tensor]] = {}
     for images in sets:
         kinds = images.manipulations
         for kind in dict.fromkeys(kinds):
-            if kind == REAL and any(REAL in layers for layers in found.values()):
+            if any(kind in layers for layers in found.values()):
                 continue
-            places = [place for place, other in enumerate(kinds) if other == kind][:USED]
+            of_kind = [place for place, other in enumerate(kinds) if other == kind]
+            places = [of_kind[place] for place in evenly_spaced(len(of_kind), USED)]
             module.net(images.__getitems__(places)["image"].to(module.device))
             for name, shares in module.net.usage().items():
                 found.setdefault(name, {})[kind] = shares.mean(1).cpu()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from projects.s3rp.calibration import crps
+from projects.s3rp.hiding import shown_of
 from projects.s3rp.layers import Cell, Propagator
 from projects.s3rp.losses import coarse_loss, negativity, residual_loss, roughness, step_loss
 from projects.s3rp.model import SRCNN, FineNet, Grid
@@ -230,7 +231,7 @@ class PlumeSuperResolution(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         given, physics, batch = self.hparams, self._known("train"), self._shortened(batch)
-        shown, ahead = self._shown(batch, self.global_step)
+        shown, ahead = shown_of(self.hparams, batch, self.global_step)
         scaled = scale(batch, physics, shown)
         parts = (self._stochastic_parts if self.is_stochastic else self._parts)(scaled, ahead, physics)
         weights = {
@@ -259,31 +260,6 @@ class PlumeSuperResolution(L.LightningModule):
         if self.global_step >= given.curriculum * (0 if math.isinf(steps) else steps):
             return batch
         return {name: value[:, :SHORT] if name != "index" else value for name, value in batch.items()}
-
-    def _shown(self, batch: Batch, step: int | None) -> tuple[Tensor, Tensor]:
-        """Hide pixels and last frames from the network.
-
-        Args:
-            batch: see `Batch`.
-            step: of the training, every other of which hides last frames if they have a weight; None for validation, which always does.
-
-        Returns:
-            (B, T, h, w) bool, what the network sees; and True in the frames that it has to forecast.
-        """
-        given, mask = self.hparams, batch["mask"]
-        ahead = torch.zeros_like(mask)
-        if given.forecast and mask.shape[1] > given.forecast + 1 and (step is None or (given.lambda_forecast and step % 2)):
-            ahead[:, -given.forecast :] = True
-        shown = mask & ~ahead
-        return shown & (self._draws(batch, step) >= given.hide) if given.hide else shown, ahead & mask
-
-    def _draws(self, batch: Batch, step: int | None) -> Tensor:
-        """Draw (B, T, h, w) numbers in [0, 1): a function of the step and the process, in validation of each sequence's number."""
-        seed, mask = self.hparams.seed, batch["mask"]
-        if step is None:
-            rngs = [generator(seed, "validation", number) for number in batch["index"].tolist()]
-            return torch.stack([torch.rand(mask.shape[1:], generator=rng) for rng in rngs]).to(mask.device)
-        return torch.rand(mask.shape, generator=generator(seed, "hidden", step, rank(), device=mask.device), device=mask.device)
 
     def _parts(self, scaled: Scaled, ahead: Tensor, physics: Physics) -> dict[str, Tensor]:
         """Return the terms of a deterministic network's loss, see `losses`."""
@@ -395,7 +371,7 @@ class PlumeSuperResolution(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         physics = self._known("val")
-        shown, _ = self._shown(batch, None)
+        shown, _ = shown_of(self.hparams, batch, None)
         scaled = scale(batch, physics, shown)
         hidden = scaled.mask & ~shown
         judged = hidden if bool(hidden.any()) else scaled.mask

@@ -20,20 +20,26 @@ if TYPE_CHECKING:
 class Trainer(ProjectTrainer):
     """Lightning's trainer with this project's verbs."""
 
-    reads = frozenset({"path"})
+    reads = frozenset({"path", "begin_with"})
     resumable = frozenset({"fit", "reproduce"})
     follow_up = MappingProxyType({"fit": "predict", "test": "robustness"})
 
-    def fit(self, model: ManipulationLocalisation, datamodule: ManipulationData, ckpt_path: str | None = None) -> Tested:  # type: ignore[override]
+    def fit(  # type: ignore[override]
+        self, model: ManipulationLocalisation, datamodule: ManipulationData, begin_with: str | None = None, ckpt_path: str | None = None
+    ) -> Tested:
         """Train the network, decide on validation pictures how its maps are read, and test the best epoch on every test set.
 
         Args:
             model: supplied.
             datamodule: supplied.
-            ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
+            begin_with: checkpoint whose network a new training begins with, to tune it to other pictures; null begins with random weights.
+            ckpt_path: checkpoint to go on from, with its optimiser, schedule and epochs; --resume finds the last one by itself.
         """
+        from projects.tripinet import trained
         from projects.tripinet.tasks import Examples, remarks
 
+        if begin_with is not None and ckpt_path is None:
+            trained.begin_with(model, begin_with)
         if self.is_global_zero:
             for remark in remarks(model, datamodule):
                 print(remark)
@@ -53,10 +59,10 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; best (the default), last or a file.
         """
         from projects.tripinet.tasks import report_test
-        from shared.checkpoints import with_weights
+        from projects.tripinet.trained import with_network
 
         model.with_trufor = trufor
-        super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
+        super().test(with_network(model, ckpt_path), datamodule=datamodule, verbose=False)
         return report_test(self, model, datamodule)
 
     def predict(  # type: ignore[override]
@@ -81,11 +87,11 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; best (the default), last or a file.
         """
         from projects.tripinet.prediction import predict
-        from shared.checkpoints import with_weights
+        from projects.tripinet.trained import with_network
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        return predict(self, with_weights(model, ckpt_path), path, tiles, flips, maps)
+        return predict(self, with_network(model, ckpt_path), path, tiles, flips, maps)
 
     def robustness(
         self,
@@ -105,11 +111,11 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; best (the default), last or a file.
         """
         from projects.tripinet.robustness_task import robustness
-        from shared.checkpoints import with_weights
+        from projects.tripinet.trained import with_network
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        return robustness(self, with_weights(model, ckpt_path), datamodule, degradations, pictures)
+        return robustness(self, with_network(model, ckpt_path), datamodule, degradations, pictures)
 
     def export(
         self, model: ManipulationLocalisation, datamodule: ManipulationData, height: int = 512, width: int = 512, ckpt_path: str | None = None
@@ -126,11 +132,11 @@ class Trainer(ProjectTrainer):
             ckpt_path: checkpoint; best (the default), last or a file.
         """
         from projects.tripinet.export import export
-        from shared.checkpoints import with_weights
+        from projects.tripinet.trained import with_network
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        return export(self, with_weights(model, ckpt_path), height, width)
+        return export(self, with_network(model, ckpt_path), height, width)
 
     def reproduce(
         self,

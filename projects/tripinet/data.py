@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from projects.tripinet.augmentation import Augmentation, augment
+from projects.tripinet.forensics import BLOCK
 from projects.tripinet.forging import FORGERIES, IN_PLACE, forge, kind_at
 from projects.tripinet.leaks import guard, leaks
 from projects.tripinet.lists import read_lists
@@ -143,14 +144,22 @@ class TrainingPictures(Dataset):
         epoch, place = divmod(index, len(self))
         chance = generator(self.seed, "augmentation", epoch, place)
         image, mask, kind = self.pictures.read(place)
+        if self.align:
+            image, mask = in_blocks(image), in_blocks(mask)
         image, mask, forged = augment(image, mask, self.augmentation, chance)
-        image, mask = resized(image, mask, self.size) if self.resize else cut(image, mask, self.size, chance, 8 if self.align else 1)
+        image, mask = resized(image, mask, self.size) if self.resize else cut(image, mask, self.size, chance, BLOCK if self.align else 1)
         return _item(image, mask, forged if kind == AUTHENTIC and forged else kind, place)
 
 
 def _item(image: Tensor, mask: Tensor, kind: str, index: int) -> dict[str, Any]:
     label = int(mask.any())
     return {"image": image, "mask": mask, "label": label, "kind": KINDS.index(kind) if label else 0, "index": index}
+
+
+def in_blocks(layer: Tensor) -> Tensor:
+    """Leave the incomplete 8 x 8 blocks at the right and the bottom of (C, H, W) out: when it is turned, JPEG's grid begins at its corner again."""
+    height, width = (side - side % BLOCK or side for side in layer.shape[1:])
+    return layer[:, :height, :width]
 
 
 def cut(image: Tensor, mask: Tensor, size: int, chance: torch.Generator, grid: int = 1) -> tuple[Tensor, Tensor]:
@@ -196,7 +205,7 @@ class ManipulationData(DataModule):
         seed: seed of every random choice in the data.
         size: side of training squares, in pixels; null is 96 for forged pictures and 512 for files.
         train: with `lists`, a folder of Tp and Gt, a JSON or text list, or a mixture.
-        val: the same for validation; null takes an eighth of the training pictures, divided by sources.
+        val: the same for validation; null takes an eighth of each training set, but about per_set pictures at most, divided by sources.
         test_sets: names of published sets, or lists; with `procedural`, kinds of forgeries and control. Null is what the protocol has.
         finetune: with `pscc_ft`, the set that is learnt and tested: coverage (75 and 25 scenes), casia (v2 and v1) or nist16 (404 and 160 pictures).
         per_set: pictures of each training set an epoch; null takes all, and 1869 with `cat`.
@@ -210,7 +219,7 @@ class ManipulationData(DataModule):
         mask_fix: resizes masks of another size than their picture instead of refusing them.
         on_bad_file: refuse or skip pictures whose mask does not belong to them.
         on_leak: remove, refuse or keep training pictures that share a name or source with test pictures.
-        leak_distance: bits of 64 in which pictures that look alike differ at most; null does not compare looks, which reads every picture.
+        leak_distance: bits of 63 in which pictures that look alike differ at most; null does not compare looks, which reads every picture.
 
     Attributes:
         train_set: the training pictures.
@@ -279,7 +288,7 @@ class ManipulationData(DataModule):
         for name, known in (("augmentation", Augmentation), ("on_leak", OnLeak), ("finetune", FineTuned), ("on_bad_file", OnBadFile)):
             if options[name] not in get_args(known):
                 raise ValueError(f"data.{name} must be one of {', '.join(get_args(known))}, got {options[name]!r}")
-        if self.size < 32 or self.size % (8 if options.align else 1):
+        if self.size < 32 or self.size % (BLOCK if options.align else 1):
             raise ValueError(f"data.size must be at least 32, and a multiple of 8 with data.align, got {self.size}")
         if min(options.length, options.test_length) < 1:
             raise ValueError(f"data.length and data.test_length must be at least 1, got {options.length} and {options.test_length}")
@@ -343,7 +352,8 @@ class ManipulationData(DataModule):
             tests = self._open(options.test_sets or tested_names)
         if options.val:
             return train, [picture for pictures in self._open([options.val]).values() for picture in pictures], tests
-        parts = {name: divided(pictures, _VAL_FRACTION, self.seed) for name, pictures in train.items()}
+        share = lambda count: min(_VAL_FRACTION, self.per_set / count) if self.per_set else _VAL_FRACTION  # noqa: E731
+        parts = {name: divided(pictures, share(len(pictures)), self.seed) for name, pictures in train.items()}
         return {name: part[0] for name, part in parts.items()}, [picture for part in parts.values() for picture in part[1]], tests
 
     def _open(self, names: Sequence[str]) -> Sets:

@@ -29,6 +29,8 @@ from shared.training import Schedule, check_finite, evaluating, scheduled
 if TYPE_CHECKING:
     from projects.tripinet.data import ManipulationData
 
+STREAMS = ("rgb", "srm", "dct_corner")
+"""What the encoders see where nothing else is said."""
 Tiles = Literal["auto", "never", "always"]
 """When pictures are judged tile by tile: where they are larger than `whole`, or not, or always."""
 
@@ -119,7 +121,7 @@ class ManipulationLocalisation(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         _check(self.hparams)
-        self.streams = ["rgb", "srm", "dct_corner"] if streams is None else streams
+        self.streams = list(STREAMS) if streams is None else streams
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "tripinet weights"))
             self.net = TriPINet(

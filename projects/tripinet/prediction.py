@@ -172,7 +172,7 @@ def method(module: ManipulationLocalisation, size: Sequence[int], tiles: Tiles, 
 def sentence(row: dict[str, Any]) -> str:
     """Say in a line what was found in a picture, from its row of the table."""
     alarms = "" if row["alarms_above"] is None else f" ({row['alarms_above']:.1%} of authentic validation pictures score as high)"
-    return f"{row['input']}: {row['verdict']}, score {row['score']:.2f}{alarms}, {row['area']:.1%} of its pixels"
+    return f"{row['input']}: {row['verdict']}, score {row['score']:.2f}{alarms}, {row['area']:.1%} of its pixels marked"
 
 
 # ---- files

@@ -45,7 +45,8 @@ class ForgeryData(DataModule):
         compression: level of compression, for sets that have several.
         train_frames: frames of each training video, evenly spaced; short videos repeat some.
         real_frames: frames of each real training video; null balances the classes, as many times more as there are manipulations to learn.
-        test_frames: frames of each validation and test video, evenly spaced; short videos give fewer.
+        test_frames: frames of each test video, evenly spaced; short videos give fewer.
+        val_frames: frames of each validation video; null takes as many as of test videos.
         length: training frames of faces.
         test_length: frames of each test set of faces, and at most so many of validation.
         video_frames: frames of each video of faces; null draws 4 to 8 for each.
@@ -86,6 +87,7 @@ class ForgeryData(DataModule):
         train_frames: int = 20,
         real_frames: int | None = None,
         test_frames: int = 32,
+        val_frames: int | None = None,
         length: int = 800,
         test_length: int = 300,
         video_frames: int | None = None,
@@ -100,7 +102,7 @@ class ForgeryData(DataModule):
         self.save_hyperparameters(logger=False)
         self.size = size or (48 if source == "faces" else 224)
         self.train_name, self.compression, self.manipulations = train_set, compression, manipulations
-        self.train_frames, self.real_frames, self.test_frames = train_frames, real_frames, test_frames
+        self.train_frames, self.real_frames, self.test_frames, self.val_frames = train_frames, real_frames, test_frames, val_frames
         self.length, self.test_length, self.video_frames = length, test_length, video_frames
         self.augmentation, self.self_blended, self.on_leak = augmentation, self_blended, on_leak
         self.rewrite, self.in_store, self.on_bad_file = rewrite, in_store, on_bad_file
@@ -114,7 +116,7 @@ class ForgeryData(DataModule):
 
     def _check(self) -> None:
         counts = {"train_frames": self.train_frames, "test_frames": self.test_frames, "length": self.length, "test_length": self.test_length}
-        counts |= {name: 1 if (value := getattr(self, name)) is None else value for name in ("real_frames", "video_frames")}
+        counts |= {name: 1 if (value := getattr(self, name)) is None else value for name in ("real_frames", "val_frames", "video_frames")}
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}")
@@ -166,7 +168,7 @@ class ForgeryData(DataModule):
         real = self.real_frames or self.train_frames * max(1, len(kinds))
         return (
             frames_of(train, self.train_frames, self.size, real, repeat=True, reader=self._reader(self.train_name)),
-            frames_of(val, self.test_frames, self.size, reader=self._reader(self.train_name)),
+            frames_of(val, self.val_frames or self.test_frames, self.size, reader=self._reader(self.train_name)),
             [frames_of(clips, self.test_frames, self.size, reader=self._reader(name.split(":")[0])) for name, clips in tests.items()],
         )
 
@@ -183,9 +185,21 @@ class ForgeryData(DataModule):
         train = guard(train, tests, self.on_leak)
         val = guard(val, tests, self.on_leak, "validation") if val else []
         if val:
-            return guard(train, val, self.on_leak), val
-        _log.info("%s has no validation split: an eighth of the training videos is taken, divided by people", self._called(self.train_name))
-        return divide(train, _VAL_FRACTION, self.seed)
+            train = guard(train, val, self.on_leak)
+        else:
+            _log.info("%s has no validation split: an eighth of the training videos is taken, divided by people", self._called(self.train_name))
+            train, val = divide(train, _VAL_FRACTION, self.seed)
+        self._check_validation({clip.video.label for clip in train}, {clip.video.label for clip in val})
+        return train, val
+
+    def _check_validation(self, learnt: set[int], labels: set[int]) -> None:
+        """Refuse a validation that could not tell good epochs from bad ones, and say where blends stand in for fakes."""
+        if 0 not in labels and 0 in learnt:
+            mend = "add some, or leave the split out, so that a part of the training videos is taken, which must show two people at least"
+            raise ValueError(f"{self._called(self.train_name)} has no real videos to validate on: {mend}")
+        if 1 not in labels and 1 in learnt:
+            said = "%s has no fake videos of what is learnt to validate on: epochs are chosen by fakes that are blended of its real frames instead"
+            _log.warning(said, self._called(self.train_name))
 
     def _test_clips(self, name: str) -> list[Clip]:
         """Return a test set by its name, with or without a manipulation."""

@@ -89,7 +89,11 @@ class FrameFiles:
 
 def stretched(image: Tensor, size: int) -> Tensor:
     """Bring a (3, H, W) image in [0, 1] to (3, size, size) uint8, bilinearly with anti-aliasing; the same for both classes and for every format."""
-    levels = (image * 255).round().byte()
+    return stretched_levels((image * 255).round().byte(), size)
+
+
+def stretched_levels(levels: Tensor, size: int) -> Tensor:
+    """Bring a (3, H, W) uint8 image to (3, size, size), as `stretched` does."""
     if levels.shape[1:] == (size, size):
         return levels
     return F.interpolate(levels[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True)[0]

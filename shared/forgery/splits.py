@@ -71,7 +71,8 @@ def divide(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip
     """Divide videos so that nobody is in both parts; people seen in one video together stay together.
 
     Where more than half of the videos hang together, as in Celeb-DF, whose fakes link nearly all people, the people are divided one by one, and
-    videos that show people of both parts are left out.
+    videos that show people of both parts are left out. Where the second part would lack real or fake videos, it gets one group more that has some, if
+    there is another one for the first.
 
     Args:
         clips: the videos.
@@ -84,7 +85,7 @@ def divide(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip
     groups = _groups([clip.video for clip in clips])
     if clips and max(Counter(groups).values()) > len(clips) / 2:
         people = [set(shown(clip.video)) for clip in clips]
-        parts = _cut(clips, people, _linked_order(people, seed), fraction)
+        parts = _cut(clips, people, _first_part(_linked_order(people, seed), fraction))
         if all({clip.video.label for clip in part} == {clip.video.label for clip in clips} for part in parts):
             lost = len(clips) - len(parts[0]) - len(parts[1])
             _log.info("%d of %d videos show people of both parts into which they are divided, and are left out", lost, len(clips))
@@ -93,12 +94,22 @@ def divide(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip
     if len(names) < 2:
         raise ValueError(f"the {len(clips)} training videos show the same people and cannot be divided: add videos, or a split of their own")
     order = torch.randperm(len(names), generator=generator(seed, "forgery division")).tolist()
-    return _cut(clips, [{group} for group in groups], [names[number] for number in order], fraction)
+    names = [names[number] for number in order]
+    second = _first_part(names, fraction)
+    for label in (0, 1):
+        having = {group for group, clip in zip(groups, clips, strict=True) if clip.video.label == label}
+        if len(having) > 1 and not having & second:
+            second.add(next(name for name in names if name in having))
+    return _cut(clips, [{group} for group in groups], second)
 
 
-def _cut(clips: Sequence[Clip], parties: Sequence[set[str]], order: Sequence[str], fraction: float) -> tuple[list[Clip], list[Clip]]:
-    """Put the first parties of an order into the second part; a video of parties on both sides is in neither."""
-    second = set(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
+def _first_part(order: Sequence[str], fraction: float) -> set[str]:
+    """Return the first ones of an order, at least one of them and not all."""
+    return set(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
+
+
+def _cut(clips: Sequence[Clip], parties: Sequence[set[str]], second: set[str]) -> tuple[list[Clip], list[Clip]]:
+    """Put some parties into the second part; a video of parties on both sides is in neither."""
     sides = list(zip(clips, parties, strict=True))
     return [clip for clip, party in sides if not party & second], [clip for clip, party in sides if party <= second]
 

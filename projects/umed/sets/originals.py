@@ -75,5 +75,5 @@ def _with_channels(levels: Tensor, channels: int) -> Tensor:
         return levels
     if channels == 3:
         return levels.expand(3, -1, -1)
-    luma = sum(part * levels[channel] for channel, part in enumerate(_LUMA))
-    return ((luma + 32768) >> 16)[None]
+    luma = (levels * levels.new_tensor(_LUMA)[:, None, None]).sum(0, keepdim=True, dtype=levels.dtype)
+    return (luma + 32768) >> 16

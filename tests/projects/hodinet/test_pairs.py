@@ -60,6 +60,19 @@ def test_a_layout_brings_its_depth_and_its_polarity(tmp_path):
     assert (inverted[True], inverted[False]) == ([True] * 2, [False] * 2)
 
 
+@pytest.mark.parametrize(("inverted", "turned"), [("all", {"X", "group", "loose"}), (["X"], {"X"}), ([], set()), (None, {"group"})])
+def test_depth_is_turned_as_it_was_for_training(tmp_path, inverted, turned):
+    for name, depth in (("sets/X/test/RGB/1.jpg", "sets/X/test/depth"), ("sets/test_images/2.jpg", "sets/test_depth"), ("in/3.jpg", "maps")):
+        save(tmp_path / name)
+        save(tmp_path / depth / f"{name[-5]}.png", kind="depth")
+    reader = DepthReader(inverted=inverted)
+    pairs = [*find_pairs(str(tmp_path / "sets"), None, reader), *find_pairs(str(tmp_path / "in"), str(tmp_path / "maps"), reader)]
+    names = {"1": "X", "2": "group", "3": "loose"}
+    assert {names[pair.given.file.stem] for pair in pairs if pair.invert} == turned
+    (alone,) = find_pairs(str(tmp_path / "sets/X/test"), None, reader)
+    assert alone.invert == ("X" in turned), "a folder of a split is of the set above it"
+
+
 def test_depth_of_another_resolution_is_brought_to_the_picture(tmp_path):
     save(tmp_path / "1.jpg")
     save(tmp_path / "1.png", 20, 30, kind="depth")
@@ -83,7 +96,7 @@ def test_numbers_are_distances_or_disparity(tmp_path):
         with pytest.raises(BadFileError, match=rf"bad\.npy holds {message}"):
             read_array(tmp_path / "bad.npy")
     (tmp_path / "bad.npy").write_bytes(b"none")
-    with pytest.raises(BadFileError, match=r"bad\.npy: it is damaged or no array"):
+    with pytest.raises(BadFileError, match=r"bad\.npy.*it is damaged or no array"):
         read_array(tmp_path / "bad.npy")
 
 

@@ -141,9 +141,9 @@ def test_what_lies_finished_is_not_done_again(module, tmp_path, capsys, monkeypa
 
 def test_the_verb_judges_a_picture_in_the_run_that_fit_left(run, tmp_path, capsys):
     picture, depth = (save_scenes(tmp_path, 1, 64) / name for name in ("RGB/0.jpg", "depth/0.png"))
-    found = main(["predict", str(picture), "--depth", str(depth), "--invert", "true", "--bits=16", "--cutout=0.5"]).result
+    found = main(["predict", str(picture), "--depth", str(depth), "--data.invert=all", "--bits=16", "--cutout=0.5"]).result
     assert (run / "artefacts/predict/maps/0.jpg-map.png").is_file()
-    assert found.rows[0]["invert"] is True
+    assert found.rows[0]["invert"] is True, "as training had it"
     assert found.summary == {"pictures": 1, "with objects": int(found.rows[0]["objects"] > 0)}
     assert "0.jpg: " in capsys.readouterr().out
     for options, message in (([], "have no depth map"), (["--depth", str(depth), "--cutout=1.5"], "--cutout is a probability from 0 to below 1")):

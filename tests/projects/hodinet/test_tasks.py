@@ -129,11 +129,13 @@ def check_latex(text, sets, learnt):
         assert not re.search(r"(?<!\\)[%#_](?![a-z{\\])", table.split(r"\midrule", 1)[1]), "escaped"
 
 
-def test_what_a_run_has_learnt_is_named_whatever_it_is_tested_on(run):
+def test_what_a_run_has_learnt_is_named_whatever_it_is_tested_on(tmp_path):
     now = SimpleNamespace(train_names=["NJU2K", "NLPR"])
     stages = {"stages": [{"verb": "fit", "summary": {"trained_on": "default"}}, {"verb": "test", "summary": {"trained_on": "none"}}]}
     assert trained_on(SimpleNamespace(verb="fit", run=None), now) == "NJU2K, NLPR"
-    assert trained_on(SimpleNamespace(verb="test", run=SimpleNamespace(manifest=lambda: stages)), now) == "default"
+    tested = SimpleNamespace(verb="test", run=SimpleNamespace(manifest=lambda: stages, checkpoints=tmp_path / "checkpoints"))
+    assert trained_on(tested, now) == trained_on(tested, now, str(tmp_path / "checkpoints" / "best.ckpt")) == "default"
+    assert trained_on(tested, now, str(tmp_path / "of another.ckpt")) == "", "nobody knows what other weights have learnt"
     assert trained_on(SimpleNamespace(verb="test", run=SimpleNamespace(manifest=lambda: {"stages": []})), now) == ""
 
 

@@ -17,7 +17,7 @@ from shared.runs import REPOSITORY
 
 PROJECT = REPOSITORY / "projects" / "s3rp"
 WORLD = World(size=16, frames=4, diffusivity=0.01)
-TRAINING = ("module", "model", "losses", "stochastic", "layers", "observing", "physics", "sets", "calibration", "tasks", "outlook")
+TRAINING = ("module", "hiding", "model", "losses", "stochastic", "layers", "observing", "physics", "sets", "calibration", "tasks", "outlook")
 """Files that training and forecasting are made of."""
 
 

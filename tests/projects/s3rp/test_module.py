@@ -10,6 +10,7 @@ from helpers.workers import fit_until_killed
 
 from projects.s3rp.cli import main
 from projects.s3rp.data import PlumeData
+from projects.s3rp.hiding import shown_of
 from projects.s3rp.layouts import write_observations
 from projects.s3rp.losses import coarse_loss, negativity, roughness, step_loss
 from projects.s3rp.module import SHORT, PlumeSuperResolution, scale
@@ -119,8 +120,8 @@ def test_what_is_hidden_is_a_function_of_seed_and_step():
     options, mask = {"hide": 0.3, "forecast": 2, "lambda_forecast": 1.0}, torch.rand(3, 6, 8, 8) > 0.2
     module, batch = PlumeSuperResolution(**options), {"mask": mask}
     for step in range(4):
-        shown, ahead = module._shown(batch, step)
-        again = PlumeSuperResolution(**options)._shown(batch, step)
+        shown, ahead = shown_of(module.hparams, batch, step)
+        again = shown_of(PlumeSuperResolution(**options).hparams, batch, step)
         assert torch.equal(shown, again[0])
         assert torch.equal(ahead, again[1])
         assert not bool((shown & ~mask).any() | (ahead & ~mask).any() | (shown & ahead).any())
@@ -129,13 +130,13 @@ def test_what_is_hidden_is_a_function_of_seed_and_step():
         left = mask.clone()
         left[:, -2:] &= not step % 2
         assert float(shown.sum() / left.sum()) == pytest.approx(0.7, abs=0.04)
-    assert not torch.equal(module._shown(batch, 0)[0], module._shown(batch, 2)[0])
-    assert not torch.equal(module._shown(batch, 0)[0], PlumeSuperResolution(**options, seed=1)._shown(batch, 0)[0])
+    assert not torch.equal(shown_of(module.hparams, batch, 0)[0], shown_of(module.hparams, batch, 2)[0])
+    assert not torch.equal(shown_of(module.hparams, batch, 0)[0], shown_of(PlumeSuperResolution(**options, seed=1).hparams, batch, 0)[0])
 
 
 def test_sequences_too_short_for_a_forecast_are_shown_whole():
     mask = torch.ones(2, 3, 4, 4, dtype=torch.bool)
-    assert torch.equal(PlumeSuperResolution(forecast=2, lambda_forecast=1.0)._shown({"mask": mask}, 1)[0], mask)
+    assert torch.equal(shown_of(PlumeSuperResolution(forecast=2, lambda_forecast=1.0).hparams, {"mask": mask}, 1)[0], mask)
 
 
 def test_the_network_is_not_shown_what_it_is_asked_for():

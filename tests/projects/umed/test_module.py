@@ -76,7 +76,7 @@ def prepared(module, monkeypatch):
 
 
 @pytest.mark.parametrize("iteration", [0, 4])
-def test_both_lower_the_loss_of_section_2_1(monkeypatch, iteration):
+def test_both_lower_cross_entropy_and_soft_dice(monkeypatch, iteration):
     module = small()
     logged, module.iterations = prepared(module, monkeypatch), iteration
     batch = next(iter(_ready(data()).train_dataloader()))
