@@ -405,9 +405,7 @@ def detect(trainer: ProjectTrainer, data: PurificationData, path: str | None, re
     word = "poisoned" if verdict.is_poisoned else "clean"
     print(f"{word}: separability {verdict.scores.separability:.2f}, threshold {verdict.threshold:.2f}; amplify {verdict.scores.amplify:+.2f}")
     if known is None:
-        print(
-            "The threshold is that of drawn digits of 16 pixels, other clean sets may exceed it: name clean images of the same kind with --reference."
-        )
+        print("The threshold is that of drawn digits of 16 pixels, other clean sets may exceed it: name clean images of the kind with --reference.")
     print("A verdict of clean does not make a set safe to train on: attacks that are not separable in this way are not found.")
     summary = {"verdict": word, "detect/separability": round(verdict.scores.separability, 4), "detect/amplify": round(verdict.scores.amplify, 4)}
     return Detected(verdict, int(verdict.is_poisoned), summary)

@@ -30,9 +30,8 @@ class Trainer(ForgeryTrainer):
             datamodule: supplied.
             ckpt_path: checkpoint to go on from; --resume finds the last one by itself.
         """
-        from projects.moe_ffd.tasks import keep_delta, say_what_trains
+        from projects.moe_ffd.tasks import keep_delta
 
-        say_what_trains(model)
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         keep_delta(self, self._at_best(model))
         self.test(model, datamodule)
@@ -84,6 +83,7 @@ class Trainer(ForgeryTrainer):
         backbone: Literal["tiny", "tiny_wide"] = "tiny",
         seed: int = 0,
         scenes: int = 1400,
+        epochs: int = 10,
     ) -> None:
         """Pretrain a tiny backbone on drawn scenes without faces; name its file as model.weights of fit.
 
@@ -93,13 +93,14 @@ class Trainer(ForgeryTrainer):
             backbone: tiny, of 64 features a token, or tiny_wide, of 96.
             seed: seed of scenes and weights.
             scenes: scenes to train on.
+            epochs: passes over them; trainer.max_epochs does not matter.
         """
         from projects.moe_ffd.pretraining import pretrain
         from shared.distributed import in_one_process
         from shared.messages import shown_path
 
         in_one_process(self)
-        path = pretrain(self.run.artefacts("pretrain"), seed, self.max_epochs or 10, scenes, backbone, enable_progress_bar=True)
+        path = pretrain(self.run.artefacts("pretrain"), seed, epochs, scenes, backbone, enable_progress_bar=True)
         print(f"fit with it: lightning run projects/moe_ffd/cli.py fit --model.backbone {backbone} --model.weights {shown_path(path)}")
 
     def reproduce(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from projects.moe_ffd.model import MoEViT, count_parameters
+from projects.moe_ffd.model import MoEViT
 from projects.moe_ffd.module import FaceForgeryDetection
 from projects.moe_ffd.weights import load_delta, load_released, save_delta
 from shared.data.selection import evenly_spaced
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 
 USED = 256
 """Frames of a manipulation whose experts are counted."""
-
-
-def say_what_trains(module: FaceForgeryDetection) -> None:
-    """Print how many parameters train."""
-    counts = count_parameters(module.net)
-    print(f"{counts['trainable']:,} of {counts['total']:,} parameters train ({100 * counts['trainable'] / counts['total']:.1f} %)", flush=True)
 
 
 def keep_delta(trainer: ProjectTrainer, module: FaceForgeryDetection) -> None:

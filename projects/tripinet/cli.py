@@ -40,11 +40,16 @@ class Trainer(ProjectTrainer):
 
         if begin_with is not None and ckpt_path is None:
             trained.begin_with(model, begin_with)
+        if ckpt_path is None:
+            model.check_weights()
         if self.is_global_zero:
             for remark in remarks(model, datamodule):
                 print(remark)
         self.callbacks.append(Examples())  # type: ignore[attr-defined]
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        best = getattr(self.checkpoint_callback, "best_model_score", None)
+        if self.is_global_zero and best is not None and float(best) == 0:
+            print("val/pixel_f1 was 0 in every epoch, and the first one is kept: train longer, or with a higher model.lr")
         return self.test(self._at_best(model), datamodule)
 
     def test(  # type: ignore[override]

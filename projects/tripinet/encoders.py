@@ -106,6 +106,8 @@ def build_encoder(name: str, maps: int = 3, norm: Norm = "batch", weights: str |
     check_norm(norm)
     if name not in get_args(Encoder):
         raise ValueError(f"no encoder {name!r}: choose among {', '.join(get_args(Encoder))}")
+    if weights == "pretrained":
+        raise ValueError("the encoders' weights come from a local file, never from the network: give the path of a .safetensors or .pth file")
     if name != "tiny":
         return ResNetEncoder("resnet18" if name == "small" else name, maps, norm, weights, is_rgb)
     if weights is not None or norm == "frozen":

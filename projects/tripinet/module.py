@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import lightning as L
@@ -81,6 +82,7 @@ class ManipulationLocalisation(L.LightningModule):
         measured: measures of each test set after testing, by its name.
         histograms: logits of each test set after testing, by its name.
         with_trufor: whether tests measure TruFor's variant of the F1 too.
+        absent: file of the encoders' weights if it is not there.
     """
 
     monitor = ("val/pixel_f1", "max")
@@ -122,11 +124,13 @@ class ManipulationLocalisation(L.LightningModule):
         self.save_hyperparameters()
         _check(self.hparams)
         self.streams = list(STREAMS) if streams is None else streams
+        self.absent = _absent(encoder, norm, weights)
+        file = None if self.absent else weights
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "tripinet weights"))
             self.net = TriPINet(
                 cast(Any, self.streams),
-                *(encoder, channels, width, fusion, decoder, edge, image_head, norm, weights, alpha, scaling, pooled, symmetric, sign),
+                *(encoder, channels, width, fusion, decoder, edge, image_head, norm, file, alpha, scaling, pooled, symmetric, sign),
             ).to(memory_format=torch.channels_last)
         self.decision = Decision()
         self.measured: dict[str, LocalisationMetrics] = {}
@@ -176,6 +180,19 @@ class ManipulationLocalisation(L.LightningModule):
         return Judged(mean, raw)
 
     # ---- training
+
+    def check_weights(self) -> None:
+        """Refuse to train without the encoders' file; a trained network is judged without it, for its checkpoint holds all weights.
+
+        Raises:
+            FileNotFoundError: naming the file.
+        """
+        if self.absent:
+            raise FileNotFoundError(f"no backbone weights {self.absent}: correct model.weights, or leave it out for random weights")
+
+    def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is None:
+            self.check_weights()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         given = self.hparams
@@ -248,6 +265,13 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ValueError(f"model.side_weights holds {STAGES} numbers that are 0 or more, the finest map's first, not {list(sides)}")
     if tile % ALIGNMENT or overlap % ALIGNMENT or not 0 < overlap <= tile // 2:
         raise ValueError(f"model.tile and model.overlap are multiples of {ALIGNMENT}, overlap being at most half of tile, not {tile} and {overlap}")
+
+
+def _absent(encoder: Encoder, norm: Norm, weights: str | None) -> str | None:
+    """Return the encoders' file if it is not there and can be done without: what checkpoints hold of frozen norms is not all of them."""
+    if weights is None or weights == "pretrained" or encoder == "tiny" or norm == "frozen":
+        return None
+    return None if Path(weights).expanduser().is_file() else weights
 
 
 def _enlarged(images: Tensor, least: int) -> Tensor:

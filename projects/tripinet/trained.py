@@ -41,6 +41,7 @@ def begin_with(module: ManipulationLocalisation, path: str) -> None:
     """
     _refuse_others(module, load_checkpoint(path), path)
     load_weights(module, path)
+    module.absent = None
 
 
 def _refuse_others(module: ManipulationLocalisation, checkpoint: Mapping[str, Any], path: str) -> None:

@@ -94,7 +94,14 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     device = trainer.strategy.root_device
     model.to(device)
     given = model.hparams
-    about = {"method": "umed", "epsilon": given.epsilon, "texture": given.texture, "clip": given.clip, "seed": given.seed}
+    about = {
+        "method": "umed",
+        "epsilon": given.epsilon,
+        "texture": given.texture,
+        "clip": given.clip,
+        "high_pass": given.high_pass,
+        "seed": given.seed,
+    }
     about |= {"generator": weights_digest(model.perturbator), "source": data.source, "precision": trainer.precision}
     target = artefact_folder(trainer) / "set" if out is None else Path(out)
 

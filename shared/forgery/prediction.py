@@ -164,10 +164,8 @@ def predict(trainer: ProjectTrainer, module: ForgeryDetection, path: str, detect
         with trainer.precision_plugin.forward_context():
             of_input, scores, images = judge(module, given, detector, margin, count)
         score, faces = float(scores.nanmean()), int(scores.isfinite().sum())
-        if all(row["state"] == UNREADABLE for row in of_input):
-            verdict = UNREADABLE
-        else:
-            verdict = NO_FACE if faces == 0 else "fake" if score > 0.5 else "real"
+        blank = UNREADABLE if all(row["state"] == UNREADABLE for row in of_input) else NO_FACE
+        verdict = blank if faces == 0 else "fake" if score > 0.5 else "real"
         rows.append({"input": given.name, "verdict": verdict, "score": score, "frames": len(scores), "faces": faces})
         frames += of_input
         if len(shown) < SHOWN:

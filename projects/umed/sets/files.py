@@ -190,8 +190,8 @@ class FileSet(MaskedSet):
             return list(pool.map(lambda index: function(self.original(index).in_window(self.image_shape[0])), range(len(self))))
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits for the names, sizes and times of the files: what is corrected in place may keep its size."""
-        lines = [f"{item.name} {[(found.st_size, found.st_mtime_ns) for found in map(Path.stat, item.files)]}" for item in self.items]
+        """Return 16 hexadecimal digits for how files are read, their sizes and times: what is corrected in place may keep its size."""
+        lines = [f"{item} {[(found.st_size, found.st_mtime_ns) for found in map(Path.stat, item.files)]}" for item in self.items]
         return hashlib.sha256("\n".join([repr((self.size, self._options)), *lines]).encode()).hexdigest()[:16]
 
     def _with(self, items: Sequence[Item]) -> FileSet:

@@ -157,7 +157,8 @@ def test_polarity_is_reported_and_a_wrong_one_warned_of(tmp_path, files, caplog)
     write(tmp_path / "mine" / "train", ("a", "b", "c"), near=20)
     wrong = set_up(source="folder", root=str(tmp_path / "mine"))
     assert wrong.polarity[0]["correlation"] == pytest.approx(-1)
-    assert "mine: what is salient is farther than the rest in 2 of 2 pictures" in caplog.text
+    wrong.prepare_data()
+    assert caplog.text.count("mine: what is salient is farther than the rest in 2 of 2 pictures") == 1, "the test after a training says it no more"
     caplog.clear()
     for invert in (["mine"], "all"):
         right = set_up(source="folder", root=str(tmp_path / "mine"), invert=invert)
@@ -287,6 +288,13 @@ def test_an_epoch_is_dealt_in_its_own_order():
         orders.append(torch.cat([batch["index"] for batch in loader]).tolist())
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
     assert orders[0] != orders[1]
+
+
+def test_fewer_pictures_than_processes_are_refused_before_any_training(monkeypatch):
+    monkeypatch.setattr("projects.hodinet.data.world_size", lambda: 6)
+    with pytest.raises(ValueError, match=r"6 processes share 5 of validation, 5 of default pictures, and each needs one: start fewer"):
+        set_up(**SCENES)
+    assert len(set_up(**SCENES | {"test_length": 6}).test_pictures[0]) == 6
 
 
 def test_other_processes_read_the_same(spnet):

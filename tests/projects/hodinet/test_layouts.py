@@ -117,8 +117,16 @@ def test_folders_of_ones_own(tmp_path):
     write(tmp_path / "mine" / "train", stems=("a.1", "b"))
     write(tmp_path / "mine" / "test", ("images", "depths", "masks"), stems=("c",))
     assert contents(read_layout(tmp_path / "mine", "folder")) == {"train": {"mine": ("a.1", "b")}, "test": {"mine": ("c",)}}
+    assert contents(read_layout(tmp_path / "mine" / "test")) == {"train": {}, "test": {"mine": ("c",)}}
     write(tmp_path / "my pictures")
     assert contents(read_layout(tmp_path / "my pictures")) == {"train": {}, "test": {"my_pictures": ("1", "2")}}
+
+
+def test_only_published_names_are_taken_for_those_of_published_sets(tmp_path):
+    stems = ("IMG_0012", "dut_0012", "0013", "x_000001_left", "9_03-44-46")
+    write(tmp_path / "TrainDataset", stems=stems)
+    found = {sample.stem: sample.dataset for sample in read_layout(tmp_path)}
+    assert found == dict(zip(stems, ("other", "DUT-RGBD", "DUT-RGBD", "NJU2K", "NLPR"), strict=True))
 
 
 def test_rgb_t_sets_are_read_by_the_same_reader(tmp_path):

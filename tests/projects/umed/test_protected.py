@@ -140,6 +140,8 @@ def test_a_mask_that_is_corrected_in_place_is_published_anew(tmp_path):
     assert save(tmp_path / "in" / "masks" / "a.bmp", other).stat().st_size == size, "which alone would not tell"
     write_protected(tmp_path / "out", data.all_files(), perturb, ABOUT, 2)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png")) > 0, other)
+    read_otherwise = ProtectionData("folder", str(tmp_path / "in"), window=(0, 100))
+    assert read_otherwise.all_files().fingerprint() != data.all_files().fingerprint() == data.all_files().fingerprint()
 
 
 def test_slices_of_volumes_are_published(tmp_path):
