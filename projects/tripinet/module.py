@@ -226,6 +226,8 @@ class ManipulationLocalisation(L.LightningModule):
         measure(self.validated, batch, judged.logits.sigmoid(), judged.raw)
 
     def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return  # a few pictures decide nothing, and would stay decided until the first epoch's end
         measures, raw = self.validated.compute(), gather_objects(self._raw)
         self.decision.decide(self._histogram.gathered(), measures["pixel_threshold_dataset"], *zip(*raw, strict=True))
         chosen = ("pixel_f1", "pixel_f1_dataset", "pixel_auc", "image_auc")

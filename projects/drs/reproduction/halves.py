@@ -36,7 +36,7 @@ def rows(models: Models, chosen: Variant, seed: int) -> list[dict[str, Any]]:
     """Train on a split, and certify."""
     module, _ = models.train(chosen, seed)
     images, labels = models.images(seed, IMAGES)
-    results = models.certify(module, images, Plan(module.hparams["sigma"], DRAWS, SELECTION, ALPHA, seed=seed))
+    results = models.certify(module, images, Plan(module.hparams["sigma"], DRAWS, SELECTION, ALPHA, "main", seed=seed))
     pairs = zip(results, labels, strict=True)
     radii = torch.tensor([r.certificate.radius * (r.certificate.predicted == int(label)) for r, label in pairs], dtype=torch.float64)
     accuracies = {f"r={r:g}": float(((radii >= r) & (radii > 0)).double().mean()) for r in RADII}
