@@ -54,9 +54,24 @@ class Trainer(ForgeryTrainer):
         """
         from projects.forgery_nas.inference import say_cost
 
-        say_cost(model.net, model.hparams.size)
+        if self.is_global_zero:
+            say_cost(model.net, model.hparams.size)
+            self._keep_cells(model)
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         self.test(self._at_best(model), datamodule)
+
+    def _keep_cells(self, model: ForgeryNetTraining) -> None:
+        """Write the cells into the run's settings in place of the file that they were read from, which may change, move or go."""
+        import yaml
+
+        from projects.forgery_nas.genotype import BUILT_IN
+        from shared.runs import write_text
+
+        heading, _, text = self.run.config_file.read_text(encoding="utf-8").partition("\n")
+        settings = yaml.safe_load(text)
+        if model.genotype is not None and settings["model"]["genotype"] not in BUILT_IN:
+            settings["model"]["genotype"] = model.hparams.genotype
+            write_text(self.run.config_file, f"{heading}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}")
 
     def export(self, model: ForgeryNetTraining, datamodule: SearchData, ckpt_path: str | None = None) -> Exported:
         """Write the network as detector.onnx for other runtimes, check it against this software, and time it beside others; needs the extra onnx.

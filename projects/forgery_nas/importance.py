@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from projects.forgery_nas.alive import AliveTable, edge_softmax
-from projects.forgery_nas.genotype import Edge, Genotype, edge_number
+from projects.forgery_nas.genotype import CellGenes, Genotype, edge_number
 
 Level = Literal["alpha", "eoi", "general", "perturb"]
 
@@ -176,7 +176,8 @@ def derive(table: AliveTable, importance: Tensor, beta: Tensor, skip_limit: int 
     """Make the genotype of the most important candidates.
 
     An edge's score is its largest importance among living operations besides `none`, times the softmax of beta; each node keeps its two best
-    edges. While the normal cell has more skips than allowed, the skip of the lowest score counts no more, and the choice is made anew.
+    edges. While the normal cell has more skips than allowed, the skip of the lowest score counts no more, and the choice is made anew, unless
+    its node would be left without two edges: where nothing else is alive, skips stay.
 
     Args:
         table: which candidates are alive.
@@ -185,7 +186,7 @@ def derive(table: AliveTable, importance: Tensor, beta: Tensor, skip_limit: int 
         skip_limit: skips in the normal cell, None for any number.
 
     Raises:
-        ValueError: if a node has fewer than two edges with an operation besides `none`, or they are all skips beyond the limit.
+        ValueError: if a node has fewer than two edges with an operation besides `none`.
     """
     allowed = table.alive.clone()
     if "none" in table.space:
@@ -193,15 +194,27 @@ def derive(table: AliveTable, importance: Tensor, beta: Tensor, skip_limit: int 
     scores = importance.detach().cpu().double() * edge_softmax(beta.detach().cpu().double(), table.nodes)[..., None]
     scores = scores.masked_fill(~allowed, -torch.inf)
     normal = _derive_cell(table, scores[0])
-    while skip_limit is not None and sum(operation == "skip_connect" for node in normal for operation, _ in node) > skip_limit:
-        skip = table.space.index("skip_connect")
-        places = [edge_number(number, source) for number, node in enumerate(normal) for operation, source in node if operation == "skip_connect"]
-        scores[0, min(places, key=lambda edge: scores[0, edge, skip].item()), skip] = -torch.inf
+    while skip_limit is not None and (edge := _skip_to_drop(table, normal, scores[0], skip_limit)) is not None:
+        scores[0, edge, table.space.index("skip_connect")] = -torch.inf
         normal = _derive_cell(table, scores[0])
     return Genotype(normal, _derive_cell(table, scores[1]))
 
 
-def _derive_cell(table: AliveTable, scores: Tensor) -> tuple[tuple[Edge, ...], ...]:
+def _skip_to_drop(table: AliveTable, cell: CellGenes, scores: Tensor, limit: int) -> int | None:
+    """Return the edge of a cell's lowest-scored skip that its node can do without; None if there is none, or no more skips than allowed."""
+    places = [(node, edge_number(node, source)) for node, pairs in enumerate(cell) for name, source in pairs if name == "skip_connect"]
+    if len(places) <= limit:
+        return None
+    skip = table.space.index("skip_connect")
+    for node, edge in sorted(places, key=lambda place: scores[place[1], skip].item()):
+        rest = scores[edge_number(node, 0) : edge_number(node, 0) + 2 + node].clone()
+        rest[edge - edge_number(node, 0), skip] = -torch.inf
+        if (rest > -torch.inf).any(-1).sum() >= 2:
+            return edge
+    return None
+
+
+def _derive_cell(table: AliveTable, scores: Tensor) -> CellGenes:
     """Return each node's two edges of the highest scores; of equal ones the first."""
     best, columns = scores.max(-1)
     nodes = []

@@ -62,7 +62,8 @@ def say_cost(net: nn.Module, size: int) -> None:
 def fold(net: _Net) -> _Net:
     """Return a copy in evaluation mode that computes the same with fewer layers, and cannot be trained on.
 
-    Difference convolutions become ordinary ones, and every batch norm that follows a convolution in an `nn.Sequential` becomes part of it.
+    Difference convolutions become ordinary ones, and every batch norm that follows a convolution in an `nn.Sequential` becomes part of it;
+    subclasses, such as timm's norms with an activation inside, stay.
     """
     folded = copy.deepcopy(net).eval()
     fold_(folded)
@@ -76,7 +77,7 @@ def _absorb_norms(layers: nn.Sequential) -> None:
     number = 0
     while number + 1 < len(layers):
         layer, norm = layers[number], layers[number + 1]
-        if isinstance(norm, nn.BatchNorm2d) and isinstance(layer, (nn.Conv2d, FactorizedReduce)):
+        if type(norm) is nn.BatchNorm2d and isinstance(layer, (nn.Conv2d, FactorizedReduce)):
             _absorb(norm, layer)
             del layers[number + 1]
         number += 1

@@ -117,6 +117,11 @@ class ForgeryNetTraining(ForgeryDetection):
         self.log_dict({f"train/{name}": value.detach() for name, value in measured.items()}, batch_size=len(labels), sync_dist=True)
         return loss
 
+    def on_fit_start(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.size != self.hparams.size:
+            raise ValueError(f"the data have {data.size} pixels and the network is for {self.hparams.size}: set data.size and model.size alike")
+
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._settle()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -24,6 +24,7 @@ from projects.forgery_nas.strategies import Budget, Found, evolve, pc_darts, ran
 from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint
 from shared.distributed import in_one_process
+from shared.forgery.augmentation import TrainingFrames
 from shared.forgery.detection import fit_detector, score
 from shared.forgery.metrics import auroc, roc
 from shared.forgery.sets import ForgerySet
@@ -114,7 +115,7 @@ def _by_training(trainer: ProjectTrainer, module: ForgeryNetTraining, data: Sear
             f"a candidate trained for model.search.candidate_epochs {options.candidate_epochs} costs {cost} images, and the search has "
             f"{budget.images}: take from 1 to {budget.images // len(learnt.train_set)} epochs, or a longer search by model.search.epochs"
         )
-    chosen = [_some(part.frames, options.seed) for part in data.roles.architecture]
+    chosen = [scored_frames(part, options.seed) for part in data.roles.architecture]
     device = trainer.strategy.root_device
 
     def evaluate(genotype: Genotype) -> float:
@@ -143,15 +144,24 @@ def _by_training(trainer: ProjectTrainer, module: ForgeryNetTraining, data: Sear
 def _by_paths(trainer: ProjectTrainer, searched: ArchitectureSearch, data: SearchData, budget: Budget) -> Found:
     """Score random cells as paths of a supernet that was trained on uniformly drawn ones, on the first set that chooses."""
     searched.to(trainer.strategy.root_device)
-    frames = _some(data.roles.architecture[0].frames, searched.options.seed)
+    frames = scored_frames(data.roles.architecture[0], searched.options.seed)
     parts = (frames.__getitems__(part.tolist()) for part in torch.arange(len(frames)).split(data.batch_size))
     batches = [(part["image"].to(searched.device), part["label"].to(searched.device)) for part in parts]
     return weight_sharing_random(searched, batches, SCORED_PATHS, budget, generator(searched.options.seed, "forgery_nas paths"))
 
 
-def _some(frames: ForgerySet, seed: int) -> ForgerySet:
-    order = torch.randperm(len(frames), generator=generator(seed, "forgery_nas scored"))
-    return frames.subset(order[:SCORED].sort().values)
+def scored_frames(part: TrainingFrames, seed: int) -> ForgerySet:
+    """Draw the frames of a set that candidates are scored on: as they are, with its self-blended fakes, and in an order that mixes the classes.
+
+    Norms of shared weights use a batch's own statistics, which would hide the class in a batch of one.
+    """
+    order = torch.randperm(len(part), generator=generator(seed, "forgery_nas scored"))[:SCORED]
+    own = part.frames
+    if len(part) == len(own):
+        return own.subset(order)
+    blends = [replace(video, manipulation="self_blend") for video in own.videos]
+    batch = TrainingFrames(own, self_blended=True, seed=part.seed).__getitems__(order.tolist())
+    return ForgerySet(batch["image"], [*own.videos, *blends], batch["video"])
 
 
 # ---- what is written
@@ -208,4 +218,5 @@ def _report(
     summary |= {"search/parameters": cost.parameters, "search/macs": cost.macs}
     log_table(trainer, "cost", [{"strategy": strategy} | {name.removeprefix("search/"): value for name, value in summary.items()}])
     say_cost(net, given.size)
-    print(f"train it: lightning run projects/forgery_nas/cli.py fit --model.genotype {shown_path(file)}")
+    settings = shown_path(trainer.run.config_file)  # of the same data and sizes, and with the sets that the search saw
+    print(f"train it: lightning run projects/forgery_nas/cli.py fit --config {settings} --model.genotype {shown_path(file)}")

@@ -207,7 +207,7 @@ class Supernet(nn.Module):
         return Mixture(operation_softmax(self.alpha, alive), edge_softmax(self.beta, self.table.nodes), alive.clone())
 
     def without(self, cell: int, edge: int, column: int) -> Mixture:
-        """Return the mixture as it would be if one more candidate were dead; of an edge's last one only the bypass is left. No gradients."""
+        """Return the mixture as it would be if one more candidate were dead; of an edge's last one nothing is left. No gradients."""
         alive = self.table.alive.clone()
         alive[cell, edge, column] = False
         return Mixture(operation_softmax(self.alpha.detach(), alive), edge_softmax(self.beta.detach(), self.table.nodes), alive)

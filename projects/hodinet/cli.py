@@ -88,14 +88,12 @@ class Trainer(ProjectTrainer):
             explain: draws the gates of the high-order fusion at each stage, and what they weigh, a figure a picture.
             ckpt_path: checkpoint; best (the default), last or a file.
         """
-        from projects.hodinet.pairs import DepthReader
         from projects.hodinet.prediction import Options, predict
         from shared.checkpoints import with_weights
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        reader = DepthReader(datamodule.options.normalise, datamodule.options.modality == "thermal", datamodule.inverted)
-        return predict(self, with_weights(model, ckpt_path), reader, path, depth, Options(invert, bits, cutout, missing_depth, explain))
+        return predict(self, with_weights(model, ckpt_path), datamodule.reading, path, depth, Options(invert, bits, cutout, missing_depth, explain))
 
     def robustness(
         self,

@@ -195,12 +195,12 @@ class SaliencyData(DataModule):
     # ---- the sources
 
     @property
-    def inverted(self) -> Inverted:
-        """The sets whose depth has far = 1 by `data.invert`; variants of scenes, which it may name too, say nothing of files."""
-        names = self.options.invert
-        if names is None or names == "all":
-            return names
-        return None if self.source == "scenes" else sorted({set_name(name) for name in names})
+    def reading(self) -> Reading:
+        """How depth in files is read; `data.invert` may name variants of scenes, which say nothing of files."""
+        names: Inverted = self.options.invert
+        if names not in (None, "all"):
+            names = None if self.source == "scenes" else sorted({set_name(name) for name in self.options.invert})
+        return Reading(names, self.options.normalise, self.options.modality == "thermal")
 
     def _drawn(self) -> tuple[DrawnScenes, DrawnScenes, dict[str, DrawnScenes]]:
         options = self.options
@@ -230,7 +230,8 @@ class SaliencyData(DataModule):
         if options.duplicates is not None and train:
             train = by_set(guard(_joined(train), _joined(tests), options.duplicates, options.on_duplicate))
         self.train_names = list(train)
-        reading = self._reading({sample.dataset for sample in samples})
+        reading = self.reading
+        _check_inverted(reading.inverted, {sample.dataset for sample in samples})
         learnt, held_out = _divided(train, options.val_fraction, self.seed)
         return SampleFiles(learnt, reading), SampleFiles(held_out, reading), {name: SampleFiles(own, reading) for name, own in tests.items()}
 
@@ -244,11 +245,6 @@ class SaliencyData(DataModule):
 
     def _inverted_names(self) -> list[str]:
         return [] if self.options.invert in (None, "all") else self.options.invert
-
-    def _reading(self, sets: set[str]) -> Reading:
-        if self.inverted not in (None, "all") and (unknown := sorted(set(self.inverted) - sets)):
-            raise ValueError(f"data.invert names {unknown[0]}, but the sets are {', '.join(sorted(sets))}: correct the name")
-        return Reading(self.inverted, self.options.normalise, self.options.modality == "thermal")
 
     # ---- the loaders
 
@@ -289,6 +285,11 @@ def _chosen(sets: dict[str, list[Sample]], names: Iterable[str] | None, option: 
     if missing := [name for name in wanted if name not in sets]:
         raise ValueError(f"data.{option} names {', '.join(missing)}, but these have {what} pictures: {', '.join(sets) or 'none'}")
     return {name: sets[name] for name in wanted}
+
+
+def _check_inverted(inverted: Inverted, sets: set[str]) -> None:
+    if inverted not in (None, "all") and (unknown := sorted(set(inverted or ()) - sets)):
+        raise ValueError(f"data.invert names {unknown[0]}, but the sets are {', '.join(sorted(sets))}: correct the name")
 
 
 def _check_releases(train: dict[str, list[Sample]], tests: dict[str, list[Sample]]) -> None:

@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shared.data.arrays import read_npy
 from shared.data.files import BadFileError, read_image
+
+ARRAY = ".npy"
+"""Ending of depth in numbers: disparity, or distances with far = 1."""
 
 _DETACHED = 1 / 32
 _COLOURED = 8 / 255  # mean difference of channels; in JPEG files of grey it is less
@@ -45,6 +50,21 @@ def read_depth(path: Path, invert: bool = False, normalise: bool = True, thermal
     if max((channels[0] - other).abs().mean() for other in channels[1:]) > _COLOURED:
         raise BadFileError(f"{path} shows depth in colours, whose order is not known: take the grey map of 8 or 16 bits")
     return nearness(channels[:1], invert, normalise)
+
+
+def read_array(path: Path) -> Tensor:
+    """Read depth in numbers of any unit, (1, H, W) float32; what is not finite was not measured.
+
+    Raises:
+        BadFileError: if the file is damaged, holds no table of numbers, or a finite one is negative.
+    """
+    levels = read_npy(path, "it is damaged or no array of numbers", "r")
+    if levels.ndim != 2 or levels.dtype.kind not in "fiu" or not levels.size:
+        raise BadFileError(f"{path} holds {levels.dtype} of shape {levels.shape}: expected one number for each pixel, of shape (height, width)")
+    depth = torch.from_numpy(levels.astype(np.float32))
+    if bool((depth[depth.isfinite()] < 0).any()):
+        raise BadFileError(f"{path} holds negative depth: give disparity, or distances with --invert true; mark what was not measured by inf or nan")
+    return depth[None]
 
 
 def nearness(levels: Tensor, invert: bool = False, normalise: bool = True) -> Tensor:

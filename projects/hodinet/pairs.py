@@ -9,18 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from projects.hodinet.depth import check_proportions, fitted, nearness, read_depth
-from projects.hodinet.layouts import Inverted, MissingDepth, Modality, Sample, is_inverted, read_layout
-from shared.data.arrays import read_npy
+from projects.hodinet.depth import ARRAY
+from projects.hodinet.layouts import MissingDepth, Modality, Sample, is_inverted, read_layout
+from projects.hodinet.samples import Reading
 from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few, image_size, read_levels
 from shared.data.inputs import Input, find_pictures, spelt
 
-ARRAY = ".npy"
-"""Ending of depth in numbers: disparity, or distances with far = 1."""
 _THREADS = 2  # depth maps in memory at once, while they are checked
 
 
@@ -39,63 +35,17 @@ class Pair:
     invert: bool = False
 
 
-@dataclass(frozen=True)
-class DepthReader:
-    """How depth is read; the run's settings say it for training.
-
-    Attributes:
-        normalise: see `projects.hodinet.depth.nearness`.
-        thermal: what goes with the pictures is thermal.
-        inverted: the sets that have far = 1; pictures outside of sets have so only with all.
-    """
-
-    normalise: bool = True
-    thermal: bool = False
-    inverted: Inverted = None
-
-    def read(self, pair: Pair, size: tuple[int, int]) -> Tensor:
-        """Read the depth of a picture of some height and width, (1, H, W) in [0, 1] with near = 1; 0 if it has none.
-
-        Raises:
-            BadFileError: if the map is damaged, shows depth in colours, or has other proportions than the picture.
-            FileNotFoundError: if it is missing.
-        """
-        if pair.depth is None:
-            return torch.zeros(1, 1, 1).expand(1, *size)
-        if pair.depth.suffix.lower() == ARRAY:
-            depth = nearness(read_array(pair.depth), pair.invert)
-        else:
-            depth = read_depth(pair.depth, pair.invert, self.normalise, self.thermal)
-        check_proportions((depth.shape[1], depth.shape[2]), size, pair.depth)
-        return fitted(depth, size)
-
-
-def read_pair(pair: Pair, reader: DepthReader) -> tuple[Tensor, Tensor]:
+def read_pair(pair: Pair, reader: Reading) -> tuple[Tensor, Tensor]:
     """Read a picture, (3, H, W) uint8, and its depth, (1, H, W) in [0, 1] with near = 1."""
     image = read_levels(pair.given.file)
-    return image, reader.read(pair, (image.shape[1], image.shape[2]))
-
-
-def read_array(path: Path) -> Tensor:
-    """Read depth in numbers of any unit, (1, H, W) float32; what is not finite was not measured.
-
-    Raises:
-        BadFileError: if the file is damaged, holds no table of numbers, or a finite one is negative.
-    """
-    levels = read_npy(path, "it is damaged or no array of numbers", "r")
-    if levels.ndim != 2 or levels.dtype.kind not in "fiu" or not levels.size:
-        raise BadFileError(f"{path} holds {levels.dtype} of shape {levels.shape}: expected one number for each pixel, of shape (height, width)")
-    depth = torch.from_numpy(levels.astype(np.float32))
-    if bool((depth[depth.isfinite()] < 0).any()):
-        raise BadFileError(f"{path} holds negative depth: give disparity, or distances with --invert true; mark what was not measured by inf or nan")
-    return depth[None]
+    return image, reader.read(pair.depth, pair.invert, (image.shape[1], image.shape[2]))
 
 
 # ---- what goes together
 
 
 def find_pairs(
-    path: str, depth: str | None, reader: DepthReader, needed: bool = True, missing: MissingDepth = "refuse", invert: bool | None = None
+    path: str, depth: str | None, reader: Reading, needed: bool = True, missing: MissingDepth = "refuse", invert: bool | None = None
 ) -> list[Pair]:
     """Find the pictures to judge with their depth, and decode all of them once, before any work.
 
@@ -138,7 +88,7 @@ def _layout(root: Path, modality: Modality) -> list[Sample]:
         return []  # a plain folder of pictures
 
 
-def _of_layout(sample: Sample, root: Path, reader: DepthReader) -> Pair:
+def _of_layout(sample: Sample, root: Path, reader: Reading) -> Pair:
     given = Input(sample.image, spelt(sample.image.relative_to(root)))
     return Pair(given, sample.depth, is_inverted(sample, reader.inverted, reader.thermal))
 
@@ -207,19 +157,19 @@ def _refuse_missing(pairs: Sequence[Pair], depth: str | None) -> None:
         raise BadFileError("\n  ".join([f"{len(lacking)} of {len(pairs)} pictures have no depth map:", *first_few(lacking), mend]))
 
 
-def _check_depth(pairs: Sequence[Pair], reader: DepthReader) -> None:
+def _check_depth(pairs: Sequence[Pair], reader: Reading) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:  # decoders run outside Python's lock
         complaints = list(pool.map(_complaint(reader), pairs))
     if bad := [complaint for complaint in complaints if complaint]:
         raise BadFileError("\n  ".join([f"{len(bad)} of {len(pairs)} depth maps cannot be used:", *first_few(bad)]))
 
 
-def _complaint(reader: DepthReader) -> Callable[[Pair], str]:
+def _complaint(reader: Reading) -> Callable[[Pair], str]:
     """Return what says why the depth of a picture cannot be read; empty if it can."""
 
     def complaint(pair: Pair) -> str:
         try:
-            reader.read(pair, image_size(pair.given.file))
+            reader.read(pair.depth, pair.invert, image_size(pair.given.file))
         except (BadFileError, FileNotFoundError) as error:
             return str(error)
         return ""

@@ -17,9 +17,10 @@ from projects.hodinet.depth import polarity
 from projects.hodinet.gates import check_gates, interactions
 from projects.hodinet.layouts import MissingDepth
 from projects.hodinet.module import SaliencyDetection
-from projects.hodinet.pairs import DepthReader, Pair, find_pairs, read_pair
+from projects.hodinet.pairs import Pair, find_pairs, read_pair
 from projects.hodinet.quality import depth_quality
 from projects.hodinet.results import SALIENT, Bits, Judged, Results
+from projects.hodinet.samples import Reading
 from shared.checkpoints import weights_digest
 from shared.data.files import read_levels
 from shared.data.inputs import spelt
@@ -70,7 +71,7 @@ class Predicted:
 
 
 def predict(
-    trainer: ProjectTrainer, module: SaliencyDetection, reader: DepthReader, path: str, depth: str | None = None, options: Options | None = None
+    trainer: ProjectTrainer, module: SaliencyDetection, reader: Reading, path: str, depth: str | None = None, options: Options | None = None
 ) -> Predicted:
     """Judge a user's pictures and write what is found; what is written stays complete if a later picture fails, and is not done again.
 
@@ -129,7 +130,7 @@ def _check(module: SaliencyDetection, options: Options) -> None:
 
 
 def _judge_all(
-    trainer: ProjectTrainer, module: SaliencyDetection, reader: DepthReader, explain: bool, results: Results, pairs: Sequence[Pair]
+    trainer: ProjectTrainer, module: SaliencyDetection, reader: Reading, explain: bool, results: Results, pairs: Sequence[Pair]
 ) -> Iterator[tuple[Pair, dict[str, Any]]]:
     """Judge pictures, and yield each with what was written of it; the next is read meanwhile, and the last one written: three are in memory."""
     writing: tuple[Pair, Future[dict[str, Any]]] | None = None
@@ -245,7 +246,7 @@ def counted(objects: int) -> str:
     return f"{objects} object{'s' * (objects != 1)}"
 
 
-def draw_overview(found: dict[Pair, dict[str, Any]], reader: DepthReader, results: Results, with_depth: bool) -> Figure:
+def draw_overview(found: dict[Pair, dict[str, Any]], reader: Reading, results: Results, with_depth: bool) -> Figure:
     """Draw pictures, evenly spread, beside their depth and their overlays, from files.
 
     Args:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from projects.hodinet.augmentation import Layers
-from projects.hodinet.depth import check_proportions, fitted, nearness, polarity, polarity_table, read_depth
+from projects.hodinet.depth import ARRAY, check_proportions, fitted, nearness, polarity, polarity_table, read_array, read_depth
 from projects.hodinet.layouts import Inverted, Sample, by_set, is_inverted
 from projects.hodinet.scenes import Variant, draw_scene
 from shared.data.files import BadFileError, first_few, image_size, read_image, read_levels
@@ -31,7 +32,7 @@ class Reading:
     """How depth is read.
 
     Attributes:
-        inverted: the sets that have far = 1.
+        inverted: the sets that have far = 1; pictures outside of sets have so only with all.
         normalise: see `projects.hodinet.depth.nearness`.
         thermal: what goes with the pictures is thermal.
     """
@@ -41,16 +42,29 @@ class Reading:
     thermal: bool = False
 
     def depth(self, sample: Sample, size: tuple[int, int]) -> Tensor:
-        """Read the depth of a picture of some height and width, (1, H, W) in [0, 1] with near = 1; 0 if it has none.
+        """Read the depth of a picture of a set, see `read`."""
+        return self.read(sample.depth, is_inverted(sample, self.inverted, self.thermal), size)
+
+    def read(self, path: Path | None, invert: bool, size: tuple[int, int]) -> Tensor:
+        """Read the depth of a picture.
+
+        Args:
+            path: its map, an image or `ARRAY`, whose numbers of any unit are stretched to [0, 1]; None is 0 everywhere.
+            invert: the map has far = 1.
+            size: height and width of the picture.
+
+        Returns:
+            (1, H, W) in [0, 1] with near = 1.
 
         Raises:
             BadFileError: if the map is damaged, shows depth in colours, or has other proportions than the picture.
             FileNotFoundError: if it is missing.
         """
-        if sample.depth is None:
+        if path is None:
             return torch.zeros(1, *size)
-        depth = read_depth(sample.depth, is_inverted(sample, self.inverted, self.thermal), self.normalise, self.thermal)
-        check_proportions((depth.shape[1], depth.shape[2]), size, sample.depth)
+        is_array = path.suffix.lower() == ARRAY
+        depth = nearness(read_array(path), invert) if is_array else read_depth(path, invert, self.normalise, self.thermal)
+        check_proportions((depth.shape[1], depth.shape[2]), size, path)
         return fitted(depth, size)
 
 

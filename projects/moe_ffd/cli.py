@@ -20,7 +20,7 @@ class Trainer(ForgeryTrainer):
 
     makes_run = frozenset({"fit", "convert", "pretrain", "reproduce"})
     resumable = frozenset({"fit", "reproduce"})
-    follow_up = MappingProxyType({"fit": "predict", "test": "robustness"})
+    follow_up = MappingProxyType({"fit": "predict FOLDER", "test": "robustness"})
 
     def fit(self, model: FaceForgeryDetection, datamodule: ForgeryData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Train the detector, keep what was trained in a small file, and test the best epoch on every test set.

@@ -270,7 +270,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _absent(encoder: Encoder, norm: Norm, weights: str | None) -> str | None:
-    """Return the encoders' file if it is not there and can be done without: what checkpoints hold of frozen norms is not all of them."""
+    """Return the encoders' file if it is not there and can be done without; frozen norms are built of it only."""
     if weights is None or weights == "pretrained" or encoder == "tiny" or norm == "frozen":
         return None
     return None if Path(weights).expanduser().is_file() else weights

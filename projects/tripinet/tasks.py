@@ -82,6 +82,7 @@ def report_test(trainer: ProjectTrainer, module: ManipulationLocalisation, data:
         f"test/{name}": round(mean_of_known([row[name] for row in judged if name in row]), 4) for name in ("pixel_f1", "pixel_auc", "image_auc")
     }
     if trainer.is_global_zero:
+        module.to(trainer.strategy.root_device)  # testing ends with the module on the CPU, which takes minutes for pictures of many megapixels
         log_table(trainer, "sets", rows := even(rows))
         for what, found in parts.items():
             if len({row[what] for row in found}) > 1:

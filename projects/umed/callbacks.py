@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
 import lightning as L
@@ -20,6 +21,8 @@ SHOWN = 8
 """Columns of a sheet."""
 SIDE = 96
 """Least height of a picture in a sheet, in pixels."""
+LARGEST = 256
+"""Largest side of what is shown of an image, in its own pixels: of larger ones the part around the foreground."""
 BAND, INTERIOR = (1.0, 0.55, 0.1), (0.15, 0.5, 1.0)
 """Colours, red green blue, that the contour band and the interior are painted with."""
 
@@ -48,15 +51,44 @@ class Protections(L.Callback):
             log_image(trainer, "protection", protection_sheet(cast("Protector", pl_module), batch["image"], batch["mask"]), epoch)
 
 
-@torch.no_grad()
 def protection_sheet(module: Protector, images: Tensor, masks: Tensor) -> Tensor:
-    """Return a sheet, (3, height, width) in [0, 1], of (B, C, H, W) uint8 images and their (B, H, W) masks."""
-    stored, clean = module.protect(images, masks), images.float() / 255
-    change = (stored.float() - images.float()).abs().amax(1, keepdim=True) / module.hparams.epsilon
-    found = regions(masks, module.radius, module.hparams.classes)
-    painted = clean.expand(-1, 3, -1, -1)
-    for where, colour in ((found.band, BAND), (found.interior, INTERIOR)):
+    """Return a `change_sheet` of (B, C, H, W) uint8 images with (B, H, W) masks, and what the module would publish of them."""
+    return change_sheet(module, images, module.protect(images, masks), masks)
+
+
+def change_sheet(module: Protector, clean: Iterable[Tensor], stored: Iterable[Tensor], masks: Iterable[Tensor]) -> Tensor:
+    """Draw a column for each image: clean, stored, |δ| as a part of epsilon, and the clean image with band and interior painted over it.
+
+    Args:
+        module: what made the perturbations, which knows epsilon and the band's reach.
+        clean: (C, H, W) uint8 images, of any sizes.
+        stored: as `clean`, what is published of each.
+        masks: (H, W) mask of each.
+
+    Returns:
+        (3, height, width) in [0, 1].
+    """
+    columns = [_column(module, *each) for each in zip(clean, stored, masks, strict=True)]
+    height, width = (max(column.shape[axis] for column in columns) for axis in (2, 3))
+    padded = [F.pad(column, (0, width - column.shape[3], 0, height - column.shape[2]), value=1) for column in columns]
+    return make_grid(torch.stack(padded, 1).flatten(0, 1), nrow=len(padded), padding=3, pad_value=1)
+
+
+def _column(module: Protector, clean: Tensor, stored: Tensor, mask: Tensor) -> Tensor:
+    """Return the four pictures of an image, (4, 3, height, width), each pixel a square of whole pixels."""
+    found = regions(mask[None], module.radius, module.hparams.classes)
+    change = (stored.float() - clean.float()).abs().amax(0, keepdim=True) / module.hparams.epsilon
+    painted = clean.float().expand(3, -1, -1) / 255
+    for where, colour in ((found.band[0], BAND), (found.interior[0], INTERIOR)):
         painted = torch.where(where, 0.5 * painted + 0.5 * torch.tensor(colour)[:, None, None], painted)
-    rows = [picture.expand(-1, 3, -1, -1) for picture in (clean, stored.float() / 255, change, painted)]
-    enlarged = F.interpolate(torch.cat(rows).clamp(0, 1), scale_factor=max(1, -(-SIDE // images.shape[2])), mode="nearest")
-    return make_grid(enlarged, nrow=len(images), padding=3, pad_value=1)
+    rows = [picture.expand(3, -1, -1) for picture in (clean.float() / 255, stored.float() / 255, change.clamp(max=1), painted)]
+    shown = torch.stack(rows)[..., _part((mask > 0).any(1)), _part((mask > 0).any(0))]
+    return F.interpolate(shown, scale_factor=max(1, -(-SIDE // shown.shape[2])), mode="nearest")
+
+
+def _part(marked: Tensor) -> slice:
+    """Return at most `LARGEST` places of an axis, around the middle of the marked ones."""
+    places = marked.nonzero()
+    middle = int(places.float().mean()) if len(places) else len(marked) // 2
+    first = max(0, min(middle - LARGEST // 2, len(marked) - LARGEST))
+    return slice(first, first + LARGEST)

@@ -34,7 +34,7 @@ class Trainer(ProjectTrainer):
 
         self.callbacks.append(Protections())  # type: ignore[attr-defined]
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        super().test(model, datamodule=datamodule, verbose=False)
+        self._measure(model, datamodule)
 
     def test(self, model: Protector, datamodule: ProtectionData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Measure protected test images on the integers that are stored: PSNR, SSIM, largest change, and what the surrogate makes of them.
@@ -46,7 +46,13 @@ class Trainer(ProjectTrainer):
         """
         from shared.checkpoints import with_weights
 
-        super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
+        self._measure(with_weights(model, ckpt_path), datamodule)
+
+    def _measure(self, model: Protector, datamodule: ProtectionData) -> None:
+        super().test(model, datamodule=datamodule, verbose=False)
+        found = {name.removeprefix("test/"): float(value) for name, value in self.callback_metrics.items() if name.startswith("test/")}
+        if self.is_global_zero and found:
+            print("protected test images: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
 
     def protect(
         self,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from projects.umed.callbacks import protection_sheet
+from projects.umed.callbacks import change_sheet
 from projects.umed.data import ProtectionData
 from projects.umed.module import Protector
-from projects.umed.protected import MANIFEST, read_manifest, read_protected, write_protected
+from projects.umed.protected import MANIFEST, protected_files, read_manifest, read_protected, write_protected
 from projects.umed.sets import MaskedSet, SegmentationSet
 from shared.checkpoints import weights_digest
 from shared.distributed import in_one_process
@@ -115,8 +115,11 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     manifest = write_protected(target, images, perturb, about, model.radius, 16, data.given_root, report)
     columns = ("original", "psnr", "psnr_roi", "ssim", "max_change")
     log_table(trainer, "quality", [{name: record[name] for name in columns} for record in manifest["images"]])
-    clean, masks = images.read(list(range(min(SHOWN, len(images)))))
-    log_image(trainer, "protected", protection_sheet(model, clean, masks))
+    shown_rows = [row for row, record in enumerate(manifest["images"]) if record["psnr_roi"] is not None][:SHOWN] or [0]
+    stored, channels = protected_files(target, data.size, check=False), images.image_shape[0]
+    before, after = ([source.original(row) for row in shown_rows] for source in (images, stored))
+    clean, published = ([one.as_bytes(channels) for one in each] for each in (before, after))
+    log_image(trainer, "protected", change_sheet(model, clean, published, [one.mask for one in before]))
     mean = {f"protect/{name}": value for name, value in manifest["mean"].items() if value is not None}
     shown = ", ".join(f"{name.removeprefix('protect/')} {value:.4g}" for name, value in mean.items())
     print(f"{len(images)} images in {shown_path(target)}; on the stored integers: {shown}")
@@ -195,9 +198,9 @@ def verify(
     train, signature = published_set(trainer, data, folder)
     clean, test = data.train_set.load(), data.test_set.load()
     places, options = artefact_folder(trainer), _options(trainer)
-    print(f"{exploiter}, {chosen.epochs} epochs on {len(clean)} clean images", flush=True)
+    print(f"{exploiter}, {chosen.epochs} epochs on {len(clean)} clean images of {data.size} x {data.size} pixels", flush=True)
     before = train_exploiter(clean, test, chosen, seed, folder=places / "clean", **options)
-    print(f"{exploiter}, {chosen.epochs} epochs on {len(train)} protected images", flush=True)
+    print(f"{exploiter}, {chosen.epochs} epochs on {len(train)} protected images of {data.size} x {data.size} pixels", flush=True)
     after = train_exploiter(train, test, chosen, seed, signature=signature, folder=places / "protected", **options)
     rows = [_row("clean", before), _row("protected", after)]
     log_table(trainer, "verification", rows)
@@ -250,7 +253,8 @@ def attack(
     chosen = recipe_for(data, exploiter, recipe, epochs)
     train, signature = published_set(trainer, data, folder)
     clean, test = data.train_set.load(), data.test_set.load()
-    print(f"{exploiter} with the defence {defence}, {chosen.epochs} epochs on {len(train)} protected images", flush=True)
+    what = f"{len(train)} protected images of {data.size} x {data.size} pixels"
+    print(f"{exploiter} with the defence {defence}, {chosen.epochs} epochs on {what}", flush=True)
     outcome = train_exploiter(train, test, chosen, seed, made, signature, clean, folder=artefact_folder(trainer) / "exploiter", **_options(trainer))
     label = f"{exploiter}-{defence}-{seed}".replace(":", "").replace("+", "-")
     write_json(artefact_folder(trainer) / f"{label}.json", asdict(outcome) | {"exploiter": exploiter, "defence": defence, "seed": seed})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -123,7 +124,7 @@ def scored_faces(images: Tensor, scores: Tensor, labels: Tensor | None = None, c
 
     Args:
         images: (N, 3, H, W) uint8.
-        scores: (N,) probabilities of being fake.
+        scores: (N,) probabilities of being fake; NaN where there is none.
         labels: (N,) 0 real, 1 fake: colours what is called rightly blue and what is called wrongly red. None leaves it black.
         columns: faces in a row.
     """
@@ -138,7 +139,7 @@ def scored_faces(images: Tensor, scores: Tensor, labels: Tensor | None = None, c
             score = float(scores[number])
             colour = "black" if labels is None else REAL if (score > 0.5) == bool(labels[number]) else FAKE
             axes.imshow(images[number].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            axes.set_title(f"{score:.2f}", y=-0.2, fontsize=9, color=colour)
+            axes.set_title("no score" if math.isnan(score) else f"{score:.2f}", y=-0.2, fontsize=9, color=colour)
     return figure
 
 

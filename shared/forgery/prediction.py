@@ -168,7 +168,7 @@ def predict(trainer: ProjectTrainer, module: ForgeryDetection, path: str, detect
         verdict = blank if faces == 0 else "fake" if score > 0.5 else "real"
         rows.append({"input": given.name, "verdict": verdict, "score": score, "frames": len(scores), "faces": faces})
         frames += of_input
-        if len(shown) < SHOWN:
+        if len(shown) < SHOWN and verdict != UNREADABLE:
             shown.append((images[len(images) // 2].clone(), score))
         if len(scores) > 1:
             times = [row["seconds"] for row in of_input]
@@ -184,6 +184,8 @@ def predict(trainer: ProjectTrainer, module: ForgeryDetection, path: str, detect
         log_image(trainer, "maps", sheet)
     for row in rows[:20]:
         print(f"  {row['input']}: {row['verdict']}" + ("" if row["faces"] == 0 else f", {row['score']:.3f}"))
+    if detector and (faceless := sum(row["verdict"] == NO_FACE for row in rows)):
+        print(f"no face was found in {faceless} of them; if they are face crops already, say --detector none")
     print(f"{len(rows)} inputs; the table: {shown_path(artefact_folder(trainer) / 'predictions.csv')}")
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("real", "fake", NO_FACE, UNREADABLE)}
     return Predicted(rows, frames, {"inputs": len(rows)} | counts)

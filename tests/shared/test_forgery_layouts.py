@@ -293,6 +293,23 @@ def test_folder(tmp_path):
         loaded(tmp_path / "train", source="folder")
 
 
+def test_a_validation_that_cannot_tell_epochs_apart_is_refused_or_named(tmp_path, caplog):
+    path = write_table(tmp_path)
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    path.write_text("\n".join(line for line in lines if not ("real" in line and ",val," in line)))
+    with pytest.raises(ValueError, match=r"faces\.csv has no real videos to validate on"):
+        loaded(path, source="csv")
+    path.write_text("\n".join(line for line in lines if not (",1," in line and ",val," in line)))
+    blended = loaded(path, source="csv").val_set
+    assert "epochs are chosen by fakes that are blended" in caplog.text
+    assert blended.__getitems__(range(len(blended)))["label"].float().mean() == 0.5
+
+
+def test_validation_has_its_own_number_of_frames(tmp_path):
+    data = loaded(write_reference(tmp_path), source="reference", test_frames=6, val_frames=2)
+    assert [len(part) // len(part.videos) for part in (data.val_set, data.test_sets[0])] == [2, 6]
+
+
 def test_table(tmp_path):
     path = write_table(tmp_path)
     data = loaded(path, source="csv", train_frames=2)

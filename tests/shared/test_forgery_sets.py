@@ -107,6 +107,15 @@ def test_divisions_keep_people_together():
         divide(clips[:1], 0.25, 0)
 
 
+def test_both_parts_have_both_classes_where_that_can_be():
+    fakes, reals = ([clip(kind, f"{kind}{number}", [f"{kind}{number}"]) for number in range(5)] for kind in ("swap", REAL))
+    for seed in range(10):
+        assert [sorted({one.video.label for one in part}) for part in divide(fakes + reals, 0.125, seed)] == [[0, 1], [0, 1]]
+        first, _ = divide(fakes + reals[:1], 0.125, seed)
+        second = {one.video.label for one in divide(fakes + reals[:1], 0.125, seed)[1]}
+        assert second == {1} or {one.video.label for one in first} == {1}, "one real video cannot be in both"
+
+
 @pytest.mark.parametrize("fraction", [0.5, 0.125])
 def test_where_all_hang_together_people_are_divided_one_by_one(fraction, caplog):
     rng = np.random.default_rng(0)

@@ -178,6 +178,16 @@ def test_skips_of_the_normal_cell_are_limited(limit):
         assert found.normal == derive(table, importance, beta, None).normal
 
 
+def test_skips_stay_where_nothing_else_is_alive():
+    table, beta = AliveTable(SPACE, nodes=2), torch.zeros(2, 5)
+    table.alive[:] = torch.tensor([False, True, False, False])
+    table.alive[0, 3] = torch.tensor([True, False, False, False])
+    importance = torch.rand(SHAPE, generator=random())
+    found = derive(table, importance, beta, skip_limit=1)
+    assert [name for name, _ in found.normal[0]] == ["skip_connect"] * 2, "node 0 has no other edges"
+    assert sorted(name for name, _ in found.normal[1]) == ["conv", "skip_connect"]
+
+
 def test_a_node_without_operations_is_named():
     table = AliveTable(("conv", "none"), nodes=1)
     table.alive[1, 0] = torch.tensor([False, True])

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -223,6 +224,12 @@ def test_folded_network_gives_the_same_logits(head):
         assert not any(isinstance(module, nn.BatchNorm2d) for module in (*folded.cells.modules(), *folded.stem))
         assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
         assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+def test_folding_leaves_norms_that_also_activate():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(fold(layers)(images), layers(images))
 
 
 def test_registry_reaches_the_cells():

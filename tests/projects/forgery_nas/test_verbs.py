@@ -22,6 +22,7 @@ from projects.forgery_nas.search import ArchitectureSearch
 from projects.forgery_nas.strategies import search_cost
 from shared.checkpoints import load_checkpoint
 from shared.dashboards import validate
+from shared.forgery.augmentation import TrainingFrames
 from shared.forgery.faces import faces
 from shared.runs import REPOSITORY
 
@@ -125,6 +126,16 @@ def test_fit_trains_what_was_found_and_tests_it(made):
     assert (made / "latest").read_text().strip() == "short", "what follows works on the training, not on the search"
 
 
+def test_what_was_trained_does_not_depend_on_the_file_of_its_cells(run, run_folder, capsys):
+    [genotype] = (run_folder / "forgery_nas" / "searched").rglob("genotype.json")
+    other = load_genotype(genotype).replaced({"sep_cdc_3x3_0.7": "sep_cdc_3x3_0.0", "skip_connect": "max_pool_3x3"})
+    genotype.write_text(other.to_json())
+    assert main(["test", "--run", "short"]).model.genotype != other
+    assert "other settings" not in capsys.readouterr().err
+    shutil.rmtree(run_folder / "forgery_nas" / "searched")
+    assert main(["test", "--run", "short", "--force"]).model.genotype != other
+
+
 def test_test_repeats_what_fit_measured(run):
     keys = ("set", "frame_auroc", "video_auroc")
     tested = [{key: str(row[key]) for key in keys} for row in main(["test"]).model.test_rows]
@@ -190,6 +201,33 @@ def test_a_strategy_is_a_function_of_its_seed(strategy, run_folder):
     (one, first), (two, second) = (found_by(run_folder, name) for name in ("one", "two"))
     assert history_of(one) == history_of(two)
     assert first == second
+
+
+def in_order_of_classes(count):
+    """Real frames before fake ones, as files are read."""
+    drawn = faces("train", count, size=16, video_frames=1)
+    return drawn.subset(drawn.labels.argsort(stable=True))
+
+
+def test_candidates_are_scored_on_batches_of_both_classes():
+    ordered = in_order_of_classes(64)
+    scored = search_task.scored_frames(TrainingFrames(ordered), 0)
+    assert sorted(video.key for video in scored.videos) == sorted(video.key for video in ordered.videos)
+    assert all(0.2 < part.float().mean() < 0.8 for part in scored.labels.split(16)), "norms of shared weights see a batch at a time"
+
+
+def test_candidates_are_scored_on_the_blends_that_stand_for_fakes():
+    reals = in_order_of_classes(32).select([])
+    scored = search_task.scored_frames(TrainingFrames(reals, "vflip", self_blended=True), 0)
+    assert scored.labels.bincount().tolist() == [16, 16]
+    assert {video.name for video in scored.videos if video.label} == {video.name for video in scored.videos if not video.label}
+    shown = {image.numpy().tobytes() for image in scored.frames[scored.labels == 0]}
+    assert shown == {image.numpy().tobytes() for image in reals.frames}, "as they are, without augmentation"
+
+
+def test_networks_are_ranked_by_what_the_search_did_not_see():
+    assert compare_task.not_searched(["swap", "reenact", "self_blend (searched)"]) == ["swap", "reenact"]
+    assert compare_task.not_searched(["self_blend (searched)"]) == ["self_blend (searched)"]
 
 
 # ---- going on
@@ -282,6 +320,7 @@ def test_reproduce_makes_every_table(run_folder):
     [
         (["fit", "--model.genotype=/nowhere/genotype.json"], "/nowhere/genotype.json"),
         (["fit", "--model.genotype=broken.json"], "broken.json"),
+        (["fit", "--model.size=64"], "the data have 32 pixels and the network is for 64: set data.size and model.size alike"),
         (["search", "--model.search.space=prayer"], "no search space 'prayer': choose full, small, plain"),
         (["search", "--model.search.epochs=2"], "2 epochs are too few"),
         (["search", "--model.search.k=3"], "K must divide the 4 channels"),
@@ -311,7 +350,7 @@ def test_the_papers_settings_build_its_network_and_supernet(run_folder, tmp_path
     message = fails(["search", "--config", "paper", "--data.root", str(tmp_path), "--run", "full"], capsys)
     assert "FaceForensics++" in message, "all settings were read before the data were asked for"
     text = (REPOSITORY / "projects" / "forgery_nas" / "configs" / "paper.yaml").read_text()
-    settings = yaml.safe_load(text.replace("${seed_everything}", "0"))["model"]
+    settings = yaml.safe_load(text.replace("${seed_everything}", "0").replace("${data.size}", "64"))["model"]
     searched = ArchitectureSearch(SearchOptions(**settings.pop("search")))
     assert searched.options.length == 15 + 5 * (len(SPACES["full"]) - 2)
     assert (len(searched.net.cells), searched.net.k) == (8, 4)

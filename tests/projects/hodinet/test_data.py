@@ -290,6 +290,13 @@ def test_an_epoch_is_dealt_in_its_own_order():
     assert orders[0] != orders[1]
 
 
+def test_sets_that_are_inverted_go_by_the_names_of_tables_and_variants_of_scenes_are_no_sets():
+    given = {"all": "all", None: None, ("NJUD_FULL", "mine"): ["NJU2K", "mine"]}
+    for names, inverted in given.items():
+        assert SaliencyData("folder", "nowhere", invert=list(names) if isinstance(names, tuple) else names).reading.inverted == inverted
+    assert SaliencyData(variant="inverted", invert=["inverted"]).reading.inverted is None
+
+
 def test_fewer_pictures_than_processes_are_refused_before_any_training(monkeypatch):
     monkeypatch.setattr("projects.hodinet.data.world_size", lambda: 6)
     with pytest.raises(ValueError, match=r"6 processes share 5 of validation, 5 of default pictures, and each needs one: start fewer"):

@@ -5,10 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from projects.hodinet.pairs import DepthReader, find_pairs, read_array, read_pair
+from projects.hodinet.depth import read_array
+from projects.hodinet.pairs import find_pairs, read_pair
+from projects.hodinet.samples import Reading
 from shared.data.files import BadFileError
 
-READER = DepthReader()
+READER = Reading()
 
 
 def save(path, height=40, width=60, kind="colour", seed=0):
@@ -65,7 +67,7 @@ def test_depth_is_turned_as_it_was_for_training(tmp_path, inverted, turned):
     for name, depth in (("sets/X/test/RGB/1.jpg", "sets/X/test/depth"), ("sets/test_images/2.jpg", "sets/test_depth"), ("in/3.jpg", "maps")):
         save(tmp_path / name)
         save(tmp_path / depth / f"{name[-5]}.png", kind="depth")
-    reader = DepthReader(inverted=inverted)
+    reader = Reading(inverted=inverted)
     pairs = [*find_pairs(str(tmp_path / "sets"), None, reader), *find_pairs(str(tmp_path / "in"), str(tmp_path / "maps"), reader)]
     names = {"1": "X", "2": "group", "3": "loose"}
     assert {names[pair.given.file.stem] for pair in pairs if pair.invert} == turned

@@ -13,8 +13,8 @@ from projects.hodinet.cli import main
 from projects.hodinet.depth import nearness, polarity
 from projects.hodinet.gates import draw_gates, energy, interactions
 from projects.hodinet.module import SaliencyDetection
-from projects.hodinet.pairs import DepthReader
 from projects.hodinet.prediction import Options, describe, judge, predict, row, sentence
+from projects.hodinet.samples import Reading
 from projects.hodinet.scenes import draw_scene, motorcycle_example
 from shared.data.files import read_levels
 
@@ -56,7 +56,7 @@ def predicted(module, tmp_path_factory):
     """What `predict` made of a photograph with depth and of two scenes, and its folder."""
     root, runs = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("results")
     motorcycle_example(save_scenes(root, 2))
-    found = predict(Plain(runs), module, DepthReader(), str(root), options=Options(bits=16, explain=True))
+    found = predict(Plain(runs), module, Reading(), str(root), options=Options(bits=16, explain=True))
     return root, found, runs / "artefacts" / "predict"
 
 
@@ -117,7 +117,7 @@ def test_what_lies_finished_is_not_done_again(module, tmp_path, capsys, monkeypa
 
     def again(options=None):
         judged.clear()
-        rows = predict(Plain(runs), module, DepthReader(), str(root), options=options).rows
+        rows = predict(Plain(runs), module, Reading(), str(root), options=options).rows
         return rows, [Path(name).stem for name in judged]
 
     with monkeypatch.context() as patch:
@@ -159,20 +159,20 @@ def test_the_verb_judges_a_picture_in_the_run_that_fit_left(run, tmp_path, capsy
 def test_a_network_of_colour_needs_no_depth_and_one_of_depth_no_colour(tmp_path, capsys):
     root = save_scenes(tmp_path / "in", 1)
     colour = SaliencyDetection(streams=["rgb"], **TINY).eval()
-    found = predict(Plain(tmp_path / "a"), colour, DepthReader(), str(root / "RGB"))
+    found = predict(Plain(tmp_path / "a"), colour, Reading(), str(root / "RGB"))
     assert [found.rows[0][name] for name in ("depth", "invert", "depth_quality", "polarity")] == ["none", None, None, None]
     assert "quality" not in capsys.readouterr().out
-    found = predict(Plain(tmp_path / "b"), SaliencyDetection(streams=["depth"], **TINY).eval(), DepthReader(), str(root))
+    found = predict(Plain(tmp_path / "b"), SaliencyDetection(streams=["depth"], **TINY).eval(), Reading(), str(root))
     assert found.rows[0]["depth_quality"] > 0
     with pytest.raises(ValueError, match="gates of the fusion high_order of both streams, but the network has one stream only, rgb"):
-        predict(Plain(tmp_path / "c"), colour, DepthReader(), str(root), options=Options(explain=True))
+        predict(Plain(tmp_path / "c"), colour, Reading(), str(root), options=Options(explain=True))
     with pytest.raises(ValueError, match="has the fusion concat"):
-        predict(Plain(tmp_path / "c"), SaliencyDetection(fusion="concat", **TINY), DepthReader(), str(root), options=Options(explain=True))
+        predict(Plain(tmp_path / "c"), SaliencyDetection(fusion="concat", **TINY), Reading(), str(root), options=Options(explain=True))
 
 
 def test_zeros_for_missing_depth_are_said(module, tmp_path, capsys):
     root = save_scenes(tmp_path / "in", 1)
-    found = predict(Plain(tmp_path), module, DepthReader(), str(root / "RGB"), options=Options(missing_depth="zeros"))
+    found = predict(Plain(tmp_path), module, Reading(), str(root / "RGB"), options=Options(missing_depth="zeros"))
     assert [found.rows[0][name] for name in ("depth", "invert", "depth_quality")] == ["zeros", None, None]
     assert "; no depth, 0 everywhere" in capsys.readouterr().out
     image = read_levels(root / "RGB/0.jpg")

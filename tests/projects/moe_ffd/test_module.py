@@ -11,6 +11,7 @@ from projects.moe_ffd.maps import attention_map, map_sheet
 from projects.moe_ffd.model import count_parameters
 from projects.moe_ffd.module import FaceForgeryDetection
 from projects.moe_ffd.reproduction import routing, worlds
+from projects.moe_ffd.tasks import usage_by_kind
 from shared.forgery.data import ForgeryData
 from shared.forgery.detection import fit_detector, score
 from shared.forgery.faces import faces
@@ -56,6 +57,19 @@ def test_the_loss_is_that_of_section_3(monkeypatch):
     expected = F.cross_entropy(logits, batch["label"]) + 2 * balances["lora"] + 3 * balances["adapter"]
     torch.testing.assert_close(loss, expected)
     assert set(logged) == {"train/loss", "train/cross_entropy", "train/balance_lora", "train/balance_adapter"}
+
+
+def test_gates_of_another_process_have_noise_of_their_own(monkeypatch):
+    module, drawn = small(), {}
+    for rank in (0, 1, 2, 1):
+        monkeypatch.setattr(FaceForgeryDetection, "global_rank", rank)
+        torch.manual_seed(0)
+        module.on_train_batch_start({}, 0)
+        noise = torch.randn(3)
+        assert torch.equal(drawn.setdefault(rank, noise), noise)
+    assert len({tuple(noise.tolist()) for noise in drawn.values()}) == 3
+    torch.manual_seed(0)
+    assert torch.equal(torch.randn(3), drawn[0]), "one process draws as ever"
 
 
 @pytest.mark.parametrize("adaptation", ["probe", "full", "lora", "adapter", "layernorm", "bitfit", "effort"])
@@ -117,6 +131,16 @@ def test_maps_have_a_column_for_every_block():
     assert map_sheet(small(adaptation="probe").eval().net, images).shape[2] == 2 * (144 + 3) + 3
 
 
+def test_the_use_of_experts_by_a_kind_is_that_of_the_first_set_which_has_it():
+    module, sets = small().eval(), [faces(split, 12, "swap") for split in ("test", "val")]
+    for parameter in module.net.gate_parameters().values():
+        torch.nn.init.normal_(parameter)
+    first, second, both = (usage_by_kind(module, part) for part in (sets[:1], sets[1:], sets))
+    for name in ("lora", "adapter"):
+        assert torch.equal(both[name]["swap"], first[name]["swap"])
+        assert not torch.equal(second[name]["swap"], first[name]["swap"])
+
+
 @pytest.mark.slow
 def test_the_papers_setting_takes_a_step(tmp_path):
     root = write_reference(tmp_path)
@@ -138,3 +162,4 @@ def test_the_papers_setting_is_the_published_one():
     assert (given["model"]["lr"], given["model"]["lr_gate"], given["model"]["weight_decay"]) == (3e-5, 1e-4, 1e-5)
     assert (given["model"]["balance_lora"], given["model"]["balance_adapter"]) == (200, 1)
     assert (given["trainer"]["max_epochs"], given["data"]["batch_size"]) == (20, 32)
+    assert (given["data"]["val_frames"], given["data"]["test_frames"]) == (20, 100)

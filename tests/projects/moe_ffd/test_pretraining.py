@@ -1,8 +1,11 @@
+import inspect
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from projects.moe_ffd.backbones import build_vit
+from projects.moe_ffd.cli import Trainer, main
 from projects.moe_ffd.pretraining import PatchPretraining, pretrain, pretraining_data
 from projects.moe_ffd.scenes import scenes
 from shared.checkpoints import load_tensors
@@ -37,6 +40,15 @@ def test_pretraining_is_done_once_and_its_weights_build_a_backbone(tmp_path):
     net = build_vit("tiny", weights=path)
     assert net(torch.rand(1, 3, 48, 48)).isfinite().all()
     torch.testing.assert_close(net.pos_embed, tensors["pos_embed"].float())
+
+
+def test_the_verb_pretrains_as_its_own_options_say(run_folder):
+    """The name of the file tells the arguments; the number of epochs of `fit` is none of them."""
+    main(["pretrain", "--scenes=8", "--epochs=1", "--run=made"])
+    [path] = (run_folder / "moe_ffd" / "made" / "artefacts" / "pretrain").glob("*.safetensors")
+    assert pretrain(path.parent, epochs=1, count=8) == path
+    options, function = (inspect.signature(which).parameters for which in (Trainer.pretrain, pretrain))
+    assert options["epochs"].default == function["epochs"].default, "the weights at hand are made anew"
 
 
 def test_scenes_to_validate_on_are_others():

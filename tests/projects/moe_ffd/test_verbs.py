@@ -13,6 +13,7 @@ from projects.moe_ffd.cli import main
 from shared.dashboards import validate
 from shared.forgery.faces import faces
 from shared.forgery.prediction import find_inputs
+from shared.forgery.sets import FrameFiles
 from shared.runs import REPOSITORY
 
 SMALL = [
@@ -76,6 +77,30 @@ def test_predict_judges_images_and_frames_of_videos(run, tmp_path):
     assert result.rows[-1]["verdict"] == ("fake" if np.mean(clip) > 0.5 else "real")
     folder = run / "artefacts" / "predict"
     assert {path.name for path in folder.iterdir()} >= {"predictions.csv", "frames.csv", "timeline_003.png", "faces.png", "maps.png"}
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_judged(run, tmp_path, capsys):
+    root = write_faces(tmp_path / "mine äö", 1)
+    write_faces(root / "clip", 3)
+    for broken in (root / "bad.png", root / "bad.mp4", root / "clip" / "1.png"):
+        broken.write_bytes(b"no picture")
+    result = main(["predict", str(root), "--detector=none"]).result
+    assert {row["input"]: row["faces"] for row in result.rows} == {"0.png": 1, "bad.png": 0, "clip": 2, "bad.mp4": 0}
+    assert [row["input"] for row in result.rows if row["verdict"] == "unreadable"] == ["bad.png", "bad.mp4"]
+    assert [row["state"] for row in result.frames if row["input"] == "clip"] == ["face", "unreadable", "face"]
+    with pytest.raises(SystemExit):
+        main(["predict", str(root / "bad.png"), "--detector=none"])
+    assert "nothing in" in capsys.readouterr().err
+
+
+def test_crops_are_judged_as_the_frames_of_a_test_set_are(run, tmp_path):
+    """Also those that are no squares: a test set's frames are stretched."""
+    picture = faces("test", 2, "swap", 5, size=96).frames[1]
+    Image.fromarray(picture.permute(1, 2, 0).numpy()[:60]).save(tmp_path / "wide.png")
+    cli = main(["predict", str(tmp_path / "wide.png"), "--detector=none"])
+    frames = FrameFiles([str(tmp_path / "wide.png")], 48)[torch.tensor([0])]
+    with torch.no_grad():
+        assert cli.result.rows[0]["score"] == pytest.approx(float(cli.model(frames)), abs=1e-6)
 
 
 def test_where_no_face_is_found_nothing_is_claimed(run, tmp_path):

@@ -221,4 +221,4 @@ def test_the_network_and_its_losses_import_nothing_that_reads_or_draws_truth():
                 other = node.module.rpartition(".")[2]
                 left += [other] if other not in seen else []
                 seen.add(other)
-    assert seen == {"calibration", "layers", "losses", "model", "observing", "options", "physics", "scaling", "sets", "stochastic"}
+    assert seen == {"calibration", "hiding", "layers", "losses", "model", "observing", "options", "physics", "scaling", "sets", "stochastic"}

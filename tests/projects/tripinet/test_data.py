@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projects.tripinet.data import ManipulationData, cut, divided, resized
+from projects.tripinet.data import ManipulationData, PictureFiles, TrainingPictures, cut, divided, resized
 from projects.tripinet.pairs import KINDS, Picture
 from shared.data.files import BadFileError
 from shared.data.offline import photographs
@@ -169,6 +169,23 @@ def test_lists_of_the_users_own(tmp_path):
     assert len(given.train_set) == 6
     with pytest.raises(ValueError, match="all 6 training pictures"):
         set_up(**own, val="others", test_sets=["mine"])
+
+
+def test_validation_takes_no_more_of_a_set_than_an_epoch_learns_of_it(tmp_path):
+    write_folder(tmp_path / "mine", 0, 40)
+    write_folder(tmp_path / "others", 60, 1)
+    own = {"source": "lists", "root": str(tmp_path), "train": "mine", "test_sets": ["others"], "size": 32, "batch_size": 2}
+    assert [len(set_up(**own, per_set=number).val_set) for number in (None, 10, 2)] == [5, 5, 2]
+
+
+def test_squares_along_jpegs_grid_stay_along_it_when_pictures_are_turned(tmp_path):
+    blocks = torch.randint(256, (6, 7), dtype=torch.uint8, generator=generator(0)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    Image.fromarray(blocks[:45, :51].numpy()).save(tmp_path / "blocks.png")
+    pictures = TrainingPictures(PictureFiles([Picture(tmp_path / "blocks.png")]), 32, "flips", align=True)
+    squares = torch.stack([pictures[epoch]["image"] for epoch in range(12)])
+    assert len(squares.unique(dim=0)) > 4, "they are turned"
+    patches = squares.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4)
+    assert torch.equal(patches.amax(4), patches.amin(4)), "no block is cut through"
 
 
 def test_masks_of_another_size(tmp_path):

@@ -93,6 +93,8 @@ def test_wrong_options_are_named(tmp_path):
         build_encoder("tiny", norm="frozen")
     with pytest.raises(ValueError, match="frozen norms keep the statistics of weights"):
         ResNetEncoder("resnet18", norm="frozen")
+    with pytest.raises(ValueError, match="from a local file, never from the network"):
+        build_encoder("small", weights="pretrained")
     with pytest.raises(FileNotFoundError, match="no backbone weights"):
         build_encoder("small", weights=str(tmp_path / "none.pth"))
 

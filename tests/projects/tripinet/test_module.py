@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.training import Watch, check_seeded, fit_quietly
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from projects.tripinet import tasks
@@ -128,7 +129,26 @@ def test_options_that_do_not_fit_are_refused(options, message):
         small(**options)
 
 
+def test_the_encoders_file_is_needed_for_training_only():
+    options = {"encoder": "resnet18", "streams": ["srm"]}
+    module = small(**options, weights="nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors: correct model\.weights"):
+        fit(module)
+    module.load_state_dict(small(**options).state_dict())
+
+
 # ---- validation
+
+
+def test_the_few_pictures_of_the_sanity_check_decide_nothing():
+    class Seen(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.counts = pl_module.decision.counts.tolist()
+
+    seen, module = Seen(), small()
+    fit(module, 1, data(authentic=0.5), callbacks=[seen], num_sanity_val_steps=2)
+    assert seen.counts == [0, 0]
+    assert int(module.decision.counts[0]) == 3
 
 
 def test_validation_decides_by_the_weights_of_its_epoch(monkeypatch, tmp_path):

@@ -254,7 +254,7 @@ def test_without_authentic_pictures_no_rank_is_said():
     assert found["alarms_above"] is None
     assert (found["verdict"], found["score"], found["area"], found["mean"]) == ("no trace found", 0.5, 0.0, 0.25)
     row = found | {"input": "a.png"}
-    assert prediction.sentence(row) == "a.png: no trace found, score 0.50, 0.0% of its pixels"
+    assert prediction.sentence(row) == "a.png: no trace found, score 0.50, 0.0% of its pixels marked"
     assert "(2.0% of authentic validation pictures score as high)" in prediction.sentence(row | {"alarms_above": 0.02})
 
 

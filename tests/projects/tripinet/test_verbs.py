@@ -192,6 +192,16 @@ def test_a_finished_training_goes_on_to_more_epochs(run_folder):
         torch.testing.assert_close(longer.model.state_dict()[name], weight, atol=1e-5, rtol=1e-4, equal_nan=True)
 
 
+def test_a_new_training_begins_with_a_trained_network(run):
+    best = run / "checkpoints" / "best.ckpt"
+    tuned = main(["fit", "--run", "tuned", *SMALL, f"--begin_with={best}", "--model.lr=1e-9"])
+    assert tuned.trainer.global_step == 2, "unlike a training that goes on, whose epochs were over"
+    before, after = (load_checkpoint(path)["state_dict"] for path in (best, tuned.run.checkpoints / "best.ckpt"))
+    for name, weight in before.items():
+        if name.endswith("weight"):
+            torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
+
+
 @pytest.mark.slow
 def test_two_processes_learn_and_decide_as_one(run_folder):
     """In double precision: Adam makes as much of the rounding of a gradient that is nearly nothing as of any other."""
@@ -288,6 +298,7 @@ def test_a_training_that_diverges_says_so(run_folder, capsys):
     ("arguments", "code", "message"),
     [
         (["test", "--ckpt_path=/nowhere.ckpt"], 1, "/nowhere.ckpt"),
+        (["test", "--model.alpha=0.2"], 1, "was trained with model.alpha 0.1, not 0.2"),
         (["test", "--model.channels=16"], 1, "does not fit the model that the settings describe"),
         slow(["predict"], 2, "path"),
         slow(["predict", "/nowhere"], 1, "/nowhere"),

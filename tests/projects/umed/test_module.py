@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from projects.umed.callbacks import Protections, protection_sheet
+from projects.umed.callbacks import Protections, change_sheet, protection_sheet
 from projects.umed.data import ProtectionData
 from projects.umed.losses import segmentation_loss
 from projects.umed.module import Protector
@@ -222,6 +222,19 @@ def test_sheet_shows_what_is_done_where():
     assert picture.shape == (3, 4 * 96 + 15, 4 * 96 + 15)
     assert picture.min() >= 0
     assert picture.max() <= 1
+
+
+def test_a_sheet_shows_images_of_any_size_by_their_own_pixels_around_the_foreground():
+    module, mask = small(), torch.zeros(300, 20, dtype=torch.int64)
+    mask[280:290, 5:15] = 1
+    clean = torch.full((1, 300, 20), 100, dtype=torch.uint8)
+    stored = clean.clone()
+    stored[0, 281, 6], stored[0, 0, 0] = 102, 104
+    picture = change_sheet(module, [clean, clean[:, :50]], [stored, clean[:, :50]], [mask, mask[:50]])
+    height, change = 256 + 3, picture[0, 3 + 2 * (256 + 3) :, 3:23]
+    assert picture.shape == (3, 4 * height + 3, 3 + 2 * (40 + 3))
+    assert change[281 - 44, 6] == 2 / module.hparams.epsilon
+    assert change[:256].count_nonzero() == 1, "the change far from the foreground is cut off"
 
 
 def test_sheet_is_logged_at_the_end(monkeypatch):

@@ -55,6 +55,11 @@ def test_protect_writes_what_the_generators_make_of_every_image(run):
     assert len(rows) == len(stored)
 
 
+def test_test_says_what_it_measured(run, capsys):
+    metrics = main(["test"]).trainer.callback_metrics
+    assert f"protected test images: psnr {float(metrics['test/psnr']):.4g}, " in capsys.readouterr().out
+
+
 def test_verify_reads_the_files_and_compares_with_clean_training(run, capsys):
     result = main(["verify", "--epochs=1"]).result
     assert result.exit_code == int(result.summary["verdict"] != "protected")
