@@ -6,10 +6,9 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import lightning as L
 import yaml
@@ -35,65 +34,15 @@ from shared.arguments import (
     with_names,
 )
 from shared.callbacks import ResumePoint, Sizes, best_checkpoint, progress_bar
-from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, other_settings, with_weights
+from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, other_settings
 from shared.cluster import launched, stamp
 from shared.distributed import rank
 from shared.loggers import continue_logs, finish_loggers, make_loggers
 from shared.messages import describe, say, shown_path, silence
 from shared.runs import Run, find_run, new_run, remove, write_text
+from shared.trainer import ProjectTrainer
 
-_Module = TypeVar("_Module", bound=L.LightningModule)
 OWN_SECTIONS = ("seed_everything", "trainer", "model", "data")
-
-
-class ProjectTrainer(L.Trainer):
-    """Lightning's trainer with a project's verbs: each public method of a subclass is one, its signature the options, its docstring the help.
-
-    What a verb returns may have an `exit_code`, which the process then ends with, and a `summary`, a dict that heads the run's page.
-    """
-
-    run: Run
-    verb: str = "fit"
-    makes_run: frozenset[str] = frozenset({"fit", "reproduce"})
-    """Verbs that begin a run folder; the others work in the latest run, or the one that `--run` names."""
-    begins: frozenset[str] = frozenset()
-    """Verbs that work in a run like others, but begin one where there is none yet, or where they are given a configuration."""
-    links: Mapping[str, str] = MappingProxyType({})
-    """Options of the model that the data module tells, `{"data.classes": "model.classes"}`."""
-    unlinked: frozenset[str] = frozenset()
-    """Verbs that need no data: what these told the model is then read from the run's checkpoint, so that they may have gone."""
-    outside: frozenset[str] = frozenset()
-    """Options that name a model from outside: a verb that is given one begins a run folder too. `purify.path` means the option of that verb."""
-    reads: frozenset[str] = frozenset()
-    """Further options that name files or folders: a verb is done again when what lies there has changed."""
-    changing: frozenset[str] = frozenset()
-    """Verbs that change files which they find, and are done whenever they are asked for, however often they were before."""
-    beside: frozenset[str] = frozenset()
-    """Files of a run, such as `voices.safetensors`, that its verbs read as they lie there: a verb is done again when they have changed."""
-    files: frozenset[str] = frozenset()
-    """Settings such as `data.root` that may name a file, or a function in one as `file.py:function`: it counts with what lies in the file."""
-    unnamed: Mapping[str, int] = MappingProxyType({})
-    """Verbs of which more than the first option may be given without its name, and how many: `verify A B`."""
-    repeated: frozenset[str] = frozenset()
-    """Options that may be given several times: their values make one list."""
-    independent: frozenset[str] = frozenset()
-    """Verbs that judge a model by itself: settings that lie beside it, which may be a stranger's, are not read."""
-    resumable: frozenset[str] = frozenset({"fit"})
-    """Verbs that --resume goes on with."""
-    follow_up: Mapping[str, str] = MappingProxyType({"fit": "test"})
-    """The verb to suggest after a verb, with options; `{run}` and `{config}` stand for the run's name and its settings."""
-    aliases: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
-    """Further words for a verb, `{"stress": ("robustness", ())}`, or for one under configurations, `{"attack": ("fit", ("tiny", "trojdiff"))}`, the
-    last of which `attack NAME` replaces."""
-    is_forced: bool = False
-    """Whether --force asks to do again what is done."""
-    save_every: int = 100
-    """Training steps between two checkpoints to resume from."""
-
-    def _at_best(self, model: _Module) -> _Module:
-        """Give a model that was just trained the weights of the run's best epoch, if there is one; in evaluation mode."""
-        best = self.run.checkpoints / "best.ckpt"
-        return with_weights(model, best if best.is_file() else None)
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -221,12 +170,20 @@ class ProjectCLI(LightningCLI):
         )
         parser.add_argument("--save_every", type=int, default=100, help="training steps between two checkpoints to resume from")
         links = self._trainer_type.links
-        if self.chosen in self._trainer_type.unlinked and not self._is_configured and (run := self._existing_run()):
-            known = load_checkpoint(run.checkpoint(self._given["ckpt_path"] or "last"))["hyper_parameters"]
+        if self.chosen in self._trainer_type.unlinked and not self._is_configured and (weights := self._learnt()):
+            known = load_checkpoint(weights)["hyper_parameters"]
             parser.set_defaults({target: known[target.partition(".")[2]] for target in links.values()})
             return
         for source, target in links.items():
             parser.link_arguments(source, target, apply_on="instantiate")
+
+    def _learnt(self) -> Path | None:
+        """Return the checkpoint that tells what the data told the model of the verb's run; None where there is none yet."""
+        if (run := self._existing_run()) is None:
+            return None
+        if given := self._given["ckpt_path"]:
+            return run.checkpoint(given)
+        return next((path for name in ("last", "best") if (path := run.checkpoints / f"{name}.ckpt").is_file()), None)
 
     def _complete(self, arguments: list[str]) -> list[str]:
         """Expand what users may leave out: the configuration, and the name of a verb's first option."""

@@ -131,7 +131,8 @@ class OfflineFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return (self.raw(images) - self.mean[:, None, None]) / self.std[:, None, None]
+        with torch.autocast(images.device.type, enabled=False):  # deviations are small differences of large squares
+            return (self.raw(images) - self.mean[:, None, None]) / self.std[:, None, None]
 
     def state(self) -> dict[str, Any]:
         return {"name": self.name, "stride": self.stride, "mean": self.mean.cpu(), "std": self.std.cpu()}
@@ -202,10 +203,10 @@ class ViTFeatures(FeatureExtractor):
         pixels = _pixels(images, self.size, self.mean, self.std)
         net = cast(Any, self.net)
         if self.output == "tokens":
-            return net.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0]
+            return net.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0].float()
         entering = net.forward_intermediates(pixels, indices=2, stop_early=True, intermediates_only=True)[0]  # what the last block takes
         last = net.blocks[-1]
-        return last.attn.qkv(last.norm1(entering.movedim(1, -1))).chunk(3, -1)[1].movedim(-1, 1)
+        return last.attn.qkv(last.norm1(entering.movedim(1, -1))).chunk(3, -1)[1].movedim(-1, 1).float()
 
     def state(self) -> dict[str, Any]:
         return {"name": self.name, "output": self.output, "size": list(self.size), "digest": weights_digest(self.net)}
@@ -250,7 +251,7 @@ class CNNFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        first, *others = self.net(_pixels(images, self.size, self.mean, self.std))
+        first, *others = (stage.float() for stage in self.net(_pixels(images, self.size, self.mean, self.std)))
         means = [F.avg_pool2d(other, 3, stride=1, padding=1, count_include_pad=False) for other in others]
         return torch.cat([first, *(F.interpolate(mean, size=first.shape[2:], mode="bilinear") for mean in means)], 1)
 

@@ -36,10 +36,11 @@ def k_centre(points: Tensor, count: int, seed: int, project: int = 128) -> Tenso
         raise ValueError(f"k-centre chooses 1 to all of {len(points)} points, not {count}")
     if not points.isfinite().all():
         raise ValueError("k-centre needs finite points: some are NaN or infinite")
-    mapped = _projected(points, seed, project)
-    mapped = mapped - mapped.mean(0)  # distances of centred points lose less to rounding
     greedy = _greedy_with_levels if len(points) * count >= LARGE else _greedy
-    return greedy(mapped, mapped.square().sum(1), count)
+    with torch.autocast(points.device.type, enabled=False):
+        mapped = _projected(points, seed, project)
+        mapped = mapped - mapped.mean(0)  # distances of centred points lose less to rounding
+        return greedy(mapped, mapped.square().sum(1), count)
 
 
 def sample_tokens(features: Tensor, seed: int, fraction: float = 0.01, first: int = 0) -> Tensor:

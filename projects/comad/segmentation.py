@@ -78,10 +78,11 @@ def segment(features: Tensor, images: Tensor, centres: Tensor, crf: CRF | None, 
     """
     size = images.shape[2], images.shape[3]
     centres = centres.to(features.device)
-    if crf is not None:
-        return crf(soft_maps(features, centres, size, metric), images)
-    labels = hard_maps(_enlarged(_compared(features, centres, metric), size))
-    return F.one_hot(labels, len(centres)).movedim(-1, 1).float()
+    with torch.autocast(features.device.type, enabled=False):  # only networks run in less than float32
+        if crf is not None:
+            return crf(soft_maps(features, centres, size, metric), images)
+        labels = hard_maps(_enlarged(_compared(features, centres, metric), size))
+        return F.one_hot(labels, len(centres)).movedim(-1, 1).float()
 
 
 def palette(k: int) -> Tensor:

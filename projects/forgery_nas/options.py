@@ -88,6 +88,8 @@ class SearchOptions:
             raise ValueError(f"the relaxation is {' or '.join(get_args(Relaxation))} and the order 1 or 2, not {self.relaxation} and {self.order}")
         if min(self.warmup, self.prune_every) < 0 or not 1 <= self.keep <= len(self.operations) or self.temperature <= 0:
             raise ValueError(f"warmup and prune_every are 0 or more, keep 1 to {len(self.operations)}, and the temperature positive")
+        if min(self.channels, self.layers, self.nodes, self.perturb_samples) < 1 or min(self.lr, self.lr_architecture) <= 0:
+            raise ValueError("a search has at least one channel, layer, node and perturb_sample, and its learning rates are positive")
         if self.epochs is not None and self.epochs < self.schedule:
             raise ValueError(
                 f"{self.epochs} epochs are too few: a warm-up of {self.warmup} and a pruning every {self.prune_every} "

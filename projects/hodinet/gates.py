@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from projects.hodinet.fusion import HighOrder, Interaction
+from projects.hodinet.model import STRIDE
 from projects.hodinet.module import SaliencyDetection
 from shared.pictures import THUMBNAIL, shrunk
 
@@ -30,9 +33,15 @@ def check_gates(module: SaliencyDetection) -> None:
 
 @torch.inference_mode()
 def interactions(module: SaliencyDetection, image: Tensor, depth: Tensor) -> list[Interaction]:
-    """Return what `HODINet.interactions` finds in a picture, (3, H, W) and (1, H, W), as it is judged; on the CPU."""
-    found = module.net.interactions(module.fitted(image[None]), module.fitted(depth[None]))
-    return [Interaction(*(maps.float().cpu() for maps in stage)) for stage in found]
+    """Return what `HODINet.interactions` finds in a picture, (3, H, W) and (1, H, W), as it is judged, without places beyond it; on the CPU."""
+    given = module.fitted(image[None])
+    found = module.net.interactions(given, module.fitted(depth[None]))
+    height, width = (Fraction(side, side + -side % STRIDE) for side in given.shape[2:])  # parts of what is computed that lie in the picture
+
+    def inside(maps: Tensor) -> Tensor:
+        return maps.float().cpu()[..., : math.ceil(maps.shape[2] * height), : math.ceil(maps.shape[3] * width)]
+
+    return [Interaction(*map(inside, stage)) for stage in found]
 
 
 def energy(gated: Tensor) -> Tensor:

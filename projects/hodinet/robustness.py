@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MEASURES = ("s_measure", "f_max", "e_max", "mae", "quality")
 """Of the protocol `pysod`, and the score of `projects.hodinet.quality.depth_quality`."""
+BETTER = 0.01
+"""How much larger S of inverted depth is, at least, where near and far seem to be mixed up: a network that leaves depth aside tells nothing."""
 
 
 class Setting(NamedTuple):
@@ -232,7 +234,7 @@ def _verdict(pictures: int, nearer: float, s_measure: float, s_inverted: float |
         return "nothing tells which way round its depth is, for depth or mask is the same everywhere"
     seen = f"what is salient is nearer in {nearer:.0%} of {pictures} pictures"
     scored = f"S is {s_measure:.3f}" + ("" if s_inverted is None else f", and {s_inverted:.3f} with depth inverted")
-    is_right, is_better = nearer >= 0.5, s_inverted is not None and s_inverted > s_measure
+    is_right, is_better = nearer >= 0.5, s_inverted is not None and s_inverted - s_measure > BETTER
     if is_right and not is_better:
         return f"depth looks the right way round ({seen}; {scored}): leave data.invert as it is"
     if is_right:

@@ -159,7 +159,9 @@ def predict(trainer: ProjectTrainer, module: ForgeryDetection, path: str, detect
     """
     inputs = find_inputs(path)
     module.to(trainer.strategy.root_device).eval()
-    rows, frames, shown = [], [], []
+    rows: list[dict[str, Any]] = []
+    frames: list[dict[str, Any]] = []
+    shown: list[tuple[Tensor, float]] = []
     for number, given in enumerate(inputs):
         with trainer.precision_plugin.forward_context():
             of_input, scores, images = judge(module, given, detector, margin, count)

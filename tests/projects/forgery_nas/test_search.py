@@ -279,6 +279,7 @@ def test_two_processes_search_as_one(tmp_path):
         ({"warmup": -1}, "0 or more"),
         ({"keep": 12}, "keep 1 to 11"),
         ({"temperature": 0}, "temperature positive"),
+        ({"nodes": 0}, "at least one channel, layer, node"),
         ({"epochs": 59}, "a pruning every 5 until 2 of 11 candidates are left take 60"),
         ({"channels": 6}, "K must divide the 6 channels"),
     ],

@@ -234,3 +234,10 @@ def test_gates_are_those_of_the_fusion(module):
     titles = [axis.get_title() for axis in figure.axes if "gate" in axis.get_title()]
     assert titles == [f"stage {number}: gate of {what}" for number, what in ((1, "places"), (2, "places"), (3, "channels"), (4, "channels"))]
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), stages[0].gate[0, 0])
+
+
+def test_gates_end_where_the_picture_does():
+    module = SaliencyDetection(**TINY | {"size": None}).eval()
+    stages = interactions(module, torch.zeros(3, 36, 70, dtype=torch.uint8), torch.rand(1, 36, 70))
+    assert [tuple(stage.gated.shape[2:]) for stage in stages] == [(9, 18), (5, 9), (3, 5), (2, 3)], "of 64 x 96 pixels that are computed"
+    assert [tuple(stage.gate.shape[2:]) for stage in stages] == [(9, 18), (5, 9), (1, 1), (1, 1)]

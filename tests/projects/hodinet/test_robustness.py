@@ -230,6 +230,8 @@ def test_verdicts():
     assert b.endswith("yet S is 0.500, and 0.800 with depth inverted: check data.invert of the training sets")
     assert c.startswith("depth looks the wrong way round")
     assert d.startswith("nothing tells")
+    (row,) = tell_polarity(table[:1], {"a": {UNTOUCHED: {"s_measure": 0.722}, Setting("inverted"): {"s_measure": 0.725}}})
+    assert row["verdict"].endswith("leave data.invert as it is"), "a network that leaves depth aside tells nothing"
     (row,) = tell_polarity(table[:1], {"a": {UNTOUCHED: {"s_measure": 0.8}}})
     assert (row["s_inverted"], "with depth inverted" in row["verdict"]) == (None, False)
 

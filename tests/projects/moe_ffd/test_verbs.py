@@ -80,12 +80,12 @@ def test_predict_judges_images_and_frames_of_videos(run, tmp_path):
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_judged(run, tmp_path, capsys):
-    root = write_faces(tmp_path / "mine äö", 1)
+    root = write_faces(tmp_path / "mine äö", 2)
     write_faces(root / "clip", 3)
     for broken in (root / "bad.png", root / "bad.mp4", root / "clip" / "1.png"):
         broken.write_bytes(b"no picture")
     result = main(["predict", str(root), "--detector=none"]).result
-    assert {row["input"]: row["faces"] for row in result.rows} == {"0.png": 1, "bad.png": 0, "clip": 2, "bad.mp4": 0}
+    assert {row["input"]: row["faces"] for row in result.rows} == {"0.png": 1, "1.png": 1, "bad.png": 0, "clip": 2, "bad.mp4": 0}
     assert [row["input"] for row in result.rows if row["verdict"] == "unreadable"] == ["bad.png", "bad.mp4"]
     assert [row["state"] for row in result.frames if row["input"] == "clip"] == ["face", "unreadable", "face"]
     with pytest.raises(SystemExit):

@@ -192,10 +192,11 @@ def test_a_finished_training_goes_on_to_more_epochs(run_folder):
         torch.testing.assert_close(longer.model.state_dict()[name], weight, atol=1e-5, rtol=1e-4, equal_nan=True)
 
 
-def test_a_new_training_begins_with_a_trained_network(run):
+def test_a_new_training_begins_with_a_trained_network(run, capsys):
     best = run / "checkpoints" / "best.ckpt"
     tuned = main(["fit", "--run", "tuned", *SMALL, f"--begin_with={best}", "--model.lr=1e-9"])
     assert tuned.trainer.global_step == 2, "unlike a training that goes on, whose epochs were over"
+    assert ("val/pixel_f1 was 0 in every epoch" in capsys.readouterr().out) == (float(tuned.trainer.checkpoint_callback.best_model_score) == 0)
     before, after = (load_checkpoint(path)["state_dict"] for path in (best, tuned.run.checkpoints / "best.ckpt"))
     for name, weight in before.items():
         if name.endswith("weight"):
