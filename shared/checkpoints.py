@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
@@ -144,6 +145,12 @@ def other_settings(here: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     """Say which of a model's settings are not those that its weights were trained with, `sigma 0.5, here 0.25`; empty if all agree."""
     pairs = [(name, _shown(was), _shown(here[name])) for name, was in trained.items() if name in here]
     return "; ".join(f"{name} {was}, here {now}" for name, was, now in pairs if was != now)
+
+
+def is_at_its_end(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> bool:
+    """Say whether a trainer that goes on from a checkpoint of Lightning's would not train a step."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] if "loops" in checkpoint else 0
+    return 0 <= (trainer.max_epochs or -1) <= epochs or 0 <= trainer.max_steps <= int(checkpoint["global_step"])
 
 
 def _shown(value: Any) -> str:

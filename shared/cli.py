@@ -34,7 +34,7 @@ from shared.arguments import (
     with_names,
 )
 from shared.callbacks import ResumePoint, Sizes, best_checkpoint, progress_bar
-from shared.checkpoints import SafeCheckpointIO, describe_mismatch, load_checkpoint, other_settings
+from shared.checkpoints import SafeCheckpointIO, describe_mismatch, is_at_its_end, load_checkpoint, other_settings
 from shared.cluster import launched, stamp
 from shared.distributed import rank
 from shared.loggers import continue_logs, finish_loggers, make_loggers
@@ -327,6 +327,8 @@ class ProjectCLI(LightningCLI):
         if differences := describe_mismatch(self.model.state_dict(), checkpoint["state_dict"]):
             raise ValueError(f"the checkpoint {path} does not fit the model that the settings describe:\n{differences}")
         if verb == "fit":
+            if given and not self._resume and is_at_its_end(checkpoint, self.trainer):
+                raise ValueError(f"the training in {path} is over: to train on, set trainer.max_epochs or trainer.max_steps higher than it was")
             continue_logs(self.trainer, int(checkpoint["global_step"]))
         elif (others := other_settings(self.model.hparams, checkpoint.get("hyper_parameters", {}))) and rank() == 0:
             say(f"note: the weights in {shown_path(path)} were trained with other settings than those here: {others}")

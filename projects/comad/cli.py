@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from projects.comad.data import InspectionData
-from projects.comad.module import MODEL, ComponentInspection
+from projects.comad.module import MODEL, ComponentInspection, check_precision, unused_options
 from shared.cli import ProjectCLI, ProjectTrainer, run
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Trainer(ProjectTrainer):
         from projects.comad.figures import log_components
         from projects.comad.learning import learn
 
+        check_precision(self.precision)
         learn(self, model, datamodule)
         log_components(self, model.inspector, datamodule)
         return self.test(model, datamodule) if len(datamodule.test_set) else None
@@ -176,8 +177,11 @@ class Trainer(ProjectTrainer):
 
     def _load(self, model: ComponentInspection, datamodule: InspectionData, inspector: str | None) -> None:
         """Take the inspector in a file, or that of the run unless it was fitted just now; pictures are brought to its size."""
+        check_precision(self.precision)
         if inspector is not None or self.verb != "fit":
             model.load(inspector or self.run.path / MODEL)
+            for note in unused_options(model, self.run.config_file) if inspector is None and self.is_global_zero else ():
+                print(note, flush=True)
         model.to(self.strategy.root_device).eval()
         datamodule.size = model.inspector.size
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import lightning as L
+import yaml
 from torch import Tensor
 
 from projects.comad.components import FilterName
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MODEL = "model.safetensors"
 """File of a run's inspector."""
 SAME, NONE = "same", "none"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Of the trainer: networks may run in less than float32, and all else does not."""
 
 
 class Judged(NamedTuple):
@@ -180,3 +183,32 @@ class ComponentInspection(L.LightningModule):
                     write_tiff(large, tiff_path(self.maps_folder, data.name, kind, stem))
                 if group == "good" or defects:
                     self.overlaps.setdefault((name, group), SaturatedOverlap()).update(large, defects)
+
+
+def check_precision(precision: str | int) -> None:
+    """Raise unless measures, and drawn trays, are what they are in float32.
+
+    Raises:
+        ValueError: if everything would run in another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision {precision} is for networks that are trained: take {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+
+
+def unused_options(module: ComponentInspection, config: Path) -> list[str]:
+    """Say which options are others than those that a run's inspector was fitted with, which it keeps; files of weights may be others.
+
+    Args:
+        module: with its options.
+        config: settings of the run, without what is null.
+    """
+    fitted = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model") if config.is_file() else None
+    if fitted is None:
+        return []
+    given = {name: value for name, value in module.hparams.items() if name not in ("weights", "structural_weights")}
+    mend = "fit again, or change how it judges by inspect --set"
+    return [
+        f"note: model.{name} {value} does not count, for the model was fitted with {fitted.get(name)}: {mend}"
+        for name, value in given.items()
+        if value != fitted.get(name)
+    ]

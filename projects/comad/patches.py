@@ -159,15 +159,16 @@ class PatchMemory:
         Raises:
             ValueError: as `distances`, or if weights are negative or of another number of pictures.
         """
-        patches, found, places = self._compared(features)
-        if weights is not None:
-            found = found * _on_grid(weights, found)[:, 0]
-        farthest = found.flatten(1).argmax(1)
-        scores, places = (values.flatten(1).gather(1, farthest[:, None])[:, 0] for values in (found, places))
-        if self.options["neighbours"]:
-            of_score = patches.gather(1, farthest[:, None, None].expand(-1, 1, patches.shape[2]))  # (B, 1, C)
-            scores = scores * self._rarity(of_score, places)
-        return PatchScores(scores, smooth(F.interpolate(found[:, None], size, mode="bilinear"), self.options["blur"] * min(size)))
+        with torch.autocast(features.device.type, enabled=False):
+            patches, found, places = self._compared(features)
+            if weights is not None:
+                found = found * _on_grid(weights, found)[:, 0]
+            farthest = found.flatten(1).argmax(1)
+            scores, places = (values.flatten(1).gather(1, farthest[:, None])[:, 0] for values in (found, places))
+            if self.options["neighbours"]:
+                of_score = patches.gather(1, farthest[:, None, None].expand(-1, 1, patches.shape[2]))  # (B, 1, C)
+                scores = scores * self._rarity(of_score, places)
+            return PatchScores(scores, smooth(F.interpolate(found[:, None], size, mode="bilinear"), self.options["blur"] * min(size)))
 
     def _rarity(self, patches: Tensor, places: Tensor) -> Tensor:
         """Return the factors (B,) of the scores of patches (B, 1, C) whose nearest kept ones stand at `places`, (B,)."""

@@ -93,15 +93,7 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
         raise ValueError(f"images of {theirs[0]} channel(s) and {theirs[1]} class(es), generators for {ours[0]} and {ours[1]}: train with such data")
     device = trainer.strategy.root_device
     model.to(device)
-    given = model.hparams
-    about = {
-        "method": "umed",
-        "epsilon": given.epsilon,
-        "texture": given.texture,
-        "clip": given.clip,
-        "high_pass": given.high_pass,
-        "seed": given.seed,
-    }
+    about = {"method": "umed"} | {name: model.hparams[name] for name in ("epsilon", "texture", "clip", "high_pass", "seed")}
     about |= {"generator": weights_digest(model.perturbator), "source": data.source, "precision": trainer.precision}
     target = artefact_folder(trainer) / "set" if out is None else Path(out)
 
@@ -116,9 +108,9 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     columns = ("original", "psnr", "psnr_roi", "ssim", "max_change")
     log_table(trainer, "quality", [{name: record[name] for name in columns} for record in manifest["images"]])
     shown_rows = [row for row, record in enumerate(manifest["images"]) if record["psnr_roi"] is not None][:SHOWN] or [0]
-    stored, channels = protected_files(target, data.size, check=False), images.image_shape[0]
+    stored = protected_files(target, data.size, check=False)
     before, after = ([source.original(row) for row in shown_rows] for source in (images, stored))
-    clean, published = ([one.as_bytes(channels) for one in each] for each in (before, after))
+    clean, published = ([one.as_bytes() for one in each] for each in (before, after))
     log_image(trainer, "protected", change_sheet(model, clean, published, [one.mask for one in before]))
     mean = {f"protect/{name}": value for name, value in manifest["mean"].items() if value is not None}
     shown = ", ".join(f"{name.removeprefix('protect/')} {value:.4g}" for name, value in mean.items())

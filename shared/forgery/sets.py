@@ -143,6 +143,12 @@ class ForgerySet(Dataset):
         """Manipulations that occur, sorted, without `REAL`."""
         return tuple(sorted(set(self.manipulations) - {REAL}))
 
+    def examples(self, count: int) -> list[int]:
+        """Return the places of up to `count` frames to show, half of them real, evenly over the videos."""
+        places = [(self.labels == label).nonzero()[:, 0].tolist() for label in (0, 1)]
+        wanted = (count - count // 2, count // 2)
+        return [own[place] for own, number in zip(places, wanted, strict=True) if number for place in evenly_spaced(len(own), number)]
+
     def subset(self, indices: Sequence[int] | Tensor) -> ForgerySet:
         """Return some frames, with the videos they belong to."""
         index = torch.as_tensor(indices, dtype=torch.int64)

@@ -55,7 +55,7 @@ def report_test(trainer: ProjectTrainer, module: ForgeryDetection, data: Forgery
     log_table(trainer, "shift", score_shift(sets, next(iter(sets))))
     log_figure(trainer, "curves", pictures.curves({name: video_scores(scored) for name, scored in sets.items()}))
     module.eval()
-    chosen = torch.cat([images.__getitems__(range(min(SHOWN // len(sets) + 1, len(images))))["image"] for images in data.test_sets])
+    chosen = torch.cat([images.__getitems__(images.examples(-(-SHOWN // len(sets))))["image"] for images in data.test_sets])
     if (sheet := module.explanation(chosen[:SHOWN])) is not None:
         log_image(trainer, "maps", sheet)
     print(markdown([{name: row.get(name) for name in COLUMNS} for row in rows]))

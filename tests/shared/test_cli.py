@@ -308,3 +308,11 @@ def test_a_file_that_a_setting_names_counts_with_what_it_holds(toy, run_folder, 
         assert toy.main(["measure", "--data.root", root]).result is None
         file.write_text(file.read_text() + " more")
         assert toy.main(["measure", "--data.root", root]).result == 40.0
+
+
+def test_a_training_that_is_over_is_not_gone_on_with(toy, run_folder, capsys):
+    toy.main(["fit", "--run", "first"])
+    weights = str(run_folder / "toy_paper" / "first" / "checkpoints" / "last.ckpt")
+    assert "is over: to train on, set trainer.max_epochs" in failed(toy, capsys, "fit", "--ckpt_path", weights)
+    epochs = toy.main(["fit", "--ckpt_path", weights, "--trainer.max_epochs", "5"]).trainer.current_epoch
+    assert epochs == 5

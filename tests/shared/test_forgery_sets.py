@@ -107,6 +107,15 @@ def test_divisions_keep_people_together():
         divide(clips[:1], 0.25, 0)
 
 
+def test_examples_are_of_both_classes_and_of_several_videos():
+    made = faces("test", 40, "swap", size=16)
+    for count in (1, 2, 5, 6):
+        chosen = made.examples(count)
+        assert made.labels[chosen].tolist() == [0] * (count - count // 2) + [1] * (count // 2)
+        assert len(made.video[chosen].unique()) == count
+    assert sorted(made.examples(100)) == list(range(40))
+
+
 def test_both_parts_have_both_classes_where_that_can_be():
     fakes, reals = ([clip(kind, f"{kind}{number}", [f"{kind}{number}"]) for number in range(5)] for kind in ("swap", REAL))
     for seed in range(10):
