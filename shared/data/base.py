@@ -114,7 +114,13 @@ class DataModule(L.LightningDataModule):
         return training_loader(dataset, self.batch_size, self.seed, sampler, collate_fn=collate, **self._workers())
 
     def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None) -> DataLoader:
-        """Return a loader that gives every sample once, in order, dealt over the processes without padding."""
+        """Return a loader that gives every sample once, in order, dealt over the processes without padding.
+
+        Raises:
+            ValueError: if some process would have none, for which Lightning stops that process alone.
+        """
+        if 0 < len(dataset) < world_size():  # type: ignore[arg-type]
+            raise ValueError(f"{world_size()} processes share {len(dataset)} samples, and each needs one: start fewer processes")  # type: ignore[arg-type]
         share = max(1, self.batch_size // world_size())
         return DataLoader(dataset, batch_size=share, sampler=UnpaddedSampler(dataset), collate_fn=collate, **self._workers())  # type: ignore[arg-type]
 

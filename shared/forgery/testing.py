@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
 SHOWN = 6
+"""Frames whose explanation is drawn, or two of each test set if those are more."""
 COLUMNS = (
     "set",
     "videos",
@@ -55,8 +56,8 @@ def report_test(trainer: ProjectTrainer, module: ForgeryDetection, data: Forgery
     log_table(trainer, "shift", score_shift(sets, next(iter(sets))))
     log_figure(trainer, "curves", pictures.curves({name: video_scores(scored) for name, scored in sets.items()}))
     module.eval()
-    chosen = torch.cat([images.__getitems__(images.examples(-(-SHOWN // len(sets))))["image"] for images in data.test_sets])
-    if (sheet := module.explanation(chosen[:SHOWN])) is not None:
+    chosen = torch.cat([images.__getitems__(images.examples(max(2, SHOWN // len(sets))))["image"] for images in data.test_sets])
+    if (sheet := module.explanation(chosen)) is not None:
         log_image(trainer, "maps", sheet)
     print(markdown([{name: row.get(name) for name in COLUMNS} for row in rows]))
     return {f"test/{name}": round(rows[-1][name], 4) for name in ("frame_auroc", "video_auroc", "video_eer")}

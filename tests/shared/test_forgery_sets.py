@@ -10,6 +10,7 @@ from helpers.forgery_layouts import frame
 
 from shared.data.files import BadFileError
 from shared.data.selection import evenly_spaced
+from shared.forgery.faces import faces
 from shared.forgery.sets import REAL, Clip, ForgerySet, FrameFiles, Video, frames_of, natural
 from shared.forgery.splits import divide, guard, identities, leave_one_out, official_pairs, one_against_rest, within
 
