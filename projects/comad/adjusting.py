@@ -59,6 +59,12 @@ def check_target(path: Path) -> Path:
     return store.check_target(path, ADJUSTED, lambda state: "" if Judgement.from_state(state["judgement"]).changes else fitted)
 
 
+def dropped_changes(target: Path, judgement: Judgement) -> list[str]:
+    """Return the changes of an adjusted inspector in a file, if there is one, that a judgement which takes its place has not."""
+    earlier = Judgement.from_state(store.load_state(target)["judgement"]).changes if target.exists() else ()
+    return [change for change in earlier if change not in judgement.changes]
+
+
 def adjust(trainer: ProjectTrainer, module: ComponentInspection, data: InspectionData, judgement: Judgement) -> list[dict[str, Any]]:
     """Judge otherwise: scales and threshold are set anew by the pictures of validation.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from projects.comad.adjusting import ADJUSTED, adjust, check_target, judged
+from projects.comad.adjusting import ADJUSTED, adjust, check_target, dropped_changes, judged
 from projects.comad.data import InspectionData
 from projects.comad.distributions import distributions
 from projects.comad.figures import Examples, component_rows, take_examples
@@ -73,8 +73,12 @@ def inspect(
     examples = check_pictures(fitted, data, take_examples(fitted, data.train_set, trainer.strategy.root_device))
     compared = []
     if target:
+        lost = dropped_changes(target, judgement)
         compared = adjust(trainer, module, data, judgement)
         fitted.save(target)
+        if lost:
+            again = " ".join(f"--set {shlex.quote(change)}" for change in lost)
+            print(f"note: {shown_path(target)} was adjusted before, and holds no more: {again} (--inspector begins with an adjusted inspector)")
     source = shown_path(target) if target else inspector
     return _show(trainer, fitted, data, examples, target, compared, f"--inspector {shlex.quote(source)}" if source else f"--run {trainer.run.name}")
 

@@ -264,6 +264,16 @@ def test_a_change_that_does_not_fit_the_product_is_named_before_any_work(run, ca
     assert not (run / "artefacts" / "inspect").exists()
 
 
+def test_changes_that_an_adjusted_file_holds_no_more_are_said(run, capsys, without_pages):
+    for changes in (["quantile=0.9", "fusion=max"], ["fusion=max", "background.weight=0"]):
+        inspect(change(*changes), "--data.val_length=4")
+    assert "adjusted.safetensors was adjusted before, and holds no more: --set quantile=0.9 (" in capsys.readouterr().out
+    again = ("--inspector", str(run / "adjusted.safetensors"), "--out", str(run / "adjusted.safetensors"), "--data.length=40", "--data.val_length=4")
+    inspect(change("quantile=0.8"), *again, "--run=second")
+    assert "holds no more" not in capsys.readouterr().out
+    assert load(run / "adjusted.safetensors").judgement.changes == ("fusion=max", "background.weight=0", "quantile=0.8")
+
+
 def test_something_must_count(run, capsys):
     components = load(run / "model.safetensors").metrology.components
     silent = [f"component.{k}.weight=0" for k in components]

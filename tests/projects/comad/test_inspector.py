@@ -200,6 +200,30 @@ def test_a_crf_sharpens_a_transformers_components():
     assert inspector.judge(inspector.examine(trays("good", count=2))).scores.isfinite().all()
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("crf", [False, True])
+def test_mixed_precision_is_of_networks_only(metric, crf):
+    """What is done with features is done in float32, also the dense CRF, whose products of sparse matrices there are in no other precision."""
+    images, features = trays("good", "train", 2), build_features("vit_tiny_patch16_224", 96)
+    inspector = Inspector(features, Recipe(k=4, fraction=0.2, restarts=1, metric=metric, crf=crf, patches={"count": 40}))
+    with torch.autocast("cpu", torch.bfloat16):
+        given = features(images)
+    assert given.dtype == torch.float32
+
+    def outcome():
+        tokens = inspector.sample(given, 0)
+        if inspector.centres is None:
+            inspector.learn_vocabulary(tokens)
+            inspector.learn_patches([given])
+        memory = inspector.memory(given, (128, 128))
+        return [tokens, inspector.segment(images, given), memory.scores, memory.maps, build_features("offline")(images)]
+
+    plain = outcome()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = outcome()
+    assert all(torch.equal(one, other) for one, other in zip(plain, mixed, strict=True))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -289,6 +289,23 @@ def test_what_does_not_fit_a_run_is_named(wrong, run, capsys, arguments, message
     assert message in fails(arguments, capsys)
 
 
+def test_options_that_a_fitted_model_does_not_take_are_said(run, capsys):
+    assert main(["test", "--model.fusion=max", "--model.component_weights={3: 0}"]).model.inspector.judgement.fusion == "trimmed-z"
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: model.")]
+    assert [line.partition(" does not count, for the model was fitted with ")[::2] for line in said] == [
+        ("note: model.fusion max", "trimmed-z: fit again, or change how it judges by inspect --set"),
+        ("note: model.component_weights {3: 0.0}", "None: fit again, or change how it judges by inspect --set"),
+    ]
+    main(["test", "--data.test_length=3"])
+    assert "does not count" not in capsys.readouterr().out
+
+
+def test_precisions_in_which_measures_are_others_are_refused(run, capsys):
+    """Under 64-true the defects of drawn trays were those of other trays than the pictures."""
+    assert "trainer.precision 64-true" in fails(["test", "--trainer.precision=64-true"], capsys)
+    assert "trainer.precision bf16-true" in fails(["fit", *SMALL, "--run", "half", "--trainer.precision=bf16-true"], capsys)
+
+
 def test_a_run_that_was_never_fitted_says_so(run, capsys):
     (run / "model.safetensors").unlink()
     assert "no inspector" in fails(["test"], capsys)
