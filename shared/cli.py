@@ -423,7 +423,8 @@ class ProjectCLI(LightningCLI):
 
     def _settings(self) -> dict[str, Any]:
         """Return the verb's merged settings as plain values: seed, trainer, model and data; unset trainer options are left out."""
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, format="yaml"))[self.subcommand]
+        # null is a setting too: left out, it would be read back as the default
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, skip_link_targets=False, format="yaml"))[self.subcommand]
         settings = {section: dumped[section] for section in OWN_SECTIONS}
         settings["trainer"] |= self._asked  # not what a launcher made of it: the run is to be readable without one
         settings["trainer"] = {name: value for name, value in settings["trainer"].items() if value is not None}

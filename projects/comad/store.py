@@ -16,6 +16,7 @@ from shared.runs import atomic, check_writable
 FORMAT = "touchstone-comad"
 VERSION = 1
 _TENSOR = "$tensor"
+_MEND = "give the model.safetensors that fit wrote, or fit again"
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
@@ -48,14 +49,14 @@ def load_state(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no inspector {path}: give the model.safetensors that fit wrote")
-    with blamed(path, "it is damaged or no safetensors file; fit again"), safe_open(path, framework="pt") as file:
+    with blamed(path, _MEND), safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} holds no inspector of comad: give the model.safetensors that fit wrote")
     if about.get("version") != str(VERSION):
         raise ValueError(f"{path} has the format {about.get('version')}, this software reads {VERSION}: fit again")
-    with blamed(path, "it is damaged; fit again"):
+    with blamed(path, _MEND):
         return _joined(json.loads(about["state"]), tensors)
 
 

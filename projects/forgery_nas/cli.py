@@ -22,7 +22,7 @@ class Trainer(ForgeryTrainer):
 
     makes_run = frozenset({"fit", "search", "compare", "reproduce"})
     resumable = frozenset({"fit", "search", "compare", "reproduce"})
-    follow_up = MappingProxyType({"fit": "predict", "test": "robustness"})
+    follow_up = MappingProxyType({"fit": "predict FOLDER", "test": "robustness"})
 
     def search(
         self,

@@ -22,7 +22,7 @@ class Trainer(ProjectTrainer):
 
     reads = frozenset({"path", "begin_with"})
     resumable = frozenset({"fit", "reproduce"})
-    follow_up = MappingProxyType({"fit": "predict", "test": "robustness"})
+    follow_up = MappingProxyType({"fit": "predict FOLDER", "test": "robustness"})
 
     def fit(  # type: ignore[override]
         self, model: ManipulationLocalisation, datamodule: ManipulationData, begin_with: str | None = None, ckpt_path: str | None = None

@@ -39,13 +39,14 @@ def test_tensors_that_share_memory_are_kept_apart(tmp_path):
     ("content", "message"),
     [
         (None, "no inspector .*: give the model.safetensors"),
-        (b"", "is damaged or no safetensors file"),
-        (b"\x80\x04\x95" + bytes(64), "is damaged or no safetensors file"),
+        (b"", "cannot use .*model.safetensors: it is damaged .*; give the model.safetensors that fit wrote, or fit again"),
+        (b"\x80\x04\x95" + bytes(64), "cannot use .*model.safetensors: it is damaged .*; give the model.safetensors that fit wrote, or fit again"),
         ({}, "holds no inspector of comad"),
         ({"format": FORMAT, "version": "0"}, "has the format 0, this software reads 1"),
-        ({"format": FORMAT, "version": "1", "state": "{"}, "is damaged: .* fit again"),
-        ({"format": FORMAT, "version": "1"}, "is damaged: KeyError"),
+        ({"format": FORMAT, "version": "1", "state": "{"}, "cannot use .*model.safetensors: Expecting .*; give the model.safetensors that fit wrote"),
+        ({"format": FORMAT, "version": "1"}, "it is damaged .KeyError: 'state'.; give the model.safetensors"),
     ],
+    ids=["absent", "empty", "pickle", "foreign", "old", "torn", "headless"],
 )
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
