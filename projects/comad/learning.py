@@ -261,10 +261,9 @@ def _earlier(module: ComponentInspection) -> Inspector | None:
     if module.hparams.like is None:
         return None
     own, earlier = module.inspector, copy.deepcopy(module).load(module.hparams.like).inspector
-    if earlier.features.name != own.features.name:
-        raise ValueError(
-            f"{module.hparams.like} was fitted to features {earlier.features.name}, model.features is {own.features.name}: give the same"
-        )
+    theirs, ours = (" ".join(filter(None, (one.name, getattr(one, "output", "")))) for one in (earlier.features, own.features))
+    if theirs != ours:
+        raise ValueError(f"{module.hparams.like} was fitted to features {theirs}, here they are {ours}: give the same")
     if own.recipe.choose is not None or earlier.recipe.k != own.recipe.k:
         raise ValueError(f"{module.hparams.like} has {earlier.recipe.k} clusters: give --model.k {earlier.recipe.k} and no model.choose_k")
     return earlier

@@ -200,7 +200,7 @@ def _picture(name: str, size: int, channels: int) -> Tensor:
     path = Path(name.removeprefix("picture:"))
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no picture at {path}; give the path of an image file")
-    with blamed(path, "it cannot be read as a picture: give a PNG or JPEG file"), Image.open(path, formats=["BMP", "JPEG", "PNG", "WEBP"]) as opened:
+    with blamed(path, "give a PNG or JPEG file"), Image.open(path, formats=["BMP", "JPEG", "PNG", "WEBP"]) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise BadFileError(f"{path} has {opened.width} x {opened.height} pixels; make it smaller than {MAX_PIXELS} pixels")
         upright = ImageOps.exif_transpose(opened).convert("RGBA")

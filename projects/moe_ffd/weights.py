@@ -68,7 +68,7 @@ def read_header(path: str | Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no delta checkpoint of this project: its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    with blamed(path, "it is a damaged delta checkpoint: its header has no readable digest and configuration"):
+    with blamed(path, "its header has no readable digest and configuration: copy the delta file anew"):
         digest, configuration = metadata["frozen"], json.loads(metadata["configuration"])
     if not isinstance(configuration, dict):
         raise ValueError(f"{path} is a damaged delta checkpoint: its header has no readable digest and configuration")

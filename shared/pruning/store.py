@@ -71,7 +71,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None) -> 
                 f"{folder} holds no pruned network: {name} is missing; expected {WEIGHTS} and {STRUCTURE}, as shared.pruning.store.save writes"
             )
     content = read_json(folder / STRUCTURE, mend)
-    with blamed(folder / WEIGHTS, f"it is damaged; {mend}"):
+    with blamed(folder / WEIGHTS, mend):
         tensors = load_file(folder / WEIGHTS)
     version = content.get("version") if isinstance(content, dict) else None
     if version != 1:

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -17,9 +18,10 @@ from projects.comad import learning
 from projects.comad.cli import main
 from projects.comad.data import InspectionData
 from projects.comad.features import build_features
-from projects.comad.inspector import Inspector
+from projects.comad.inspector import Inspector, Recipe
+from projects.comad.metrology import MetrologySettings
 from projects.comad.store import load_state
-from projects.comad.traysim import write_loco
+from projects.comad.traysim import draw_tray, write_loco
 from shared.dashboards import validate
 from shared.runs import REPOSITORY
 
@@ -297,6 +299,16 @@ def test_options_that_a_fitted_model_does_not_take_are_said(run, capsys):
         ("note: model.fusion max", "trimmed-z: fit again, or change how it judges by inspect --set"),
         ("note: model.component_weights {3: 0.0}", "None: fit again, or change how it judges by inspect --set"),
     ]
+
+
+def test_components_are_not_numbered_like_those_of_other_features(run_folder, tmp_path, capsys):
+    """Keys and tokens of a transformer have as many channels, so that their centres could be matched, and mean nothing to each other."""
+    trays, recipe = [draw_tray("train", number).image for number in range(4)], Recipe(k=3, fraction=0.5, restarts=1, crf=False, structural=False)
+    earlier = Inspector(build_features("vit_tiny_patch16_224", 64, output="keys"), replace(recipe, metrology=MetrologySettings("vote", ())))
+    earlier.fit([torch.stack(trays[:3])], [trays[3][None]]).save(tmp_path / "earlier.safetensors")
+    like = ["--model.features=vit_tiny_patch16_224", "--model.size=64", "--model.k=3", f"--model.like={tmp_path / 'earlier.safetensors'}"]
+    said = fails(["fit", *SMALL, "--run", "again", *like], capsys)
+    assert "fitted to features vit_tiny_patch16_224 keys, here they are vit_tiny_patch16_224 tokens: give the same" in said
 
 
 def test_precisions_in_which_measures_are_others_are_refused(run, capsys):
