@@ -53,10 +53,11 @@ def check_run_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic(path: Path | str) -> Iterator[Path]:
+def atomic(path: Path | str, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes the place of `path` at the end, or disappears if writing fails.
 
-    The temporary path keeps the suffix of `path`, and may be made a file or a folder.
+    The temporary path keeps the suffix of `path`, and may be made a file or a folder. A private file is for its owner alone to read, others are for
+    whom the user's umask lets, however the library that wrote them left them.
 
     Raises:
         OSError: with a message that names `path`, if the disk is full.
@@ -69,7 +70,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and path.is_dir():
             remove(path)
-        _let_others_read(temporary)
+        _give_rights(temporary, private)
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -80,13 +81,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
         remove(temporary)
 
 
-def _let_others_read(path: Path) -> None:
-    """Give files, such as those of safetensors, which come out as the owner's alone, the rights that the user's umask leaves."""
+def _give_rights(path: Path, private: bool) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file() and not file.is_symlink():
-            file.chmod(file.stat().st_mode | (0o666 & ~mask))
+            file.chmod(0o600 if private else file.stat().st_mode | (0o666 & ~mask))
 
 
 def remove(path: Path) -> None:

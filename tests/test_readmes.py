@@ -120,6 +120,7 @@ def test_everything_that_a_command_takes_is_drawn_or_left_by_one_before_it():
             words = list(words_of(command))
             for before, word in zip(["", *words], words, strict=False):
                 is_left = word in earlier or ("/" in word and not word.startswith("runs/") and word.partition("/")[0] in earlier)
+                is_left |= word.startswith("runs/") and f"--run {word.split('/')[2]}" in earlier
                 if BROUGHT.fullmatch(word) and not (word in drawn or is_left or (ROOT / word).exists() or before in MADE_BY):
                     missing.append(f"{command.file}:{command.line}: {word}")
         earlier += command.text

@@ -215,7 +215,7 @@ class RouteDistillation(L.LightningModule):
             raise ValueError(f"{route.folder}: " + said.format(*found, *expected))
         if "task" in about and about["task"] != self.data.task:
             raise ValueError(f"{route.folder}: the route's teacher learnt {about['task']}, and the data are {self.data.task}: make them equal")
-        if not self.embeds and about.get("class_names") not in (None, names := list(self.data.class_names)):
+        if not self.embeds and "class_names" in about and about["class_names"] != (names := list(self.data.class_names)):
             said = f"the route's teacher learnt the classes {_listed(about['class_names'])}, the data have {_listed(names)}"
             raise ValueError(f"{route.folder}: {said}: its scores would be of other classes; give both the same")
         return AnchorNet(build_network(about["network"], about["shape"], about["outputs"]), route)

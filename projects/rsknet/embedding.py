@@ -121,9 +121,8 @@ class Store:
         columns: dict[str, Any] = {name: np.array([getattr(one, name) for one in found]) for name in _MEASURES}
         columns |= {"names": np.array([names[place] for place in kept]), "digests": np.array([digests[place] for place in kept])}
         columns |= {"embeddings": vectors.numpy(), "unit": unit(vectors, self.mean).float().numpy(), "settings": np.array(self.settings)}
-        with atomic(self.file) as temporary:
+        with atomic(self.file, private=True) as temporary:  # embeddings tell who speaks
             np.savez(temporary, **columns)
-            temporary.chmod(0o600)  # embeddings tell who speaks
 
     def earlier(self) -> dict[str, Heard]:
         """Return what an earlier run of the same settings heard, by the digests of the content."""

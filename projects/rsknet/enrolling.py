@@ -118,7 +118,7 @@ class Voices:
             raise ValueError(f"voices are kept in a .safetensors file, not in {path}")
         people = json.dumps([{"name": name, "digests": own} for name, own in zip(self.names, self.digests, strict=True)])
         metadata = {"kind": _KIND, "version": _VERSION, "network": self.network, "centre": self.centre, "people": people}
-        with atomic(path) as temporary:
+        with atomic(path, private=True) as temporary:  # voices tell who speaks
             save_file({name: column.contiguous() for name, column in self.models._asdict().items()}, temporary, metadata)
 
     @classmethod

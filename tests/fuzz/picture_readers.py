@@ -205,7 +205,7 @@ def _depth(home: Path) -> None:
 
 
 def _read_depth(home: Path) -> None:
-    from projects.hodinet.pairs import read_array
+    from projects.hodinet.depth import read_array
 
     read_array(home / "depth.npy")
 

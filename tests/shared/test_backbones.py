@@ -83,7 +83,7 @@ def add_decoder(folder):
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
-        (damage_config, ValueError, "config.json is no JSON file"),
+        (damage_config, ValueError, "config.json is not JSON"),
         (change_width, ValueError, r"do not fit the network(?s:.*)the network has"),
         (change_class, ValueError, "describes a UNet2DConditionModel: only unconditional"),
         (pickle_weights, ValueError, "is a pickle and is not read.*safe_serialization"),

@@ -160,14 +160,16 @@ def test_missing_checkpoints_are_listed(run_folder):
         run.checkpoint("best")
 
 
-def test_others_may_read_what_a_library_wrote_for_its_owner_alone(tmp_path):
+def test_files_are_for_whom_the_umask_lets_or_for_their_owner_alone(tmp_path):
     before = os.umask(0o022)
     try:
+        for private in (False, True):
+            with atomic(tmp_path / f"table-{private}.csv", private) as file:
+                file.touch(mode=0o600 if not private else 0o666)
         with atomic(tmp_path / "folder") as folder:
             folder.mkdir()
             (folder / "weights.safetensors").touch(mode=0o600)
-        with atomic(tmp_path / "table.csv") as file:
-            file.touch(mode=0o600)
     finally:
         os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "folder" / "weights.safetensors", tmp_path / "table.csv")} == {0o644}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
+    assert modes == {"table-False.csv": 0o644, "weights.safetensors": 0o644, "table-True.csv": 0o600}

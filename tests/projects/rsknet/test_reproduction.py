@@ -255,7 +255,7 @@ def test_no_network_is_trained_twice(tmp_path, monkeypatch):
 def test_a_table_is_made_quickly(run_folder, monkeypatch):
     monkeypatch.setattr("shared.report.build_report", lambda folder: None)
     cli = main(["reproduce", "--table=lag", "--quick", "--run", "quick"])
-    [row] = json.loads(next((cli.run.artefacts("reproduce") / "rows" / "lag").glob("*.json")).read_text())["value"]
+    [row] = json.loads(next((cli.run.artefacts("reproduce") / "quick" / "lag").glob("*.json")).read_text())["value"]
     assert (row["lag"], row["net"]) == ("8 or 11", "RSK")
     assert 0 <= row["accuracy"] <= 1
     assert 0 < row["dilated branch"] < 1
@@ -264,7 +264,7 @@ def test_a_table_is_made_quickly(run_folder, monkeypatch):
 @pytest.mark.slow
 def test_all_tables_run_in_less_than_a_minute(run_folder, monkeypatch):
     cli = main(["reproduce", "--quick", "--run", "quick"])
-    kept = cli.run.artefacts("reproduce") / "rows"
+    kept = cli.run.artefacts("reproduce") / "quick"
     assert {path.name for path in kept.iterdir()} == set(TABLES)
     [row] = json.loads(next((kept / "speakers").glob("*.json")).read_text())["value"]
     assert len(row["drawn"]) == speakers.REPLICATES

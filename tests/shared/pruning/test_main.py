@@ -97,7 +97,7 @@ def test_requests_that_cannot_be_met_are_explained(pipeline, tmp_path, capsys):
     assert "cannot be called with these inputs" in capsys.readouterr().err
     (pipeline / "unet" / "config.json").write_text("{")
     assert main(["report", str(pipeline), "--channels", "0.1"]) == 1
-    assert "is no JSON file" in capsys.readouterr().err
+    assert "is not JSON" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(pipeline)])
     assert stopped.value.code == 2
