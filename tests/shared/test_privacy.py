@@ -38,7 +38,7 @@ def test_mechanisms_compose_as_the_squares_of_their_mu():
     assert (composed_mu(0, 0.0), composed_mu(1, 0.0)) == (0.0, math.inf)
 
 
-def test_figures_of_the_sheet():
+def test_figures_of_the_paper():
     one = gaussian_epsilons(1.0, 1e-5)
     assert (one.gdp, one.prv, one.rdp) == pytest.approx((4.377, 4.387, 4.729), abs=1e-3)
     assert gaussian_epsilon(0.5, 1e-5) == pytest.approx(1.993, abs=1e-3)

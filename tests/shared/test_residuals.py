@@ -10,7 +10,7 @@ LARGE = np.array([[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2
 LINE = np.array([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, -2, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]) / 2
 
 
-def test_kernels_are_those_of_the_sheet_and_sum_to_zero():
+def test_kernels_are_those_of_the_paper_and_sum_to_zero():
     torch.testing.assert_close(srm_kernels(), torch.from_numpy(np.stack([SMALL, LARGE, LINE])).float(), rtol=0, atol=1e-7)
     assert srm_kernels().double().sum((1, 2)).abs().max() < 1e-6
 

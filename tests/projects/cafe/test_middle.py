@@ -254,7 +254,7 @@ def test_descent_repeats_itself_and_refuses_a_step_that_diverges():
         descend(bias, weight, schedule, rounds=1, lr_outputs=0.5)
 
 
-def test_step_one_contracts_as_the_sheet_says():
+def test_step_one_contracts_as_derived():
     records, batch, lr, draws = 10, 3, 0.1, 1500
     target = torch.randn(records, 50, dtype=torch.float64)
     before, after = 0.0, torch.zeros_like(target)

@@ -144,7 +144,7 @@ def test_extremes_of_the_account():
     assert account(1000, 0.1, 1e-5).epsilon == account(1000, 0.1, 1e-5).gdp > 1000
 
 
-def test_accountants_give_the_figures_of_the_sheet():
+def test_accountants_give_the_figures_of_the_paper():
     figures = [accountant_epsilon(mechanism, 1.0, 0.01, 1000, 1e-5) for mechanism in ("gdp", "prv", "rdp")]
     assert figures == pytest.approx([1.62, 1.84, 2.10], abs=0.01)
 

@@ -46,7 +46,7 @@ def test_patches_are_pieces_of_their_photograph():
         assert same.any()
 
 
-def test_trivial_baselines_are_those_of_the_sheet():
+def test_trivial_baselines_are_those_of_the_paper():
     scores = {name: {key: float(psnr(guess, truth).mean()) for key, guess in baselines(truth, seed=0).items()} for name, truth in pictures().items()}
     assert scores["digits"]["mean"] == pytest.approx(13.98, abs=0.4)
     assert scores["digits"]["zeros"] == pytest.approx(7.0, abs=0.4)

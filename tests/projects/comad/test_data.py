@@ -96,7 +96,7 @@ def test_splits_and_seeds_hold_different_trays():
     assert len({picture["image"].numpy().tobytes() for picture in pictures}) == 4
 
 
-def test_defaults_are_those_of_the_sheet():
+def test_defaults_are_those_of_the_paper():
     data = set_up()
     assert (data.source, data.size, len(data.train_set), len(data.val_set), len(data.test_set)) == ("traysim", (128, 128), 120, 40, 8 * 40)
     assert InspectionData(source="loco").size == (224, 224)

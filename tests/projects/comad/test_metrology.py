@@ -78,7 +78,7 @@ def reference(heat, images, kept, multipliers=(1, 1.1, 1.2, 1.3, 1.4)):
     return found
 
 
-def test_measures_are_those_of_the_sheet(fitted):
+def test_measures_are_those_of_the_paper(fitted):
     metrology, training = fitted
     heat, images = good()
     assert metrology.components == (1, 2)

@@ -68,7 +68,7 @@ def judged_anomalies(**changed):
         ((anomalies.PLACED, "swap", 0.89), "ComAD + position + patches"),
     ],
 )
-def test_each_claim_of_the_sheet_has_its_bound(changed, claim):
+def test_each_claim_has_its_bound(changed, claim):
     [broken] = judged_anomalies(one=changed)
     assert claim in broken
 

@@ -67,7 +67,7 @@ def test_few_training_pictures_are_all_compared_with():
         nearest_distances(known[:1], known[:1], leave_out=True)
 
 
-def test_the_score_is_the_equation_of_the_sheet():
+def test_the_score_is_the_equation_of_the_paper():
     test = changed(drawn(4, 1), number=(2, 4))
     scores = SCORER.score(test)
     for row in range(4):

@@ -140,7 +140,7 @@ def test_a_fit_that_is_stopped_before_its_threshold_is_known_leaves_no_model(run
 # ---- the paper's setting
 
 
-def test_the_papers_setting_is_the_sheets():
+def test_the_papers_setting_is_the_published_one():
     given = yaml.safe_load((PROJECT / "configs" / "paper.yaml").read_text())
     model = given["model"]
     assert (model["features"], model["size"], given["data"]["size"], given["data"]["source"]) == ("vit_small_patch8_224.dino", 224, 224, "loco")

@@ -43,7 +43,7 @@ def test_edges_are_numbered_node_by_node():
         assert edge_number(node, source) == number == sum(2 + m for m in range(node)) + source
 
 
-def test_released_genotype_is_the_sheet():
+def test_released_genotype_is_the_published_one():
     counts = histogram(RELEASED)
     assert counts["normal"] == Counter({"sep_cdc_3x3_0.5": 3, "sep_cdc_3x3_0.0": 2, "max_pool_3x3": 1, "sep_cdc_3x3_0.8": 1, "sep_cdc_3x3_0.7": 1})
     assert counts["reduce"] == Counter({"max_pool_3x3": 5, "sep_cdc_3x3_0.8": 2, "sep_cdc_3x3_0.7": 1})

@@ -69,7 +69,7 @@ def test_theta_zero_is_an_ordinary_convolution():
     torch.testing.assert_close(layer(features), ordinary(features), rtol=0, atol=0)
 
 
-def test_spaces_are_the_sheet():
+def test_spaces_are_the_published_ones():
     assert len(SPACE) == 11
     assert SPACE[0] == "max_pool_3x3"
     assert SPACE[1:9] == tuple(f"{kind}_cdc_3x3_{theta}" for kind in ("sep", "dil") for theta in (0.0, 0.5, 0.7, 0.8))

@@ -91,7 +91,7 @@ def test_variants_are_tested_by_their_names():
     torch.testing.assert_close(again[1], again[0])
 
 
-def test_defaults_are_what_the_sheet_measured_with():
+def test_defaults_are_what_was_measured_with():
     data = SaliencyData()
     assert (data.source, data.size, data.options.length, data.options.test_length) == ("scenes", 64, 400, 150)
     assert SaliencyData(source="auto").size == 256

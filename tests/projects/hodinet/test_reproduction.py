@@ -23,7 +23,7 @@ def line(column, name, s=0.5, f=0.5, mae=0.1, **others):
     return {column: name, "S": spread(s), "max F": spread(f), "MAE": spread(mae)} | {key: spread(value) for key, value in others.items()}
 
 
-def test_depth_must_add_what_the_sheet_expects():
+def test_depth_must_add_what_is_expected():
     def judged(both, f=0.9):
         rows = [line("modality", "rgb", 0.66, 0.46), line("modality", "depth", 0.75, 0.6), line("modality", modality.BOTH, both, f)]
         return list(modality.expectations(rows).values())

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from projects.moe_ffd.backbones import TINY_WEIGHTS, HighPassEmbed, TinyViT, build_vit
 
 
-def test_the_tiny_network_has_the_weights_of_the_sheet():
+def test_the_tiny_network_has_the_weights_of_the_paper():
     net = build_vit()
     assert isinstance(net, TinyViT)
     assert sum(weight.numel() for weight in net.parameters()) == 210_984  # 211 k

@@ -126,7 +126,7 @@ def test_configurations_name_options_that_there_are(name):
         kind(**model.get(option, {}))
 
 
-def test_the_papers_setting_is_the_sheets():
+def test_the_papers_setting_is_the_published_one():
     given = yaml.safe_load((PROJECT / "configs" / "paper.yaml").read_text())
     model = given["model"]
     assert (model["teacher"], model["student"], model.get("teacher_epochs"), given["trainer"]["max_epochs"]) == (

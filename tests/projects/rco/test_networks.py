@@ -125,7 +125,7 @@ def test_every_weight_gets_a_gradient(name):
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in net.parameters())
 
 
-def test_mlps_have_the_layers_of_the_sheet():
+def test_mlps_have_the_layers_of_the_paper():
     net = build_network("mlp_12_5", (2, 3, 4), 2)
     assert [name for name, _ in net.named_children()] == ["flatten", "hidden1", "relu1", "hidden2", "relu2", "output"]
     inputs = torch.randn(3, 2, 3, 4)

@@ -294,7 +294,7 @@ def searched(ratios, i, delta):
     return j - 1
 
 
-def test_the_next_anchor_is_the_sheets_for_every_pattern_of_crossings():
+def test_the_next_anchor_is_the_expected_one_for_every_pattern_of_crossings():
     for i, pattern in product(range(1, 4), product([0.5, 1.8, 1.9], repeat=5)):
         ratios = {i: 1.0} | dict(enumerate(pattern, start=i + 1))
         assert next_anchor(ratios, i, delta=0.8) == searched(ratios, i, 0.8)
@@ -343,7 +343,7 @@ def test_a_route_of_one_state_is_plain_distillation():
 
 
 @pytest.mark.parametrize("budget", ["mirror", "restart"])
-def test_greedy_walks_over_random_losses_are_the_sheets(budget):
+def test_greedy_walks_over_random_losses_are_the_expected_ones(budget):
     rng, floor = np.random.default_rng(1), FLOOR
     for _ in range(200):
         states = sorted(rng.choice(np.arange(1, 30), size=rng.integers(1, 9), replace=False).tolist())

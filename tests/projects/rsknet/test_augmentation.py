@@ -156,7 +156,7 @@ def test_probability_and_kinds_are_as_frequent_as_said():
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("noise", 0, 15), ("music", 5, 15), ("babble", 13, 20)])
-def test_ratios_fill_the_sheets_ranges(kind, low, high, monkeypatch):
+def test_ratios_fill_the_published_ranges(kind, low, high, monkeypatch):
     monkeypatch.setattr("projects.rsknet.augmentation.VOICES", (1, 1))
     speech, augment, chance = white(256), Augmentation(DrawnSounds(rate=RATE, pool=2, seconds=0.5), 1.0, [kind]), rng(1)
     ratios = np.array([snr(speech, augment(speech, chance) - speech) for _ in range(300)])

@@ -93,7 +93,7 @@ def test_configurations_name_options_that_there_are(name):
     assert (PROJECT / "configs" / f"{name}.yaml").read_text().startswith("# ")
 
 
-def test_the_papers_setting_is_the_sheets():
+def test_the_papers_setting_is_the_published_one():
     given = yaml.safe_load((PROJECT / "configs" / "paper.yaml").read_text())
     model, data = given["model"], given["data"]
     assert (model["bins"], model["frame_length"], model["frame_shift"], model["window"], model["rate"]) == (80, 25.0, 10.0, "hamming", 16000)

@@ -16,7 +16,7 @@ COUNTS = {  # counted by hand, in millions, at 40, 64 and 80 mel bins
 
 
 @pytest.mark.parametrize("case", COUNTS)
-def test_parameters_are_those_of_the_sheet(case):
+def test_parameters_are_those_of_the_paper(case):
     name, options, expected = COUNTS[case]
     with torch.device("meta"):
         for bins, millions in zip((40, 64, 80), expected, strict=True):

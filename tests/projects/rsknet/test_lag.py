@@ -79,7 +79,7 @@ def test_a_row_tells_accuracy_and_weight():
     assert lag.rows("8 or 11", "RSK", (100, 50), 1, 0) == [row]
 
 
-def test_the_table_has_every_network_and_expects_what_the_sheet_does(tmp_path):
+def test_the_table_has_every_network_and_expects_what_was_said(tmp_path):
     jobs = lag.jobs(tmp_path, [0, 1], False)
     assert len({(job.name, job.seed) for job in jobs}) == len(jobs) == 2 * (6 + 2)
     assert len(lag.jobs(tmp_path, [0], True)) == 1

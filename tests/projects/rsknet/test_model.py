@@ -58,7 +58,7 @@ SHEET = {
 
 
 @pytest.mark.parametrize("line", SHEET)
-def test_parameters_are_those_of_the_sheets_table(line):
+def test_parameters_are_those_of_the_published_table(line):
     name, _, rank = line.partition(", rank ")
     options = {"rank": int(rank)} if rank else {}
     for bins, millions in SHEET[line].items():
@@ -88,7 +88,7 @@ def test_parameters_are_exactly_those_of_the_layers(bins):
     assert counted("rsknet18_mtsp", bins) == by_hand(bins, "rsk", (2, 2, 2, 2))
 
 
-def test_multiple_time_scales_have_the_sheets_sizes():
+def test_multiple_time_scales_have_the_published_sizes():
     with torch.device("meta"):
         net = build_net("rsknet_mtsp", 80)
         sizes, seen = [], torch.empty(1, 80, 201, device="meta")

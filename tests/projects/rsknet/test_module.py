@@ -78,7 +78,7 @@ class Copies(L.Callback):
 # ---- schedules
 
 
-def test_the_learning_rate_falls_as_the_sheet_says():
+def test_the_learning_rate_falls_as_published():
     """From 0 up in 6 of 150 epochs, times an exponential from 0.1 to 5e-5."""
     module = small(lr=0.1, final_lr=5e-5, warm_up=0.04)
     epochs = np.arange(151)

@@ -70,7 +70,7 @@ def test_each_branch_must_see_what_it_should(changed, fails):
         ((14.0, 13.0, 14.9), (200.0, 190.0, 81.0), -0.1, [2]),
     ],
 )
-def test_networks_must_compare_as_the_sheet_expects(rates, counts, upper, fails):
+def test_networks_must_compare_as_expected(rates, counts, upper, fails):
     rows = [
         line(net=net, **{"EER %": rate, "k parameters": count, "to": upper})
         for net, rate, count in zip((XVECTOR, RSKNET, LIGHT), rates, counts, strict=True)
@@ -131,7 +131,7 @@ def test_scores_must_become_ratios_that_hold(changed, fails):
     assert failing(conditions.calibration_expectations(rows)) == fails
 
 
-def test_counts_must_be_those_of_the_sheet():
+def test_counts_must_be_those_of_the_paper():
     rows = []
     for name, (_, _, wanted) in sizes.COUNTED.items():
         counts = wanted or (1.0, 1.0, sizes.EIGHTY[name])

@@ -51,7 +51,7 @@ def test_splits_and_seeds_have_no_speaker_in_common():
     assert len(speakers) == 300
 
 
-def test_speakers_follow_the_distributions_of_the_sheet():
+def test_speakers_follow_the_distributions_of_the_paper():
     people = [draw_speaker(0, "train", index) for index in range(1500)]
     female = np.array([person.female for person in people])
     norm, uniform = scipy.stats.norm.cdf, scipy.stats.uniform.cdf

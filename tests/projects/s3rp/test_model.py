@@ -55,7 +55,7 @@ def changed(seen, frame, by=1.0):
 # ---- size and start
 
 
-def test_the_network_has_the_parameters_of_the_paper_sheet():
+def test_the_network_has_the_parameters_of_the_paper():
     count = sum(parameter.numel() for parameter in FineNet(channels=16, mask_channel=False).parameters())
     by_hand = (4 * 16 + 16 * 16 + 32 * 32 + 32 * 16 + 2 * 16 * 16 + 16) * 9 + 16 + 16 + 32 + 16 + 16 + 16 + 1
     assert count == by_hand == 21569

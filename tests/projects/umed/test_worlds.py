@@ -19,7 +19,7 @@ def test_the_same_seed_gives_the_same_images(options):
     assert few.classes == options.get("classes", 1)
 
 
-def test_ellipses_are_what_the_sheet_says():
+def test_ellipses_are_what_is_said():
     found = ellipses("train", 400)
     masks, pixels = found.masks > 0, found.images[:, 0].double() / 255
     assert float(masks.double().mean()) == pytest.approx(0.11, abs=0.005)

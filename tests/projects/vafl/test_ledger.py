@@ -68,7 +68,7 @@ def test_releases_compose_as_one_likelihood_ratio():
     assert ratio.std() == pytest.approx(mu_of(releases, bound, std), rel=0.02)
 
 
-def test_figures_of_the_sheet():
+def test_figures_of_the_paper():
     found = [mu_of(135, sensitivity(5.0, "zero_out", True), std) for std in (0.1, 1.0, 3.0, 10.0)]
     assert found == pytest.approx([581, 58, 19, 5.8], rel=0.02)
     assert [mu_of(80, sensitivity(1.0, "zero_out", True), 0.1)] == pytest.approx([90], rel=0.01)

@@ -42,7 +42,7 @@ def same(one, other, **tolerance):
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
-def test_every_event_is_the_one_of_the_sheet(net, protocol):
+def test_every_event_is_the_one_of_the_paper(net, protocol):
     ours = simulator(net, l2=0.01, lr=0.3, server_lr=0.1, **protocol)
     own = {name: protocol[name] for name in ("order", "initial") if name in protocol}
     theirs = Reference(ours.model, *drawn(), selections(ours), 0.3, 0.1, 0.01, **own)

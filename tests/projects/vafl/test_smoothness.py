@@ -46,7 +46,7 @@ def mean_inputs(bottom, block):
     return norms
 
 
-def test_the_recursion_is_the_sheets():
+def test_the_recursion_is_the_papers():
     norms, dimensions, stds, inputs, steep = [0.7, 1.3, 2.0], [5, 4, 3], [0.1, 0.2, 0.5], [1.5, 2.5, 0.5], 1.1
     third = steep * 3 / 0.5
     second = third * 2.0 * steep**2 + steep * 2.0 * 2 * math.sqrt(4) * steep / 0.2
@@ -112,7 +112,7 @@ def test_the_printed_bias_is_no_bound_where_weights_are_small():
     assert printed_bias(1, [0.5], [0.4]) < moved <= smoothing_bias(1, [0.5], [1], [0.4])
 
 
-def test_the_biases_are_the_sheets_formulas():
+def test_the_biases_are_the_formulas():
     printed = 7 * math.sqrt((1.1 * 2 * 1.1 * 3) ** 2 + (1.1 * 3) ** 2) * math.sqrt(0.1**2 + 0.5**2)
     assert printed_bias(7, [2, 3], [0.1, 0.5], activation=1.1) == pytest.approx(printed)
     assert printed_bias(7, [2, 3], [0.1, 0.5], activation=1.1, loss_lipschitz=2.0) == pytest.approx(2 * printed)

@@ -30,7 +30,7 @@ def test_martingale_is_a_mixture_of_likelihood_ratios():
         assert log_martingale(torch.tensor(hits), draws, 0.4).item() == pytest.approx(math.log(ratio), abs=1e-9)
 
 
-def test_price_of_not_stopping_is_that_of_the_sheet():
+def test_price_of_not_stopping_is_that_of_the_paper():
     hits = torch.tensor([90_000, 99_000, 99_900, 100_000])
     quantiles = normal_quantile(lower_sequence(hits, 100_000, 0.001))
     torch.testing.assert_close(quantiles, torch.tensor([1.2542, 2.2674, 2.9485, 3.6476], dtype=torch.float64), rtol=0, atol=1e-4)
