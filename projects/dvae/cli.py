@@ -48,7 +48,7 @@ class Trainer(ProjectTrainer):
         """
         from projects.dvae.tasks import with_weights
 
-        super().test(with_weights(model, ckpt_path), datamodule=datamodule, verbose=False)
+        super().test(with_weights(model, ckpt_path, may_be_half_trained=True), datamodule=datamodule, verbose=False)
 
     def validate(self, model: Purifier, datamodule: PurificationData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Measure as test does: a purifier is judged on the very set that it purifies.

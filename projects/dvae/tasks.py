@@ -24,7 +24,7 @@ from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint, weights_digest
 from shared.distributed import in_one_process
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
-from shared.messages import shown_path
+from shared.messages import say, shown_path
 from shared.runs import claim_folder, write_json, write_text
 
 if TYPE_CHECKING:
@@ -92,8 +92,13 @@ def product_names(stages: int) -> list[str]:
     return [f"x{number}" for number in range(1, stages + 2)] + [f"p{number}" for number in range(1, stages + 1)]
 
 
-def with_weights(model: Purifier, ckpt_path: str | None) -> Purifier:
+def with_weights(model: Purifier, ckpt_path: str | None, may_be_half_trained: bool = False) -> Purifier:
     """Load the weights in a checkpoint, which the command line has checked against the model, into the model.
+
+    Args:
+        model: the module.
+        ckpt_path: the checkpoint; None loads nothing.
+        may_be_half_trained: says of a training that stopped before the end of its last stage what is still random, instead of refusing it.
 
     Raises:
         ValueError: if the training stopped before the end of its last stage, whose weights would be random ones.
@@ -101,8 +106,10 @@ def with_weights(model: Purifier, ckpt_path: str | None) -> Purifier:
     if ckpt_path is not None:
         checkpoint, epochs = load_checkpoint(ckpt_path), sum(model.hparams.epochs)
         if checkpoint["epoch"] + 1 < epochs:
-            done = f"{ckpt_path} is from epoch {checkpoint['epoch'] + 1} of {epochs}"
-            raise ValueError(f"{done}: its last stage is not trained; go on with fit --resume")
+            said = f"{ckpt_path} is from epoch {checkpoint['epoch'] + 1} of {epochs}: its last stage is not trained; go on with fit --resume"
+            if not may_be_half_trained:
+                raise ValueError(said)
+            say(f"note: {said}. What is measured of that stage, is measured of random weights")
         model.load_state_dict(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
     return model
