@@ -143,8 +143,12 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
 def other_settings(here: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     """Say which of a model's settings are not those that its weights were trained with, `sigma 0.5, here 0.25`; empty if all agree."""
-    pairs = [(name, _shown(was), _shown(here[name])) for name, was in trained.items() if name in here]
-    return "; ".join(f"{name} {was}, here {now}" for name, was, now in pairs if was != now)
+    return "; ".join(f"{name} {_shown(was)}, here {_shown(now)}" for name, (was, now) in differing_settings(here, trained).items())
+
+
+def differing_settings(here: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that a model and its weights' training both have, but not alike: then and now, by name."""
+    return {name: (was, here[name]) for name, was in trained.items() if name in here and _shown(was) != _shown(here[name])}
 
 
 def is_at_its_end(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> bool:

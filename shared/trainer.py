@@ -58,7 +58,8 @@ class ProjectTrainer(L.Trainer):
     save_every: int = 100
     """Training steps between two checkpoints to resume from."""
 
-    def _at_best(self, model: _Module) -> _Module:
-        """Give a model that was just trained the weights of the run's best epoch, if there is one; in evaluation mode."""
-        best = self.run.checkpoints / "best.ckpt"
-        return with_weights(model, best if best.is_file() else None)
+
+def at_best(trainer: ProjectTrainer, model: _Module) -> _Module:
+    """Give a model that was just trained the weights of the run's best epoch, if there is one; in evaluation mode."""
+    best = trainer.run.checkpoints / "best.ckpt"
+    return with_weights(model, best if best.is_file() else None)

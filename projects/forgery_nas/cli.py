@@ -10,6 +10,7 @@ from projects.forgery_nas.data import SearchData
 from projects.forgery_nas.module import ForgeryNetTraining
 from shared.cli import ProjectCLI, run
 from shared.forgery.trainer import ForgeryTrainer
+from shared.trainer import at_best
 
 if TYPE_CHECKING:
     from projects.forgery_nas.compare_task import Compared
@@ -58,7 +59,7 @@ class Trainer(ForgeryTrainer):
             say_cost(model.net, model.hparams.size)
             self._keep_cells(model)
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        self.test(self._at_best(model), datamodule)
+        self.test(at_best(self, model), datamodule)
 
     def _keep_cells(self, model: ForgeryNetTraining) -> None:
         """Write the cells into the run's settings in place of the file that they were read from, which may change, move or go."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from projects.hodinet.data import SaliencyData
 from projects.hodinet.module import SaliencyDetection
 from shared.cli import ProjectCLI, ProjectTrainer, run
+from shared.trainer import at_best
 
 if TYPE_CHECKING:
     from projects.hodinet.export import Exported
@@ -42,7 +43,7 @@ class Trainer(ProjectTrainer):
                 print(remark)
         self.callbacks.append(Examples())  # type: ignore[attr-defined]
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        return self.test(self._at_best(model), datamodule)
+        return self.test(at_best(self, model), datamodule)
 
     def test(self, model: SaliencyDetection, datamodule: SaliencyData, ckpt_path: str | None = None) -> Tested:  # type: ignore[override]
         """Test on every test set: S, F, E, weighted F and MAE under two protocols, as CSV, LaTeX and curves, with the worst pictures.

@@ -10,6 +10,7 @@ from projects.moe_ffd.data import ForgeryData
 from projects.moe_ffd.module import FaceForgeryDetection
 from shared.cli import ProjectCLI, run
 from shared.forgery.trainer import ForgeryTrainer
+from shared.trainer import at_best
 
 if TYPE_CHECKING:
     from projects.moe_ffd.export import Exported
@@ -33,7 +34,7 @@ class Trainer(ForgeryTrainer):
         from projects.moe_ffd.tasks import keep_delta
 
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        keep_delta(self, self._at_best(model))
+        keep_delta(self, at_best(self, model))
         self.test(model, datamodule)
 
     def test(self, model: FaceForgeryDetection, datamodule: ForgeryData, ckpt_path: str | None = None) -> None:  # type: ignore[override]

@@ -14,6 +14,7 @@ from projects.rsknet.judging import FAR, Judged
 from projects.rsknet.metrics import det_points
 from projects.rsknet.scoring import Scorer
 from shared.data.selection import evenly_spaced
+from shared.examples import is_due
 from shared.loggers import log_figure
 
 if TYPE_CHECKING:
@@ -30,12 +31,11 @@ class Similarities(L.Callback):
     """Logs how alike held-out recordings are after epochs that double in number, and after the last one."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if not trainer.sanity_checking and trainer.is_global_zero and (epoch & (epoch - 1) == 0 or epoch == trainer.max_epochs):
+        if is_due(trainer):
             names = trainer.datamodule.held_names  # type: ignore[attr-defined]
             chosen = evenly_spaced(len(names), min(RECORDINGS, len(names)))
             units = cast("SpeakerVerification", pl_module).validated[chosen]
-            log_figure(trainer, "similarities", draw_similarities(units, [names[place] for place in chosen]), epoch)
+            log_figure(trainer, "similarities", draw_similarities(units, [names[place] for place in chosen]), trainer.current_epoch + 1)
 
 
 def draw_similarities(units: Tensor, speakers: Sequence[str]) -> Figure:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from shared.checkpoints import load_checkpoint, with_weights
+from shared.checkpoints import differing_settings, load_checkpoint, with_weights
 
 if TYPE_CHECKING:
     from projects.rsknet.module import SpeakerVerification
@@ -54,9 +54,9 @@ def known_to(checkpoint: str | Mapping[str, Any]) -> list[str]:
 
 def other_features(module: SpeakerVerification, checkpoint: Mapping[str, Any]) -> str:
     """Say which features a checkpoint's network was trained on, as far as the module would give it others; empty if they are the same."""
-    trained = checkpoint.get("hyper_parameters", {})
-    differing = [name for name in FEATURES if name in trained and trained[name] != module.hparams[name]]
-    return ", ".join(f"model.{name} {trained[name]}, not {module.hparams[name]}" for name in differing)
+    heard = {name: module.hparams[name] for name in FEATURES}
+    differing = differing_settings(heard, checkpoint.get("hyper_parameters", {}))
+    return ", ".join(f"model.{name} {differing[name][0]}, not {differing[name][1]}" for name in FEATURES if name in differing)
 
 
 def with_network(module: SpeakerVerification, ckpt_path: str | None) -> SpeakerVerification:

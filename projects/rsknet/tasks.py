@@ -23,13 +23,13 @@ from projects.rsknet.readout import draw_branches, utterance_weights
 from projects.rsknet.remembered import VOXCELEB1, digests, known_to, refuse_known, with_network
 from projects.rsknet.scoring import Scorer
 from projects.rsknet.synthesis import write_world
-from shared.checkpoints import with_weights
 from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.results import markdown
 from shared.runs import atomic
 from shared.seeding import derive_seed
+from shared.trainer import at_best
 
 if TYPE_CHECKING:
     from projects.rsknet.data import SpeakerData
@@ -64,8 +64,7 @@ def train(trainer: ProjectTrainer, module: SpeakerVerification, data: SpeakerDat
     if module.hparams.average:
         trainer.callbacks.append(EpochAverage(module.hparams.average))  # type: ignore[attr-defined]
     L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=ckpt_path)
-    best = trainer.run.checkpoints / "best.ckpt"
-    with_weights(module, best if best.is_file() else None)
+    at_best(trainer, module)
 
 
 def loaded(module: SpeakerVerification, data: SpeakerData, ckpt_path: str | None, is_calibrated: bool) -> SpeakerVerification:

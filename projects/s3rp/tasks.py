@@ -11,6 +11,7 @@ from projects.s3rp.outlook import estimate, ringing, too_fast
 from projects.s3rp.physics import Wind
 from shared.checkpoints import load_checkpoint, with_weights
 from shared.loggers import log_figure
+from shared.trainer import at_best
 
 if TYPE_CHECKING:
     from projects.s3rp.data import PlumeData
@@ -41,8 +42,7 @@ def train(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData
             print(remark)
     trainer.callbacks.append(Pictures())  # type: ignore[attr-defined]
     L.Trainer.fit(trainer, module, datamodule=data, ckpt_path=ckpt_path)
-    best = trainer.run.checkpoints / "best.ckpt"
-    with_weights(module, best if best.is_file() else None)
+    at_best(trainer, module)
     if (learnt := module.learnt(known.physics)) is not known.physics and trainer.is_global_zero:
         print(f"the diffusivity that was learnt is {learnt.diffusivity:.4g}, the data say {known.physics.diffusivity:.4g}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from projects.tripinet.data import ManipulationData
 from projects.tripinet.module import ManipulationLocalisation, Tiles
 from shared.cli import ProjectCLI, ProjectTrainer, run
+from shared.trainer import at_best
 
 if TYPE_CHECKING:
     from projects.tripinet.export import Exported
@@ -50,7 +51,7 @@ class Trainer(ProjectTrainer):
         best = getattr(self.checkpoint_callback, "best_model_score", None)
         if self.is_global_zero and best is not None and float(best) == 0:
             print("val/pixel_f1 was 0 in every epoch, and the first one is kept: train longer, or with a higher model.lr")
-        return self.test(self._at_best(model), datamodule)
+        return self.test(at_best(self, model), datamodule)
 
     def test(  # type: ignore[override]
         self, model: ManipulationLocalisation, datamodule: ManipulationData, trufor: bool = False, ckpt_path: str | None = None

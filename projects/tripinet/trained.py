@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from projects.tripinet.module import STREAMS, ManipulationLocalisation
-from shared.checkpoints import load_checkpoint, load_weights, with_weights
+from shared.checkpoints import differing_settings, load_checkpoint, load_weights, with_weights
 
 SETTINGS = ("alpha", "scaling", "pooled", "sign")
 """Options that change what the same weights compute; so do the streams, most of which have as many maps as another."""
@@ -15,10 +15,10 @@ SETTINGS = ("alpha", "scaling", "pooled", "sign")
 def other_settings(module: ManipulationLocalisation, checkpoint: Mapping[str, Any]) -> str:
     """Say with which settings a checkpoint's network was trained where the module has others; empty if they are the same."""
     trained = checkpoint.get("hyper_parameters", {})
-    pairs = {name: (trained[name], module.hparams[name]) for name in SETTINGS if name in trained}
     if "streams" in trained:
-        pairs["streams"] = (list(trained["streams"] or STREAMS), list(module.streams))
-    return ", ".join(f"model.{name} {before}, not {now}" for name, (before, now) in pairs.items() if before != now)
+        trained = {**trained, "streams": list(trained["streams"] or STREAMS)}
+    here = {name: module.hparams[name] for name in SETTINGS} | {"streams": list(module.streams)}
+    return ", ".join(f"model.{name} {before}, not {now}" for name, (before, now) in differing_settings(here, trained).items())
 
 
 def with_network(module: ManipulationLocalisation, ckpt_path: str | None) -> ManipulationLocalisation:

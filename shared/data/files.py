@@ -53,8 +53,8 @@ def blamed(path: str | Path, mend: str = "") -> Iterator[None]:
         reason = "it asks for more memory than there is"
         raise BadFileError(f"cannot use {path}: {reason}{mend and f'; {mend}'}") from error
     except Exception as error:
-        is_absent = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # damage makes readers look for places that cannot be
-        if isinstance(error, FileNotFoundError) or is_absent:
+        is_of_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # damage makes readers look for places that cannot be
+        if isinstance(error, FileNotFoundError) or is_of_disk:
             raise
         reason = str(error) if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__}: {error})"
         raise BadFileError(f"cannot use {path}: {reason}{mend and f'; {mend}'}") from error
