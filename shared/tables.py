@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.data.files import read_json
 from shared.jobs import Kept, default_jobs, kept, run_jobs
+from shared.messages import shown_path
 from shared.results import markdown, publish, summarise, write_results
-from shared.runs import Run
+from shared.runs import Run, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,18 +82,41 @@ def make_table(
         jobs: jobs in work at the same time; None takes as many as there are cores.
 
     Raises:
-        ValueError: if `seeds` is less than 1.
+        ValueError: if `seeds` is less than 1, or rows of an interrupted run were made with other settings.
     """
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds is {seeds}: give the number of seeds, from 1; null takes {table.seeds}")
     chosen, count = [0] if quick else list(range(seeds or table.seeds)), 1 if quick else jobs or default_jobs()
     folder = run.artefacts("reproduce") / ("quick" if quick else "rows") / name
+    if is_dataclass(workshop):
+        check_settings(folder, workshop)
     found = run_jobs(_call, [(folder, job) for job in table.jobs(workshop, chosen, quick)], count, lambda item: str(item[1]))
     summary = summarise(table.tabulate([row for part in found for row in part.value]), by=table.by)
     seconds = sum(part.seconds for part in found) / count
     expectations = {} if quick else table.expectations(summary)
     results = write_results(run, table.title, table.claim, summary, chosen, seconds, expectations, name)
     return results, {} if quick else table.figures(results["rows"])
+
+
+def check_settings(folder: Path, workshop: Any) -> None:
+    """Write down what rows or sets kept in a folder are made with, and refuse to go on with those of other settings.
+
+    Args:
+        folder: where they are kept; the settings stand there in settings.json.
+        workshop: dataclass of the settings; its own `folder` is no setting, for runs may be moved.
+
+    Raises:
+        ValueError: if there are some of other settings; names what differs.
+    """
+    file = folder / "settings.json"
+    ours = json.loads(json.dumps(asdict(workshop) | {"folder": None}, default=str))  # as it is read back
+    if not file.is_file():
+        write_json(file, ours)
+        return
+    theirs = read_json(file, "remove the run, and begin anew")
+    if differing := [name for name, value in ours.items() if theirs.get(name) != value]:
+        what = f"what is kept in {shown_path(folder)} was made with another {', '.join(differing)}"
+        raise ValueError(f"{what}: go on with the options of the first call, or begin another run without --resume")
 
 
 def reproduce(

@@ -87,8 +87,6 @@ OWN_TOGETHER = {
     "vafl": "test_ddp.py::test_two_processes_learn_what_one_learns",
 }
 """Tests of projects for several processes; the parties of cafe are simulated in one."""
-OF_ITS_SHARE = {"s3rp"}
-"""Projects whose first process logs the loss of its own share of the batch: only their validations are compared."""
 HEAVY = {"diff_cleanse"}
 """Projects whose smallest training takes long: with the slow tests."""
 KILLED_CASES, TOGETHER_CASES = ([slow(name) if name in HEAVY else name for name in table] for table in (KILLED, TOGETHER))
@@ -159,6 +157,6 @@ def test_two_processes_learn_and_validate_as_one(unbroken, monkeypatch, project)
     monkeypatch.setenv("TOUCHSTONE_RUNS", str(folder))
     run_together(command_line, ["fit", *QUIET, *SMALL[project], "--run=two"], project)
     one, two = (folder / project / name for name in ("whole", "two"))
-    for prefix in ("val/",) if project in OF_ITS_SHARE else ("train/loss", "val/"):
+    for prefix in ("train/loss", "val/"):
         expected, found = logged(one, prefix), logged(two, prefix)
         assert found == {key: pytest.approx(value, rel=TOGETHER[project], abs=TOGETHER[project]) for key, value in expected.items()}

@@ -102,6 +102,7 @@ def resize_and_flip(images: Tensor, parts: Tensor) -> Tensor:
     zero = torch.zeros_like(parts[:, 0])
     height, width, down, across, mirror = parts.unbind(1)
     rows = torch.stack([torch.stack([mirror * width, zero, across], 1), torch.stack([zero, height, down], 1)], 1)  # (B, 2, 3)
-    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has no places between the pixels of a large image
+        grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     images = images.contiguous(memory_format=torch.channels_last)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

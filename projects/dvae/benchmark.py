@@ -16,7 +16,7 @@ from shared.distributed import in_one_process
 from shared.jobs import run_jobs
 from shared.loggers import log_table
 from shared.results import markdown
-from shared.tables import Job, Rows, Table, make_table
+from shared.tables import Job, Rows, Table, check_settings, make_table
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
@@ -103,6 +103,7 @@ def bench(
     rows = attacks or list(ATTACKS if data.perturbation is None else ("clean", GIVEN))
     columns = defences or list(DEFENCES)
     check(workshop, data, rows, columns)
+    check_settings(workshop.folder, workshop)
 
     def cells(workshop: Workshop, numbers: list[int], quick: bool) -> list[Job]:
         return [Job(f"{a}-{d}".replace(":", ""), seed, cell, (workshop, a, d)) for seed in numbers for a in rows for d in columns]

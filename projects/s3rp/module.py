@@ -249,7 +249,7 @@ class PlumeSuperResolution(L.LightningModule):
         }
         loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         for name, value in {"loss": loss, **parts}.items():
-            self.log(f"train/{name}", value.detach(), batch_size=len(shown))
+            self.log(f"train/{name}", value.detach(), batch_size=len(shown), sync_dist=True)
         if (learnt := self.diffusivity(physics)) is not None:
             self.log("train/diffusivity", learnt.detach(), batch_size=len(shown))
         return loss

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from projects.umed.baselines import Budget
@@ -14,14 +12,11 @@ from projects.umed.fitting import Settings
 from projects.umed.module import Protector
 from projects.umed.tasks import RecipeName, recipe_for
 from projects.umed.workshop import CLEAN, UMED, Workshop
-from shared.data.files import read_json
 from shared.distributed import in_one_process
 from shared.jobs import run_jobs
 from shared.loggers import log_table
-from shared.messages import shown_path
 from shared.results import markdown
-from shared.runs import write_json
-from shared.tables import Job, Rows, Table, make_table
+from shared.tables import Job, Rows, Table, check_settings, make_table
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
@@ -47,23 +42,6 @@ def prepare(item: tuple[Workshop, str, int]) -> None:
     workshop.protected(method, seed)
     if workshop.has_signature(method):
         workshop.protected(method, seed, "test")
-
-
-def check_settings(workshop: Workshop) -> None:
-    """Write down what kept sets and cells are made with, and refuse to go on with those of other settings.
-
-    Raises:
-        ValueError: if there are some; names what differs.
-    """
-    file = workshop.folder / "settings.json"
-    ours = json.loads(json.dumps(asdict(workshop) | {"folder": None}))  # as it is read back
-    if not file.is_file():
-        write_json(file, ours)
-        return
-    theirs = read_json(file, "remove the run, and begin anew")
-    if differing := [name for name, value in ours.items() if theirs.get(name) != value]:
-        what = f"what is kept in {shown_path(workshop.folder)} was made with another {', '.join(differing)}"
-        raise ValueError(f"{what}: go on with the options of the first call, or begin another run without --resume")
 
 
 def bench(
@@ -97,7 +75,7 @@ def bench(
         raise ValueError(f"--exploiters {', '.join(unknown)}: choose among {', '.join(EXPLOITERS)}")
     for name in columns:
         parse_defence(name)
-    check_settings(workshop)
+    check_settings(workshop.folder, workshop)
 
     def cells(workshop: Workshop, numbers: list[int], quick: bool) -> list[Job]:
         each = [(method, network, defence) for method in rows for network in networks for defence in columns]

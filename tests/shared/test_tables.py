@@ -1,4 +1,6 @@
 import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from helpers.jobs import rows_of
@@ -40,3 +42,21 @@ def test_a_quick_table_expects_nothing_and_its_rows_are_no_part_of_a_full_one(tm
 def test_tables_take_at_least_one_seed(tmp_path):
     with pytest.raises(ValueError, match="from 1"):
         make_table(Run(tmp_path / "letters" / "one"), "ab", TABLE, tmp_path, seeds=0)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    folder: Path
+    data: dict
+    epochs: int
+
+
+def test_rows_of_other_settings_are_not_taken_for_ones_own(tmp_path):
+    table = replace(TABLE, jobs=lambda workshop, seeds, quick: jobs_of(workshop.folder, seeds, quick))
+    run, workshop = Run(tmp_path / "letters" / "one"), Workshop(tmp_path, {"root": Path("here"), "size": (3, 4)}, 2)
+    make_table(run, "ab", table, workshop, seeds=1, jobs=1)
+    make_table(run, "ab", table, replace(workshop, data=dict(workshop.data)), seeds=2, jobs=1)
+    for other, named in (({"epochs": 3}, "epochs"), ({"epochs": 3, "data": {"size": (3, 5)}}, "data, epochs")):
+        with pytest.raises(ValueError, match=f"was made with another {named}: go on with the options of the first call"):
+            make_table(run, "ab", table, replace(workshop, **other), seeds=2, jobs=1)
+    assert len((tmp_path / "calls").read_text().split()) == 4

@@ -74,7 +74,8 @@ def trivially_augment(images: Tensor, random: torch.Generator) -> Tensor:
     """Put every image through one operation of TrivialAugment (Müller & Hutter 2021), (B, C, H, W) in [0, 1] -> the same on the 8-bit grid."""
     seed = int(torch.randint(2**62, (), generator=random, device=random.device))
     augment = TrivialAugmentWide()
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+    exact = torch.autocast(images.device.type, enabled=False)  # bfloat16 would move pixels and round colours
+    with torch.random.fork_rng(devices=[]), exact:  # torchvision draws from the global generator
         torch.default_generator.manual_seed(seed)
         return to_unit(torch.stack([augment(image) for image in to_bytes(images)]))
 

@@ -305,6 +305,8 @@ def test_trivial_augment_is_torchvisions_and_leaves_the_global_generator():
     change = TrivialAugmentWide()
     expected = [change(image) for image in (images * 255).round().byte()]
     torch.testing.assert_close(found, torch.stack(expected) / 255)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(trivially_augment(images, random("trivial")), found)
 
 
 def test_ueraser_takes_the_largest_loss_of_each_image_and_later_one_draw(network):

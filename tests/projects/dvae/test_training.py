@@ -218,6 +218,13 @@ def test_stretched_parts_are_torchvisions():
         torch.testing.assert_close(mirrored[i], found[i].flip(2), rtol=1e-3, atol=1e-4)
 
 
+def test_stretched_parts_are_the_same_under_autocast():
+    images, parts = torch.rand(12, 3, 20, 30), draw_parts(12, 20 / 30, generator(0, "parts"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resize_and_flip(images, parts)
+    assert torch.equal(found, resize_and_flip(images, parts))
+
+
 def test_parts_have_the_drawn_areas_and_lie_inside():
     parts = draw_parts(5000, 2.0, generator(0, "parts"))
     height, width, down, across, mirror = parts.unbind(1)

@@ -1,6 +1,5 @@
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +10,11 @@ from helpers.segmentation import write_masked_folder
 from helpers.workers import command_line, fit_until_killed
 from PIL import Image
 
-from projects.umed.benchmark import check_settings
 from projects.umed.cli import main
 from projects.umed.data import ProtectionData
-from projects.umed.exploiting import Outcome, Recipe
-from projects.umed.fitting import Settings
+from projects.umed.exploiting import Outcome
 from projects.umed.protected import read_manifest, read_protected
 from projects.umed.tasks import verdict
-from projects.umed.workshop import Workshop
 from shared.dashboards import validate
 from shared.runs import REPOSITORY
 
@@ -119,14 +115,6 @@ def test_a_small_bench_is_kept(run_folder):
     main(["bench", "--resume", "--run", "bench", *options[:5]])
     again = list(csv.DictReader((run_folder / "umed" / "bench" / "artefacts" / "bench" / "bench.csv").open()))
     assert again == rows, "the same settings go on"
-
-
-def test_cells_of_another_recipe_are_not_taken_for_ones_own(tmp_path):
-    own = Workshop(tmp_path, {"size": 32}, Settings(1), Recipe())
-    check_settings(own)
-    check_settings(own)
-    with pytest.raises(ValueError, match="made with another recipe: go on with the options of the first call"):
-        check_settings(replace(own, recipe=Recipe.paper()))
 
 
 @pytest.mark.slow
