@@ -1,4 +1,4 @@
-"""What `reproduce` ends with: a table of means and spreads over seeds, as JSON for machines and Markdown for READMEs."""
+"""What verbs end with: tables of means and spreads over seeds, as JSON for machines and Markdown for READMEs; and what was left out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.data.files import first_few
 from shared.runs import Run, write_json, write_text
 
 if TYPE_CHECKING:
     import lightning as L
     from matplotlib.figure import Figure
+
+
+LEFT_OUT = 3
+"""Exit code of `predict` where files were left out."""
+
+
+def report_left_out(trainer: L.Trainer, bad: Sequence[dict[str, str]]) -> int:
+    """List the files that could not be read in left_out.csv, and say so; without any, take away the list of an earlier run.
+
+    Args:
+        trainer: the trainer, with its run.
+        bad: `file` and `reason` of each.
+
+    Returns:
+        The exit code: 0, or `LEFT_OUT`.
+    """
+    from shared.loggers import artefact_folder, log_table
+
+    if not bad:
+        for ending in ("csv", "json"):
+            (artefact_folder(trainer) / f"left_out.{ending}").unlink(missing_ok=True)
+        return 0
+    log_table(trainer, "left_out", bad)
+    print("\n  ".join([f"{len(bad)} files cannot be read and were left out (left_out.csv):", *first_few(one["reason"] for one in bad)]))
+    return LEFT_OUT
 
 
 def markers(name: str = "") -> tuple[str, str]:

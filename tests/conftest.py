@@ -55,9 +55,10 @@ def same_numbers():
 
 
 @pytest.fixture(autouse=True)
-def run_folder(tmp_path_factory, monkeypatch):
+def run_folder(request, tmp_path_factory, monkeypatch):
     """Every test draws the same numbers in any order of tests, and its runs lie in a folder of their own, without W&B unless it asks for that.
 
+    Pages take half the time of a short training: they are built for tests that are marked `reports`, and for fixtures of a wider scope.
     A training that a test stops leaves its handlers of signals behind, as its process would have ended: they are taken back.
     """
     seed()
@@ -67,6 +68,8 @@ def run_folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TOUCHSTONE_RUN_STAMP", "TOUCHSTONE_PARENT_RUN", "TOUCHSTONE_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
+    if "reports" not in request.keywords:
+        monkeypatch.setattr("shared.report.build_report", lambda folder: None)
     yield folder
     for number, handler in handlers.items():
         signal.signal(number, handler)

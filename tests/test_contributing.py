@@ -25,6 +25,7 @@ def main(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.reports
 def test_the_added_paper_runs(main, run_folder, capsys):
     trained = main(["fit", "--run", "first"])
     assert trained.trainer.callback_metrics["val/accuracy"] > 0.9

@@ -127,8 +127,7 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    """Pages and figures of these runs are not looked at, and take half of the time of such short ones."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
+    """Figures of these runs are not looked at, and take much of the time of such short ones."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).touch())
 
 

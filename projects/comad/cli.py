@@ -68,7 +68,7 @@ class Trainer(ProjectTrainer):
 
         Args:
             model: supplied.
-            datamodule: supplied; its data are not needed.
+            datamodule: supplied; its data are not needed, but data.on_bad_file says whether files that cannot be read are left out (exit code 3).
             path: a picture, a folder with sub-folders, or a pattern such as 'line/*.jpg'.
             examples: folder of labelled anomalies, a sub-folder a kind: alarms are given the kind of the nearest one; null gives no kinds.
             inspector: file of an inspector; null is that of the run.
@@ -78,7 +78,7 @@ class Trainer(ProjectTrainer):
 
         in_one_process(self)
         self._load(model, datamodule, inspector)
-        return predict(self, model, path, examples)
+        return predict(self, model, path, examples, datamodule.options.on_bad_file)
 
     def inspect(
         self,

@@ -26,12 +26,14 @@ from shared.data.inputs import Input, find_pictures
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.pictures import beside, overview, shortened
+from shared.results import report_left_out
 from shared.runs import digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from shared.cli import ProjectTrainer
+    from shared.data.folders import OnBadFile
 
 SHOWN, PRINTED = 12, 20
 """Pictures in the overview, and pictures that are printed."""
@@ -46,13 +48,16 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` returns: a row a picture, and the figures that head the run's page."""
+    """What `predict` returns: a row a picture, the figures that head the run's page, and 0 or `shared.results.LEFT_OUT`."""
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    exit_code: int = 0
 
 
-def predict(trainer: ProjectTrainer, module: ComponentInspection, path: str, examples: str | None = None) -> Predicted:
+def predict(
+    trainer: ProjectTrainer, module: ComponentInspection, path: str, examples: str | None = None, on_bad_file: OnBadFile = "refuse"
+) -> Predicted:
     """Inspect a user's pictures and write what is found; what is written stays complete if a later picture fails, and is not done again.
 
     Args:
@@ -60,12 +65,14 @@ def predict(trainer: ProjectTrainer, module: ComponentInspection, path: str, exa
         module: with its inspector, on the device.
         path: see `find_pictures`.
         examples: folder of labelled anomalies by which alarms are given a kind, see `find_examples`.
+        on_bad_file: refuse files that cannot be read, or skip them.
 
     Raises:
         FileNotFoundError, BadFileError, ValueError: see `find_pictures` and `find_examples`.
         OSError: if a result cannot be written.
     """
-    pictures, inspector, folder = find_pictures(path), module.inspector, artefact_folder(trainer)
+    pictures, bad = find_pictures(path, on_bad_file)
+    inspector, folder = module.inspector, artefact_folder(trainer)
     labelled = find_examples(examples) if examples is not None else []
     known = [(example.kind, digest(example.given.file)) for example in labelled]
     settings = repr((fingerprint(inspector.state()), trainer.precision, known))
@@ -92,7 +99,8 @@ def predict(trainer: ProjectTrainer, module: ComponentInspection, path: str, exa
     print(f"the table: {shown_path(folder / 'predictions.csv')}; components, heat maps and measures: {shown_path(results.folder)}")
     if note := proportions_note(inspector, contents):
         print(note)
-    return Predicted(rows, {"pictures": len(rows), "alarms": alarms, "rules broken": breaches})
+    summary = {"pictures": len(rows), "alarms": alarms, "rules broken": breaches} | ({"left out": len(bad)} if bad else {})
+    return Predicted(rows, summary, report_left_out(trainer, bad))
 
 
 def _examined(trainer: ProjectTrainer, module: ComponentInspection, labelled: Sequence[Example]) -> Examples:

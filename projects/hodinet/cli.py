@@ -79,7 +79,8 @@ class Trainer(ProjectTrainer):
 
         Args:
             model: supplied.
-            datamodule: supplied; its data are not needed, but data.normalise, data.modality and data.invert say how depth is read.
+            datamodule: supplied; its data are not needed, but data.normalise, data.modality and data.invert say how depth is read,
+                and data.on_bad_file whether pictures that cannot be used are left out (exit code 3).
             path: a picture, a folder with sub-folders, a pattern such as 'inbox/*.jpg', or a folder with RGB/ and depth/ as data sets have them.
             depth: depth map of the picture, or folder of maps of the same names; PNG of 8 or 16 bits, or NPY of numbers.
             invert: the depth has far = 1; null follows data.invert: all, the sets it names, or, if that is null, the layout group.
@@ -94,7 +95,8 @@ class Trainer(ProjectTrainer):
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        return predict(self, with_weights(model, ckpt_path), datamodule.reading, path, depth, Options(invert, bits, cutout, missing_depth, explain))
+        options = Options(invert, bits, cutout, missing_depth, explain)
+        return predict(self, with_weights(model, ckpt_path), datamodule.reading, path, depth, options, datamodule.options.on_bad_file)
 
     def robustness(
         self,

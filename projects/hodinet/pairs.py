@@ -14,8 +14,9 @@ from torch import Tensor
 from projects.hodinet.depth import ARRAY
 from projects.hodinet.layouts import MissingDepth, Modality, Sample, is_inverted, read_layout
 from projects.hodinet.samples import Reading
-from shared.data.files import EXTENSIONS, BadFileError, check_images, first_few, image_size, read_levels
-from shared.data.inputs import Input, find_pictures, spelt
+from shared.data.files import EXTENSIONS, BadFileError, first_few, image_size, read_levels
+from shared.data.folders import OnBadFile
+from shared.data.inputs import Input, find_pictures, sort_out, spelt
 
 _THREADS = 2  # depth maps in memory at once, while they are checked
 
@@ -45,8 +46,14 @@ def read_pair(pair: Pair, reader: Reading) -> tuple[Tensor, Tensor]:
 
 
 def find_pairs(
-    path: str, depth: str | None, reader: Reading, needed: bool = True, missing: MissingDepth = "refuse", invert: bool | None = None
-) -> list[Pair]:
+    path: str,
+    depth: str | None,
+    reader: Reading,
+    needed: bool = True,
+    missing: MissingDepth = "refuse",
+    invert: bool | None = None,
+    on_bad_file: OnBadFile = "refuse",
+) -> tuple[list[Pair], list[dict[str, str]]]:
     """Find the pictures to judge with their depth, and decode all of them once, before any work.
 
     Args:
@@ -58,27 +65,33 @@ def find_pairs(
         needed: False leaves depth out.
         missing: refuses pictures without a depth map, or takes zeros for it.
         invert: the maps have far = 1; None leaves that to the reader.
+        on_bad_file: refuse pictures that cannot be read, or whose depth cannot be used, or skip them.
+
+    Returns:
+        The pictures, and `file` and `reason` of each one that was left out.
 
     Raises:
         FileNotFoundError: if there is nothing.
-        BadFileError: naming all files that cannot be used, and all pictures without depth.
+        BadFileError: naming the files that cannot be used, if `on_bad_file` is refuse or if none can, and all pictures without depth.
         ValueError: if it is not clear which depth belongs to a picture.
     """
     samples = [] if depth is not None else _layout(Path(path).expanduser(), "thermal" if reader.thermal else "depth")
     if samples:
-        check_images([sample.image for sample in samples])
         root = Path(path).expanduser()
         pairs = [_of_layout(sample, root, reader) for sample in samples]
+        pictures, bad = sort_out([pair.given for pair in pairs], on_bad_file)
+        pairs = [pair for pair in pairs if pair.given in set(pictures)]
     else:
-        pairs = [Pair(pair.given, pair.depth, reader.inverted == "all") for pair in _of_files(path, depth if needed else None)]
+        pictures, bad = find_pictures(path, on_bad_file)
+        pairs = [Pair(given, own, reader.inverted == "all") for given, own in _with_depth(pictures, path, depth if needed else None)]
     if not needed:
-        return [Pair(pair.given, None) for pair in pairs]
+        return [Pair(pair.given, None) for pair in pairs], bad
     if invert is not None:
         pairs = [Pair(pair.given, pair.depth, invert) for pair in pairs]
     if missing == "refuse":
         _refuse_missing(pairs, depth)
-    _check_depth(pairs, reader)
-    return pairs
+    usable, without = _check_depth(pairs, reader, on_bad_file)
+    return usable, bad + without
 
 
 def _layout(root: Path, modality: Modality) -> list[Sample]:
@@ -93,15 +106,14 @@ def _of_layout(sample: Sample, root: Path, reader: Reading) -> Pair:
     return Pair(given, sample.depth, is_inverted(sample, reader.inverted, reader.thermal))
 
 
-def _of_files(path: str, depth: str | None) -> list[Pair]:
-    pictures = find_pictures(path)
+def _with_depth(pictures: Sequence[Input], path: str, depth: str | None) -> list[tuple[Input, Path | None]]:
     if depth is None:
-        return [Pair(given, None) for given in pictures]
+        return [(given, None) for given in pictures]
     root = Path(depth).expanduser()
     if root.is_file():
         if len(pictures) != 1:
             raise ValueError(f"{depth} is the depth of one picture, but {path} holds {len(pictures)}: give the folder of their maps with --depth")
-        return [Pair(pictures[0], root)]
+        return [(pictures[0], root)]
     if not root.is_dir():
         raise FileNotFoundError(f"no depth {depth}: give the depth map of one picture, or the folder of maps, with --depth")
     inside = root.resolve()
@@ -109,7 +121,7 @@ def _of_files(path: str, depth: str | None) -> list[Pair]:
     return _paired(pictures, root)
 
 
-def _paired(pictures: Sequence[Input], folder: Path) -> list[Pair]:
+def _paired(pictures: Sequence[Input], folder: Path) -> list[tuple[Input, Path | None]]:
     """Pair pictures with the maps in a folder: by path below the folder, or by stem where only one picture and one map have it."""
     names = glob.glob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207 - follows links to folders, as the search for pictures does
     maps = sorted(name for name in names if name.lower().endswith((*EXTENSIONS, ARRAY)) and (folder / name).is_file())
@@ -127,7 +139,7 @@ def _paired(pictures: Sequence[Input], folder: Path) -> list[Pair]:
         name = by_path.get(_bare(given.name), alone)
         return None if name is None else folder / files[name]
 
-    return [Pair(given, find(given)) for given in pictures]
+    return [(given, find(given)) for given in pictures]
 
 
 def _bare(name: str) -> str:
@@ -157,11 +169,15 @@ def _refuse_missing(pairs: Sequence[Pair], depth: str | None) -> None:
         raise BadFileError("\n  ".join([f"{len(lacking)} of {len(pairs)} pictures have no depth map:", *first_few(lacking), mend]))
 
 
-def _check_depth(pairs: Sequence[Pair], reader: Reading) -> None:
+def _check_depth(pairs: Sequence[Pair], reader: Reading, on_bad_file: OnBadFile) -> tuple[list[Pair], list[dict[str, str]]]:
     with ThreadPoolExecutor(_THREADS) as pool:  # decoders run outside Python's lock
         complaints = list(pool.map(_complaint(reader), pairs))
-    if bad := [complaint for complaint in complaints if complaint]:
-        raise BadFileError("\n  ".join([f"{len(bad)} of {len(pairs)} depth maps cannot be used:", *first_few(bad)]))
+    bad = [complaint for complaint in complaints if complaint]
+    if bad and (on_bad_file == "refuse" or len(bad) == len(pairs)):
+        mend = "replace them, or leave the pictures out with --data.on_bad_file skip"
+        raise BadFileError("\n  ".join([f"{len(bad)} of {len(pairs)} depth maps cannot be used:", *first_few(bad), mend]))
+    both = list(zip(pairs, complaints, strict=True))
+    return [pair for pair, reason in both if not reason], [{"file": pair.given.name, "reason": reason} for pair, reason in both if reason]
 
 
 def _complaint(reader: Reading) -> Callable[[Pair], str]:

@@ -29,11 +29,13 @@ from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.pictures import beside, levels, overview, shortened, shrunk
 from shared.regions import find_regions
+from shared.results import report_left_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from shared.cli import ProjectTrainer
+    from shared.data.folders import OnBadFile
 
 AGAINST = -0.1
 """Correlation of map and depth below which depth seems to be the other way round."""
@@ -64,14 +66,21 @@ class Options:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` returns: a row a picture, and the figures that head the run's page."""
+    """What `predict` returns: a row a picture, the figures that head the run's page, and 0 or `shared.results.LEFT_OUT`."""
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    exit_code: int = 0
 
 
 def predict(
-    trainer: ProjectTrainer, module: SaliencyDetection, reader: Reading, path: str, depth: str | None = None, options: Options | None = None
+    trainer: ProjectTrainer,
+    module: SaliencyDetection,
+    reader: Reading,
+    path: str,
+    depth: str | None = None,
+    options: Options | None = None,
+    on_bad_file: OnBadFile = "refuse",
 ) -> Predicted:
     """Judge a user's pictures and write what is found; what is written stays complete if a later picture fails, and is not done again.
 
@@ -82,6 +91,7 @@ def predict(
         path: see `find_pairs`.
         depth: see `find_pairs`.
         options: what is asked for.
+        on_bad_file: see `find_pairs`.
 
     Raises:
         FileNotFoundError, BadFileError: see `find_pairs`.
@@ -90,7 +100,7 @@ def predict(
     """
     options = options or Options()
     _check(module, options)
-    pairs = find_pairs(path, depth, reader, has_depth(module), options.missing_depth, options.invert)
+    pairs, bad = find_pairs(path, depth, reader, has_depth(module), options.missing_depth, options.invert, on_bad_file)
     module.to(trainer.strategy.root_device).eval()
     folder = artefact_folder(trainer)
     given = {name: value for name, value in module.hparams.items() if not name.endswith("_weights")}
@@ -114,7 +124,8 @@ def predict(
     print(f"{len(rows)} pictures, the table: {shown_path(folder / 'predictions.csv')}; maps, cut-outs and overlays: {shown_path(results.folder)}")
     if doubtful := sum(is_doubtful(one) for one in rows):
         print(f"in {doubtful} of {len(rows)} pictures what is found is farther than the rest: look whether near is bright in their depth (--invert)")
-    return Predicted(rows, {"pictures": len(rows), "with objects": sum(one["objects"] > 0 for one in rows)})
+    summary = {"pictures": len(rows), "with objects": sum(one["objects"] > 0 for one in rows)} | ({"left out": len(bad)} if bad else {})
+    return Predicted(rows, summary, report_left_out(trainer, bad))
 
 
 def has_depth(module: SaliencyDetection) -> bool:

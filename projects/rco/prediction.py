@@ -23,13 +23,13 @@ from torchvision.transforms.v2.functional import center_crop
 from projects.rco.sets import Files
 from shared.checkpoints import load_checkpoint, weights_digest
 from shared.data.arrays import read_npy, read_npz
-from shared.data.files import EXTENSIONS, BadFileError, blamed, check_images, first_few, read_image, read_levels
-from shared.data.folders import OnBadFile
-from shared.data.inputs import Input, find_files, named
+from shared.data.files import blamed, first_few, read_image, read_levels
+from shared.data.inputs import Input, find_files, find_pictures, named
 from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.pictures import beside, overview, shortened
+from shared.results import report_left_out
 from shared.runs import atomic, digest, remove
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ TOP = 5
 """Classes, or faces, that are named of each."""
 SHOWN, PRINTED = 12, 20
 """Pictures in the overview, and lines that are printed."""
-LEFT_OUT = 3
-"""Exit code where files were left out."""
 VECTORS = (".npy", ".npz", ".csv")
 """Endings of files of vectors."""
 _SECONDS = 10.0
@@ -55,7 +53,7 @@ _ROWS = 1024  # faces that are compared with all others at once
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` returns: a row an input, the figures that head the run's page, and 0 or `LEFT_OUT`."""
+    """What `predict` returns: a row an input, the figures that head the run's page, and 0 or `shared.results.LEFT_OUT`."""
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -106,7 +104,7 @@ def sentence(row: Mapping[str, Any]) -> str:
 
 
 def _pictures(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData, path: str, class_names: Sequence[str]) -> Predicted:
-    inputs, bad = find_readable(path, data.options.on_bad_file)
+    inputs, bad = find_pictures(path, data.options.on_bad_file)
     numbers = _judge_files(trainer, module, data, inputs)
     rows = [{"file": given.name} | likeliest(said, class_names) for given, said in zip(inputs, numbers, strict=True)]
     places = evenly_spaced(len(inputs), SHOWN)
@@ -116,7 +114,7 @@ def _pictures(trainer: ProjectTrainer, module: RouteDistillation, data: Distilla
 
 
 def _faces(trainer: ProjectTrainer, module: RouteDistillation, data: DistillationData, path: str, class_names: Sequence[str]) -> Predicted:
-    inputs, bad = find_readable(path, data.options.on_bad_file)
+    inputs, bad = find_pictures(path, data.options.on_bad_file)
     embeddings = _judge_files(trainer, module, data, inputs)
     with atomic(artefact_folder(trainer) / "embeddings.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, names=np.array([given.name for given in inputs]), embeddings=embeddings)
@@ -146,12 +144,7 @@ def _vectors(trainer: ProjectTrainer, module: RouteDistillation, data: Distillat
 
 
 def _predicted(trainer: ProjectTrainer, rows: list[dict[str, Any]], bad: list[dict[str, str]], summary: dict[str, Any]) -> Predicted:
-    if not bad:
-        (artefact_folder(trainer) / "left_out.csv").unlink(missing_ok=True)  # of an earlier run
-        return Predicted(rows, summary)
-    log_table(trainer, "left_out", bad)
-    print("\n  ".join([f"{len(bad)} files cannot be read and were left out (left_out.csv):", *first_few(one["reason"] for one in bad)]))
-    return Predicted(rows, summary | {"left out": len(bad)}, LEFT_OUT)
+    return Predicted(rows, summary | ({"left out": len(bad)} if bad else {}), report_left_out(trainer, bad))
 
 
 # ---- what is said
@@ -210,22 +203,6 @@ def nearest(embeddings: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---- pictures
-
-
-def find_readable(path: str, on_bad_file: OnBadFile) -> tuple[list[Input], list[dict[str, str]]]:
-    """Find the pictures that a user names, each decoded once, and those that were left out: `file` and `reason`; see `shared.data.inputs`."""
-    base, files = find_files(path, EXTENSIONS, "picture", "images", "inbox/*.jpg")
-    readable = check_images(files, on_bad_file)
-    bad = sorted(set(files) - set(readable))
-    return named(readable, base), [{"file": given.name, "reason": _reason(given.file)} for given in named(bad, base)]
-
-
-def _reason(file: Path) -> str:
-    try:
-        read_levels(file)
-    except (BadFileError, FileNotFoundError) as error:
-        return str(error)
-    return f"cannot read {file}"
 
 
 def picture_set(data: DistillationData, shape: Sequence[int], files: Sequence[Path]) -> Dataset:

@@ -85,7 +85,7 @@ class Trainer(ProjectTrainer):
 
         Args:
             model: supplied.
-            datamodule: supplied; its data are not needed.
+            datamodule: supplied; its data are not needed, but data.on_bad_file says whether files that cannot be read are left out (exit code 3).
             path: a picture, a folder with sub-folders, or a pattern such as 'inbox/*.jpg'.
             tiles: judges pictures in overlapping tiles: those of more than model.whole pixels (auto), none (never) or all (always).
             flips: judges each picture mirrored as well and takes the mean: four times the work.
@@ -97,7 +97,7 @@ class Trainer(ProjectTrainer):
         from shared.distributed import in_one_process
 
         in_one_process(self)
-        return predict(self, with_network(model, ckpt_path), path, tiles, flips, maps)
+        return predict(self, with_network(model, ckpt_path), path, tiles, flips, maps, datamodule.options.on_bad_file)
 
     def robustness(
         self,

@@ -21,12 +21,14 @@ from shared.loggers import artefact_folder, log_figure, log_table
 from shared.messages import shown_path
 from shared.pictures import beside, laid_over, levels, overview, shortened
 from shared.regions import LEAST_AREA, find_regions
+from shared.results import report_left_out
 from shared.runs import atomic, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from shared.cli import ProjectTrainer
+    from shared.data.folders import OnBadFile
 
 Maps = Literal["png", "npy"]
 """Format of probability maps: PNG of 16 bits, 65535 being 1, or NPY of float32."""
@@ -39,10 +41,11 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` returns: a row a picture, and the figures that head the run's page."""
+    """What `predict` returns: a row a picture, the figures that head the run's page, and 0 or `shared.results.LEFT_OUT`."""
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    exit_code: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,15 @@ class Thumbnail:
     pixels: np.ndarray
 
 
-def predict(trainer: ProjectTrainer, module: ManipulationLocalisation, path: str, tiles: Tiles, flips: bool, maps: Maps) -> Predicted:
+def predict(
+    trainer: ProjectTrainer,
+    module: ManipulationLocalisation,
+    path: str,
+    tiles: Tiles,
+    flips: bool,
+    maps: Maps,
+    on_bad_file: OnBadFile = "refuse",
+) -> Predicted:
     """Judge a user's pictures one after the other and write what is found; what is written stays complete if a later picture fails.
 
     Args:
@@ -63,13 +74,14 @@ def predict(trainer: ProjectTrainer, module: ManipulationLocalisation, path: str
         tiles: when pictures are judged tile by tile.
         flips: judges pictures mirrored as well.
         maps: format of the maps.
+        on_bad_file: refuse files that cannot be read, or skip them.
 
     Raises:
         FileNotFoundError, BadFileError: see `find_pictures`.
         ValueError: if a picture needs more memory than there is, or its map is not finite.
         OSError: if a result cannot be written.
     """
-    inputs = find_pictures(path)
+    inputs, bad = find_pictures(path, on_bad_file)
     module.to(trainer.strategy.root_device).eval()
     folder, weights = artefact_folder(trainer), weights_digest(module)
     rows: list[dict[str, Any]] = []
@@ -95,7 +107,8 @@ def predict(trainer: ProjectTrainer, module: ManipulationLocalisation, path: str
     print(f"{len(rows)} pictures, the table: {shown_path(folder / 'predictions.csv')}; maps, masks and overlays: {shown_path(folder / 'maps')}")
     print(module.decision.false_alarms())
     print("a map is evidence to look at, not proof: pictures unlike those of validation, or saved again since, can deceive it either way")
-    return Predicted(rows, {"pictures": len(rows), "manipulated": sum(row["verdict"] == "manipulated" for row in rows)})
+    summary = {"pictures": len(rows), "manipulated": sum(row["verdict"] == "manipulated" for row in rows)} | ({"left out": len(bad)} if bad else {})
+    return Predicted(rows, summary, report_left_out(trainer, bad))
 
 
 # ---- what is said of one picture

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shared.data.files import EXTENSIONS, check_images, list_files
+from shared.data.files import EXTENSIONS, BadFileError, check_images, list_files, read_levels
 from shared.messages import shown_path
+
+if TYPE_CHECKING:
+    from shared.data.folders import OnBadFile
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,39 @@ class Input:
     name: str
 
 
-def find_pictures(path: str | Path) -> list[Input]:
+def find_pictures(path: str | Path, on_bad_file: OnBadFile = "refuse") -> tuple[list[Input], list[dict[str, str]]]:
     """Find the pictures to judge and decode each of them once, before any work.
 
     Args:
         path: a file, whatever its ending; a folder, of which all pictures are taken, those of sub-folders too; or a pattern with `*`, `?`, `[]` and
             `**`, of which files with the endings of pictures are taken. What lies there under that very name is no pattern. `~` is the home folder.
+        on_bad_file: refuse files that cannot be read as pictures of at most 64 million pixels, or skip them.
+
+    Returns:
+        The pictures, and `file` and `reason` of each file that was left out.
 
     Raises:
         FileNotFoundError: if there is nothing.
-        BadFileError: naming all files that cannot be read as pictures of at most 64 million pixels.
+        BadFileError: naming the files that cannot be read, if `on_bad_file` is refuse, or if none can be read.
         ValueError: if a pattern has `..` after a wildcard, which gives no names to write results under.
     """
     base, files = find_files(path, EXTENSIONS, "picture", "images", "inbox/*.jpg")
-    return named(check_images(files), base)
+    return sort_out(named(files, base), on_bad_file)
+
+
+def sort_out(pictures: Sequence[Input], on_bad_file: OnBadFile = "refuse") -> tuple[list[Input], list[dict[str, str]]]:
+    """Decode pictures once; returns those that can be read, and `file` and `reason` of the others, as `find_pictures` does."""
+    readable = set(check_images([given.file for given in pictures], on_bad_file))
+    bad = [{"file": given.name, "reason": _reason(given.file)} for given in pictures if given.file not in readable]
+    return [given for given in pictures if given.file in readable], bad
+
+
+def _reason(file: Path) -> str:
+    try:
+        read_levels(file)
+    except (BadFileError, FileNotFoundError) as error:
+        return str(error)
+    return f"cannot read {file}"
 
 
 def find_files(path: str | Path, endings: tuple[str, ...], noun: str, plural: str, example: str) -> tuple[Path, list[Path]]:

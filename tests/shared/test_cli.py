@@ -27,6 +27,7 @@ def failed(toy, capsys, *args, code=1):
     return text
 
 
+@pytest.mark.reports
 def test_fit_makes_the_run_folder(toy, run_folder):
     cli = toy.main(["fit", "--run", "first"])
     run = run_folder / "toy_paper" / "first"
@@ -189,6 +190,7 @@ def as_script(toy, monkeypatch, *args):
     return 0
 
 
+@pytest.mark.reports
 def test_the_result_of_a_verb_decides_the_exit_code(toy, monkeypatch, capsys, run_folder):
     toy.main(["fit", "--run", "line"])
     for code in (0, 2):

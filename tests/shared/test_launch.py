@@ -360,6 +360,7 @@ def test_report_of_an_unknown_run_is_a_message(tmp_path, monkeypatch, capsys):
     assert "no run 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.reports
 def test_report_builds_and_compares_pages(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TOUCHSTONE_RUNS", str(tmp_path))
     for name in ("first", "second"):

@@ -28,12 +28,6 @@ HORIZONTAL = ["--model.widths=[16,32]", "--model.first=16", "--data.parties=1", 
 TABLE = ["--data.source=breast_cancer", "--data.count=12", "--data.batch_size=4", "--data.parties=2"]
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are drawn elsewhere."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leaves figures out, which take most of a small attack's time."""

@@ -19,12 +19,6 @@ KINDS = ("good", "missing", "extra")
 pytestmark = pytest.mark.slow  # a training and the runs around it take half a minute; the network itself is tested in test_light.py
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages of whole runs are drawn elsewhere."""
-    monkeypatch.setattr("shared.report.build_report", lambda run: None)
-
-
 @pytest.fixture(scope="module")
 def distilled(fitted, tmp_path_factory):
     """The run folder of an inspector of few trays that was distilled."""

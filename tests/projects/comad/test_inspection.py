@@ -23,12 +23,6 @@ from projects.comad.traysim import draw_tray
 IMAGE = re.compile(r'<img src="data:image/png;base64,([^"]+)"')
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages of whole runs are drawn elsewhere."""
-    monkeypatch.setattr("shared.report.build_report", lambda run: None)
-
-
 @pytest.fixture
 def without_pages(monkeypatch):
     """Pages are not what the test is about."""

@@ -23,6 +23,7 @@ from projects.comad.store import load_state, save_state
 from projects.comad.traysim import draw_tray
 from shared.data.files import BadFileError, read_levels
 from shared.data.inputs import find_pictures
+from shared.results import LEFT_OUT
 
 KINDS = ("good", "missing", "scratch")
 
@@ -151,7 +152,7 @@ def test_large_pictures_are_inspected_in_smaller_groups(tmp_path, monkeypatch):
     for number in range(11):
         side = 80 if number == 1 else 40 if number < 6 else 8
         save(torch.zeros(3, side, side, dtype=torch.uint8), tmp_path / f"{number:02}.png")
-    groups = [[int(given.name[:2]) for given in group] for group in grouped(find_pictures(tmp_path))]
+    groups = [[int(given.name[:2]) for given in group] for group in grouped(find_pictures(tmp_path)[0])]
     assert groups == [[0], [1], [2, 3, 4], [5, 6, 7, 8, 9, 10]]
 
 
@@ -407,6 +408,8 @@ def test_errors_are_messages(run, module, tmp_path, capsys):
     for name, error, message in cases:
         with pytest.raises(error, match=message):
             predict(Plain(tmp_path), module, str(tmp_path / name))
+    found = predict(Plain(tmp_path), module, str(tmp_path / "bad"), on_bad_file="skip")
+    assert ([one["file"] for one in found.rows], found.exit_code, found.summary["left out"]) == (["fine.png"], LEFT_OUT, 1)
     for name, error, message in (("none", FileNotFoundError, "no inspector"), ("other", ValueError, "no_such_network")):
         with pytest.raises(error, match=message):
             module.load(tmp_path / f"{name}.safetensors")

@@ -52,12 +52,6 @@ def model_of(run_folder, name):
     return load_state(run_folder / "comad" / name / "model.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are drawn for the shared run only."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 # ---- what fit leaves
 
 

@@ -57,6 +57,7 @@ def comparable(folder):
     return content | {"findings": [finding | {"seconds": None} for finding in content["findings"]]}
 
 
+@pytest.mark.reports
 def test_a_backdoored_model_ends_with_1_and_leaves_the_evidence(planted, run_folder, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [])
     code, shown = ended(capsys, planted, "--run", "found", "--out", tmp_path / "evidence")

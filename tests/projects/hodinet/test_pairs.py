@@ -24,9 +24,13 @@ def save(path, height=40, width=60, kind="colour", seed=0):
     return path
 
 
+def pairs_of(path, depth=None, reader=READER, **options):
+    return find_pairs(str(path), depth and str(depth), reader, **options)[0]
+
+
 def paired(root, path, depth=None, **options):
     """Return the depth of each picture below a folder, by name."""
-    pairs = find_pairs(str(path), None if depth is None else str(depth), READER, **options)
+    pairs = pairs_of(path, depth, **options)
     return {pair.given.name: None if pair.depth is None else pair.depth.relative_to(root).as_posix() for pair in pairs}
 
 
@@ -57,7 +61,7 @@ def test_a_layout_brings_its_depth_and_its_polarity(tmp_path):
     found = {"X/RGB/1.jpg": "data/X/depth/1.png", "test_images/2.jpg": "data/test_depth/2.png"}
     assert paired(tmp_path, tmp_path / "data") == found
     assert paired(tmp_path, tmp_path / "data", needed=False) == dict.fromkeys(found)
-    inverted = {invert: [pair.invert for pair in find_pairs(str(tmp_path / "data"), None, READER, invert=invert)] for invert in (None, True, False)}
+    inverted = {invert: [pair.invert for pair in pairs_of(tmp_path / "data", invert=invert)] for invert in (None, True, False)}
     assert sorted(inverted[None]) == [False, True]
     assert (inverted[True], inverted[False]) == ([True] * 2, [False] * 2)
 
@@ -68,20 +72,20 @@ def test_depth_is_turned_as_it_was_for_training(tmp_path, inverted, turned):
         save(tmp_path / name)
         save(tmp_path / depth / f"{name[-5]}.png", kind="depth")
     reader = Reading(inverted=inverted)
-    pairs = [*find_pairs(str(tmp_path / "sets"), None, reader), *find_pairs(str(tmp_path / "in"), str(tmp_path / "maps"), reader)]
+    pairs = [*pairs_of(tmp_path / "sets", reader=reader), *pairs_of(tmp_path / "in", tmp_path / "maps", reader)]
     names = {"1": "X", "2": "group", "3": "loose"}
     assert {names[pair.given.file.stem] for pair in pairs if pair.invert} == turned
-    (alone,) = find_pairs(str(tmp_path / "sets/X/test"), None, reader)
+    (alone,) = pairs_of(tmp_path / "sets/X/test", reader=reader)
     assert alone.invert == ("X" in turned), "a folder of a split is of the set above it"
 
 
 def test_depth_of_another_resolution_is_brought_to_the_picture(tmp_path):
     save(tmp_path / "1.jpg")
     save(tmp_path / "1.png", 20, 30, kind="depth")
-    (pair,) = find_pairs(str(tmp_path / "1.jpg"), str(tmp_path / "1.png"), READER)
+    (pair,) = pairs_of(tmp_path / "1.jpg", tmp_path / "1.png")
     image, depth = read_pair(pair, READER)
     assert (image.shape, depth.shape) == ((3, 40, 60), (1, 40, 60))
-    (bare,) = find_pairs(str(tmp_path / "1.jpg"), None, READER, missing="zeros")
+    (bare,) = pairs_of(tmp_path / "1.jpg", missing="zeros")
     assert read_pair(bare, READER)[1].count_nonzero() == 0
 
 
@@ -89,7 +93,7 @@ def test_numbers_are_distances_or_disparity(tmp_path):
     save(tmp_path / "1.jpg", 2, 3)
     metres = np.array([[1.0, 2.0, 5.0], [np.inf, np.nan, 0.0]])
     np.save(tmp_path / "1.npy", metres)
-    near = [read_pair(find_pairs(str(tmp_path / "1.jpg"), str(tmp_path / "1.npy"), READER, invert=invert)[0], READER)[1] for invert in (True, False)]
+    near = [read_pair(pairs_of(tmp_path / "1.jpg", tmp_path / "1.npy", invert=invert)[0], READER)[1] for invert in (True, False)]
     torch.testing.assert_close(near[0], torch.tensor([[[1.0, 0.75, 0.0], [0.0, 0.0, 0.0]]]))
     torch.testing.assert_close(near[1], torch.tensor([[[0.2, 0.4, 1.0], [0.0, 0.0, 0.0]]]))
     bad = {"negative depth": -metres, r"float64 of shape \(2, 3, 1\)": metres[..., None], r"<U1 of shape": np.array([["a"]])}
@@ -146,4 +150,23 @@ def bad(tmp_path_factory):
 def test_what_cannot_be_used_is_named(case, bad):
     path, depth, error, message = CASES[case]
     with pytest.raises(error, match=message):
-        find_pairs(str(bad / path), None if depth is None else str(bad / depth), READER)
+        pairs_of(bad / path, depth and bad / depth)
+
+
+def test_what_cannot_be_used_is_left_out_if_asked_for(bad, tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.jpg")
+    (tmp_path / "torn.jpg").write_bytes(b"none")
+    pairs, left_out = find_pairs(str(tmp_path), str(bad / "damaged"), READER, missing="zeros", on_bad_file="skip")
+    assert [pair.given.name for pair in pairs] == ["a.jpg"]
+    assert [one["file"] for one in left_out] == ["torn.jpg", "b.jpg"]
+    assert "not an image" in left_out[0]["reason"]
+    assert "b.png" in left_out[1]["reason"]
+    save(tmp_path / "set/RGB/1.jpg")
+    save(tmp_path / "set/RGB/2.jpg").write_bytes(b"none")
+    for name in "12":
+        save(tmp_path / f"set/depth/{name}.png", kind="depth")
+    pairs, left_out = find_pairs(str(tmp_path / "set"), None, READER, on_bad_file="skip")
+    assert ([pair.given.name for pair in pairs], [one["file"] for one in left_out]) == (["RGB/1.jpg"], ["RGB/2.jpg"])
+    with pytest.raises(BadFileError, match="1 of 1 depth maps cannot be used"):
+        find_pairs(str(tmp_path / "b.jpg"), str(bad / "damaged/b.png"), READER, on_bad_file="skip")

@@ -41,12 +41,6 @@ def last_of(run_folder, name):
 fails = failing(main)
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are drawn for the short training only: their curves take half the time of a small fit."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 # ---- what verbs leave
 
 

@@ -31,12 +31,6 @@ PROJECT = REPOSITORY / "projects" / "rco"
 CONFIGS = sorted(file.stem for file in (PROJECT / "configs").glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are drawn for the whole way only."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 fails = failing(main)
 
 
@@ -101,10 +95,8 @@ def test_a_route_of_another_secret_is_refused(runs, capsys):
 
 
 @pytest.mark.slow
-def test_a_page_is_drawn(run_folder, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setenv("TOUCHSTONE_RUNS", str(run_folder))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+@pytest.mark.reports
+def test_a_page_is_drawn():
     cli = main(["fit", *SHORT])
     page = (cli.run.path / "report.html").read_text()
     assert "walk" in page

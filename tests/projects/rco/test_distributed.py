@@ -13,12 +13,6 @@ from projects.rco.cli import main
 from shared.checkpoints import load_checkpoint
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages of these runs are not looked at."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 def student(folder):
     return load_checkpoint(folder / "checkpoints" / "last.ckpt")
 

@@ -15,8 +15,9 @@ from projects.rco import prediction
 from projects.rco.data import DistillationData
 from projects.rco.module import RouteDistillation
 from projects.rco.objectives import Loss
-from projects.rco.prediction import LEFT_OUT, draw_bars, names_of, nearest, picture_set, predict, read_vectors
+from projects.rco.prediction import draw_bars, names_of, nearest, picture_set, predict, read_vectors
 from shared.data.files import BadFileError
+from shared.results import LEFT_OUT
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 PICTURES = ("a/0.png", "a/1.png", "b/2.png")

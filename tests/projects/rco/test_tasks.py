@@ -21,13 +21,6 @@ from projects.rco.teaching import Teacher
 from shared.checkpoints import load_checkpoint
 from shared.runs import Run
 
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are looked at elsewhere."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 fails = failing(main)
 
 

@@ -26,12 +26,6 @@ PROJECT = REPOSITORY / "projects" / "rsknet"
 SAMPLES = 8000  # half a second at 16 kHz
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are drawn for the short training only."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 fails = failing(main)
 
 

@@ -10,12 +10,6 @@ from helpers.workers import command_line
 from projects.rsknet.cli import main
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages of these runs are not looked at."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 def lists(folder, verb):
     return json.loads((folder / "artefacts" / verb / "lists.json").read_text())
 

@@ -252,8 +252,7 @@ def test_no_network_is_trained_twice(tmp_path, monkeypatch):
             worlds.trained(tmp_path / "a", name, world, seed)
 
 
-def test_a_table_is_made_quickly(run_folder, monkeypatch):
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
+def test_a_table_is_made_quickly(run_folder):
     cli = main(["reproduce", "--table=lag", "--quick", "--run", "quick"])
     [row] = json.loads(next((cli.run.artefacts("reproduce") / "quick" / "lag").glob("*.json")).read_text())["value"]
     assert (row["lag"], row["net"]) == ("8 or 11", "RSK")

@@ -33,12 +33,6 @@ def rows_of(path):
     return list(csv.DictReader(path.open()))
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are drawn for the short training only."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 @pytest.fixture(scope="module")
 def short(trained):
     """The folder of the short training."""

@@ -22,12 +22,6 @@ PROJECT = REPOSITORY / "projects" / "s3rp"
 CONFIGS = sorted(file.stem for file in (PROJECT / "configs").glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages are drawn for the whole way only."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 fails = failing(main)
 
 

@@ -149,12 +149,7 @@ def validated(folder):
         return [{name: row[name] for name in row if name.startswith("val/")} for row in csv.DictReader(file) if row.get("val/loss")]
 
 
-@pytest.fixture
-def without_report(monkeypatch):
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
-def test_training_asks_for_no_truth(run, run_folder, small, monkeypatch, without_report, capsys):
+def test_training_asks_for_no_truth(run, run_folder, small, monkeypatch, capsys):
     """With a truth that cannot be had, training ends at the same bits, and only the test afterwards fails."""
 
     def refuse(self, split):
@@ -178,7 +173,7 @@ def spoil(file, fate):
 
 
 @pytest.mark.parametrize("fate", ["garbage", *(pytest.param(fate, marks=pytest.mark.slow) for fate in ("nan", "deleted"))])
-def test_training_on_files_is_the_same_whatever_becomes_of_the_truth(tmp_path, run, run_folder, small, without_report, fate):
+def test_training_on_files_is_the_same_whatever_becomes_of_the_truth(tmp_path, run, run_folder, small, fate):
     """The files hold what the shared training drew: the weights are the same to the bit."""
     write(tmp_path, World(size=16, frames=4, sigma=0.01, missing=0.2, diffusivity=0.01))
     for split in ("train", "val", "test"):

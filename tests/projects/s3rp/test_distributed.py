@@ -12,12 +12,6 @@ from projects.s3rp.cli import main
 from shared.checkpoints import load_checkpoint
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Pages of these runs are not looked at."""
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 def table(folder, verb, name):
     return json.loads((folder / "artefacts" / verb / f"{name}.json").read_text())
 

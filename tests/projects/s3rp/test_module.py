@@ -302,7 +302,6 @@ def test_sources_are_found():
 @pytest.mark.parametrize("step", [3, 4], ids=["in an epoch", "between epochs"])
 @pytest.mark.parametrize("net", ["s3rp_d", "s3rp_r"])
 def test_a_killed_training_ends_where_an_unbroken_one_does(run_folder, small, monkeypatch, step, net):
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
     common = [
         "fit",
         *small,

@@ -14,11 +14,6 @@ from projects.s3rp.worlds import World, draw_plumes
 WORLD = World(size=16, frames=4, sigma=0.01, missing=0.2, diffusivity=0.01)
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
-
-
 def table(folder, verb, name):
     return json.loads((folder / "artefacts" / verb / f"{name}.json").read_text())
 

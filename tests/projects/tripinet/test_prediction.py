@@ -17,6 +17,7 @@ from projects.tripinet.prediction import describe, judge, method
 from shared.checkpoints import load_checkpoint, weights_digest
 from shared.data.files import BadFileError
 from shared.data.inputs import find_pictures
+from shared.results import LEFT_OUT
 
 LOCAL = ["--model.streams=[rgb,srm]", "--model.fusion=concat", "--model.decoder=fpn", "--model.channels=8", "--model.width=8"]
 SMALL = ["--data.length=16", "--data.test_length=8", "--data.test_sets=[noise]", "--data.kinds=[noise]", "--data.size=48", *LOCAL]
@@ -54,7 +55,7 @@ def write_formats(root):
     save(root / "one.webp", colour, lossless=True)
     save(root / "odd.bmp", pixels(33, 57))
     save(root / "tiny.gif", picture.crop((0, 0, 20, 20)).quantize(16))
-    files = {given.name: given.file for given in find_pictures(root)}
+    files = {given.name: given.file for given in find_pictures(root)[0]}
     sizes = dict.fromkeys(files, (40, 60)) | {"turned.jpg": (60, 40), "odd.bmp": (33, 57), "tiny.gif": (20, 20)}
     return {name: (file, sizes[name]) for name, file in files.items()}
 
@@ -215,6 +216,14 @@ def test_damaged_files_are_named_before_any_work(run, tmp_path, capsys):
     assert stop.value.code == 1
     assert "b.jpg" in capsys.readouterr().err
     assert not (run / "artefacts" / "predict").exists()
+    assert main(["predict", str(tmp_path / "in"), "--data.on_bad_file=skip"]).exit_code == LEFT_OUT
+    folder = run / "artefacts" / "predict"
+    assert [row["input"] for row in csv.DictReader((folder / "predictions.csv").open())] == ["a.png"]
+    assert [row["file"] for row in csv.DictReader((folder / "left_out.csv").open())] == ["b.jpg"]
+    assert "1 files cannot be read and were left out" in capsys.readouterr().out
+    (tmp_path / "in/b.jpg").unlink()
+    assert main(["predict", str(tmp_path / "in"), "--data.on_bad_file=skip"]).exit_code == 0
+    assert not list(folder.glob("left_out.*"))
 
 
 # ---- what is said

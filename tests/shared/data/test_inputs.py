@@ -24,7 +24,8 @@ def test_a_file_a_folder_and_patterns_name_what_they_hold(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
 
     def names(path):
-        found = find_pictures(path)
+        found, left_out = find_pictures(path)
+        assert left_out == []
         assert all(given.file.is_file() for given in found)
         return [given.name for given in found]
 
@@ -40,7 +41,7 @@ def test_a_file_a_folder_and_patterns_name_what_they_hold(tmp_path, monkeypatch)
 
 def test_names_that_are_no_text_are_spelt_out(tmp_path):
     file = save(tmp_path / os.fsdecode(b"caf\xe9.png"))
-    assert find_pictures(file) == find_pictures(tmp_path) == [Input(file, r"caf\udce9.png")]
+    assert find_pictures(file) == find_pictures(tmp_path) == ([Input(file, r"caf\udce9.png")], [])
 
 
 def test_what_is_not_there_is_named(tmp_path):
