@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import lightning as L
 import torch
@@ -25,8 +25,8 @@ from shared.messages import shown_path
 from shared.runs import Run, find_run, write_text
 from shared.seeding import generator
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
+UNet2DModel: TypeAlias = Any
+"""That of diffusers, whose import takes as long as all else that --help needs: the command line looks up the annotations of this module."""
 
 
 def find_pipeline(name: str | Path) -> Path:
