@@ -273,7 +273,8 @@ def block(options):
             for batch, backward in ((1, False), (8, True)):
                 contestants = {way: (block_job, way, batch, size, separable, backward) for way in ("ours", PLAIN)}
                 work = f"{'separable' if separable else 'full'}, batch {batch}, {'forward and backward' if backward else 'forward'}"
-                compare(f"block: {' x '.join(map(str, size))}, {work}", contestants, options, batch)
+                tolerance = 5e-2 if backward else 1e-3  # rounding turns some of four million ReLUs at 0 on or off; in float64 it is 4e-14
+                compare(f"block: {' x '.join(map(str, size))}, {work}", contestants, options, batch, tolerance=tolerance)
 
 
 def pooling_job(way, batch, backward):
