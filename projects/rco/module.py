@@ -397,7 +397,7 @@ class RouteDistillation(L.LightningModule):
         found = congruence(answers, self.outputs_on("test", final), self.embeds, self.loss.normalise)
         if self.reports_training:
             own, teacher = (self.outputs_on("train", net) for net in (self.student, final))
-            found["train_congruence"] = congruence(Answers(torch.zeros(len(own)), own), teacher, self.embeds, self.loss.normalise)["congruence"]
+            found["train_congruence"] = congruence(Answers(own.new_zeros(len(own)), own), teacher, self.embeds, self.loss.normalise)["congruence"]
         return found
 
 

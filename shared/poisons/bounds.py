@@ -46,7 +46,7 @@ def add_within_l2(images: Tensor, delta: Tensor, radius: float, rounds: int = 8)
         (B, C, H, W) uint8.
     """
     levels = add_on_grid(images, delta)
-    scale, rows = images.new_ones(len(images), dtype=delta.dtype), torch.arange(len(images))
+    scale, rows = images.new_ones(len(images), dtype=delta.dtype), torch.arange(len(images), device=images.device)
     for _ in range(rounds):
         lengths = (levels[rows].float() - images[rows].float()).flatten(1).norm(dim=1) / 255
         rows, lengths = rows[lengths > radius], lengths[lengths > radius]
