@@ -328,6 +328,7 @@ def metrics(options):
             contestants = {PLAIN: (library_job, kind, size, count)}
             contestants |= {f"ours, {threads} thread{'s' * (threads - 1)}": (metrics_job, kind, size, count, threads) for threads in (1, 2)}
             contestants["group256, 2 threads"] = (metrics_job, kind, size, count, 2, "group256")
+            targets = {"of": "metrics, 2 threads", "time": 5, "reason": slow}
             title, beside = f"metrics: {count} {kind} maps of {size[0]} x {size[1]} pixels", "pysodmetrics, picture by picture, in one thread"
             print(f"\n{PLAIN}: {beside}")
             compare(
