@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.data.files import first_few
 from shared.runs import Run, write_json, write_text
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def report_left_out(trainer: L.Trainer, bad: Sequence[dict[str, str]]) -> int:
     Returns:
         The exit code: 0, or `LEFT_OUT`.
     """
+    from shared.data.files import first_few
     from shared.loggers import artefact_folder, log_table
 
     if not bad:

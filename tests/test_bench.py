@@ -83,6 +83,8 @@ def scripts(load, tmp_path, monkeypatch):
     monkeypatch.setattr(everything, "SCRIPTS", ["bad", "good"])
     monkeypatch.setattr(everything, "KEPT", tmp_path / "results.json")
     monkeypatch.setattr(everything, "TABLE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(everything, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text("a\n" + "\nold\n".join(results.MARKERS) + "\nb\n")
     return everything, results
 
 
@@ -108,6 +110,9 @@ def test_one_command_writes_one_table_and_renews_a_part_of_it(scripts, tmp_path,
     page = (tmp_path / "RESULTS.md").read_text()
     assert "| good | step |" in page
     assert "## Failed" not in page
+    readme = (tmp_path / "README.md").read_text()
+    assert "| good | 2 |  | 0 of 1 |" in readme
+    assert (readme[:2], readme[-2:], "old" in readme) == ("a\n", "b\n", False)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["--quick", "--write"], "leave out --write"), (["--only", "goood"], "no benchmark goood")])
@@ -182,3 +187,11 @@ def test_the_checks_of_a_gpu_can_be_rehearsed_without_one(tmp_path):
         "drs: training under the Trainer",
     ):
         assert cell in table
+
+
+def test_the_overview_has_a_line_a_project_with_the_median_of_its_ratios(load):
+    results = load("results")
+    rows = [row(2.0, 3), row(4.0, 3), row(150.0), row(1.5, kind="peer"), row(0.5, 1, kind="bound")]
+    kept = {"scan": {"rows": [row(1.1, project="diff_cleanse")]}, "cafe": {"rows": rows}}
+    assert results.overview(kept).splitlines()[2:] == ["| cafe | 4 (2 to 150, 3) | 1.5 | 1 of 3 |", "| diff_cleanse | 1.1 |  |  |"]
+    assert all(marker in results.README.read_text(encoding="utf-8") for marker in results.MARKERS)

@@ -3,22 +3,23 @@
 uv run --group peers python tests/bench/all.py [--only cafe s3rp] [--quick] [--write] [--limit 900]
 
 Each script runs in a process of its own with one thread, and ends after --limit seconds at the latest. What was measured is kept in results.json,
-script by script, with --write, which makes RESULTS.md of all that is kept: --only renews a part of it. --quick takes the smallest sizes, to see that
-everything runs; its figures are not kept. A script that fails is listed with its last line, and the exit code is then 1.
+script by script, with --write, which makes RESULTS.md of all that is kept, and the overview of the root README: --only renews a part of it. --quick
+takes the smallest sizes, to see that everything runs; its figures are not kept. A script that fails is listed with its last line, and the exit code
+is then 1.
 """
 
 import argparse
 import json
 import sys
 
-from results import KEPT, PROJECTS, SCRIPTS, TABLE, below_target, is_below, machine, markdown, page, run
+from results import KEPT, PROJECTS, README, SCRIPTS, TABLE, below_target, embed, is_below, machine, markdown, page, run
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="scripts or projects")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that everything runs")
-    parser.add_argument("--write", action="store_true", help=f"keep the figures and write {TABLE.name}")
+    parser.add_argument("--write", action="store_true", help=f"keep the figures, and write {TABLE.name} and the overview in {README.name}")
     parser.add_argument("--limit", type=float, default=900, help="seconds of a script")
     options = parser.parse_args(arguments)
     if options.quick and options.write:
@@ -39,6 +40,7 @@ def main(arguments=None):
             kept[name] = {"machine": where, "seconds": round(seconds), "failure": failure, "rows": rows}
             KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
             TABLE.write_text(page(kept), encoding="utf-8")
+            embed(README, kept)
     print(f"\n{markdown(found)}\n\nBelow target:\n{below_target(found)}")
     for name, failure in failed.items():
         print(f"failed: bench_{name}.py: {failure}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-KEPT, TABLE = HERE / "results.json", HERE / "RESULTS.md"
+KEPT, TABLE, README = HERE / "results.json", HERE / "RESULTS.md", ROOT / "README.md"
+MARKERS = "<!-- benchmarks: written by `tests/bench/all.py --write`, do not edit by hand -->", "<!-- end of benchmarks -->"
 SCRIPTS = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
 PROJECTS = {
     "cleanse": "diff_cleanse",
@@ -146,3 +148,32 @@ def page(kept):
     parts = [INTRODUCTION.format(machine=told), markdown(rows), "\n## Below target\n", below_target(rows), f"\nThe scripts took: {took}."]
     failed = [f"- bench_{name}.py: {kept[name]['failure']}" for name in scripts if kept[name]["failure"]]
     return "\n".join([*parts, *(["\n## Failed\n", *failed] if failed else []), ""])
+
+
+def overview(kept):
+    """Return what the root README quotes of `{script: {machine, seconds, failure, rows}}`: a line a project."""
+    by_project = {}
+    for name in kept:
+        by_project.setdefault(PROJECTS.get(name, name), []).extend(kept[name]["rows"])
+    lines = ["| project | beside straightforward code | beside peers | reached what was asked for |", "|---|---|---|---|"]
+    for project, rows in sorted(by_project.items()):
+        cells = [_spread([row["ratio"] for row in rows if row["kind"] == kind]) for kind in ("naive", "peer")]
+        asked = [row for row in rows if row["target"] is not None]
+        reached = f"{len(asked) - sum(map(is_below, asked))} of {len(asked)}" if asked else ""
+        lines.append(f"| {project} | {cells[0]} | {cells[1]} | {reached} |")
+    return "\n".join(lines)
+
+
+def _spread(ratios):
+    """Return the median of ratios with the least and the most, and how many there are."""
+    if not ratios:
+        return ""
+    low, middle, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (min(ratios), statistics.median(ratios), max(ratios)))
+    return f"{middle} ({low} to {high}, {len(ratios)})" if len(ratios) > 1 else middle
+
+
+def embed(readme, kept):
+    """Put the overview into a README, between its markers."""
+    text = readme.read_text(encoding="utf-8")
+    before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
+    readme.write_text(f"{before}{MARKERS[0]}\n{overview(kept)}\n{MARKERS[1]}{after}", encoding="utf-8")

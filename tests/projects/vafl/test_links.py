@@ -264,6 +264,14 @@ def test_a_secret_that_does_not_fit_is_refused_at_once(stack, transport, asked, 
     assert joined is None or (asked is None and reads(joined, "closed the link"))
 
 
+def said_within(seconds, capsys):
+    """Return what other threads print to stderr, as soon as they do."""
+    end = time.monotonic() + seconds
+    while not (said := capsys.readouterr().err) and time.monotonic() < end:
+        time.sleep(0.02)
+    return said
+
+
 def test_another_release_is_refused_by_either_side(stack, capsys):
     port = Pairs(stack, "tcp").listener.port
     old = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
@@ -282,7 +290,7 @@ def test_another_release_is_refused_by_either_side(stack, capsys):
     threading.Thread(target=offer, daemon=True).start()
     with pytest.raises(LinkRefused, match="install the same on both sides"):
         connect("tcp", "127.0.0.1", server.getsockname()[1], 5)
-    assert "was refused: the server's release is another one" in capsys.readouterr().err
+    assert "was refused: the server's release is another one" in said_within(5, capsys)
 
 
 @TRANSPORTS
