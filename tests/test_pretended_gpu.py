@@ -124,7 +124,6 @@ def test_a_training_gives_the_weights_of_the_cpu(device):
 
 @pytest.mark.parametrize("project", [slow(name) if name in LONG else name for name in OPTIONS])
 def test_every_project_runs_on_the_device(device, monkeypatch, project):
-    monkeypatch.setattr("shared.report.build_report", lambda folder: None)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).touch())
     main, epochs = importlib.import_module(f"projects.{project}.cli").main, EPOCHS.get(project, 1)
     limit = [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
