@@ -311,7 +311,9 @@ def _names_in(folder: str) -> set[str]:
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except PermissionError:
+        raise
+    except OSError:  # it is no folder, or its name is too long for one
         return set()
 
 

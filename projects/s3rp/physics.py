@@ -220,11 +220,17 @@ class Physics:
         """Return the fewest time steps a frame with max(|u|/dx + |v|/dy) h + 2 D h (1/dx^2 + 1/dy^2) <= 1.
 
         Van Leer's slopes keep their bounds at half that speed.
+
+        Raises:
+            ValueError: if no number of steps is enough.
         """
         dy, dx = self.spacing
         speed = float(wind.u.abs().amax()) / dx + float(wind.v.abs().amax()) / dy
         speed = 2 * speed if self.scheme == "vanleer" else speed
-        return max(1, math.ceil(self.interval * (speed + 2 * self.diffusivity * (1 / dx**2 + 1 / dy**2)) - 1e-6))
+        steps = self.interval * (speed + 2 * self.diffusivity * (1 / dx / dx + 1 / dy / dy)) - 1e-6
+        if not math.isfinite(steps):
+            raise ValueError(f"cells of {dy:g} x {dx:g} are left at once: give dt, D, bounds, u and v in the same units")
+        return max(1, math.ceil(steps))
 
     def peclet(self, wind: Wind) -> float:
         """Return the largest cell Peclet number |w| dx / D; the central scheme rings above about `RINGING`."""

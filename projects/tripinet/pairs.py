@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -198,7 +199,8 @@ def check_there(pictures: Iterable[Picture], where: Path) -> None:
     Raises:
         FileNotFoundError: with the first few that are not, and `where` they are named.
     """
-    missing = [str(path) for picture in pictures for path in (picture.image, picture.mask) if path and not path.is_file()]
+    named = [path for picture in pictures for path in (picture.image, picture.mask) if path]
+    missing = [str(path) for path in named if not os.path.isfile(path)]  # noqa: PTH113 - pathlib raises where a name is too long for any file
     if missing:
         lines = [f"{len(missing)} files that {where} names are missing:", *first_few(missing), "put them there, or correct the paths"]
         raise FileNotFoundError("\n  ".join(lines))

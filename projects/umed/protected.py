@@ -174,6 +174,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise BadFileError(f"{path} is no manifest of a protected set of version {VERSION}: protect the set anew")
     if not isinstance(manifest["images"], list) or not all(_is_record(record) for record in manifest["images"]):
         raise BadFileError(f"{path} describes a file wrongly, or one outside of the folder: protect the set anew")
+    channels, classes = manifest["channels"], manifest["classes"]
+    if channels not in (1, 3) or not isinstance(classes, int) or not 0 < classes < 256 or not isinstance(manifest["class_names"], list):
+        raise BadFileError(f"{path} says wrongly how many channels or classes there are, or what these are called: protect the set anew")
     return manifest
 
 

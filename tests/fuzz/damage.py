@@ -280,7 +280,8 @@ def arrayed(draw: Draw, content: bytes) -> bytes:
             except (ValueError, TypeError):
                 array = np.array("text")
     elif change == "shape":
-        forms = (array[..., None], array[None], array[:0], array.reshape(-1), array[: len(array) // 2] if array.ndim else array, array.T)
+        rows = np.atleast_1d(array)
+        forms = (array[..., None], array[None], rows[:0], array.reshape(-1), rows[: len(rows) // 2], array.T)
         array = draw(st.sampled_from(forms))
     elif array.size:
         array = array.copy()
