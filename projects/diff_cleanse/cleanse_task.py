@@ -80,7 +80,8 @@ def cleanse_pipeline(
         data.prepare_data()
         data.setup()
         if tell is not None:
-            tell(f"tuning on pictures of --data.source {data.source}{f' in {data.hparams.root}' if data.hparams.root else ''}")
+            place = f" in {data.root}" if data.hparams["root"] else ""
+            tell(f"tuning on pictures of --data.source {data.source}{place}")
         options = {"pictures": clean(data.train_set), "reference": stacked(data.test_set), "num_workers": data.num_workers}
     parts = artefacts / "parts"
     report = cleanse(unet, config, chosen, recipe=recipe, seed=seed, trainer=trainer, rescan=rescan, parts=parts, progress=tell, **options)

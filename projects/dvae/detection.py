@@ -18,7 +18,8 @@ from shared.seeding import generator
 
 THRESHOLD = 0.2
 """Separability above which a set counts as poisoned where no clean set is given: in the middle between clean sets of digits (at most 0.12) and
-poisoned ones (at least 0.26) of seeds that no table reports. Photographs keep more of their classes in residuals: give a reference there."""
+poisoned ones (at least 0.26), of 500 images and of seeds that no table reports. Photographs keep more of their classes in residuals: give a
+reference there."""
 GAIN = 3.0
 """Factor by which residuals are enlarged, around grey, before they are stored in 8 bits."""
 
@@ -30,10 +31,12 @@ class Detector:
     Attributes:
         purifier: training of the D-VAE, of one stage.
         recipe: training of the networks on residuals and on amplified images.
+        images: that are looked at of a larger set. Networks learn more from residuals the more there are: `THRESHOLD` is that of 500.
     """
 
     purifier: Settings = field(default_factory=lambda: Settings(rates=(4.0,), epochs=(20,), width=16, batch_size=32))
     recipe: Recipe = field(default_factory=Recipe.quick)
+    images: int = 500
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def score_set(images: ImageSet, detector: Detector, seed: int) -> Scores:
     Raises:
         ValueError: if a class has no image in one of the halves.
     """
+    if len(images) > detector.images:
+        images = subset(images, torch.randperm(len(images), generator=generator(seed, "small set"))[: detector.images])
     order = torch.randperm(len(images), generator=generator(seed, "halves"))
     halves = [subset(images, rows) for rows in order.chunk(2)]
     known, held = halves

@@ -403,8 +403,10 @@ def detect(trainer: ProjectTrainer, data: PurificationData, path: str | None, re
 
     in_one_process(trainer)
     suspect = find_set(trainer, data, path).load()
-    known = None if reference is None else score_set(find_set(trainer, data, reference).load(), Detector(), seed)
-    verdict = judge(score_set(suspect, Detector(), seed), known)
+    beside = None if reference is None else find_set(trainer, data, reference).load()
+    detector = Detector() if beside is None else Detector(images=min(len(suspect), len(beside)))
+    known = None if beside is None else score_set(beside, detector, seed)
+    verdict = judge(score_set(suspect, detector, seed), known)
     rows = [{"set": path or data.source} | verdict.to_row()]
     if known is not None:
         rows.append({"set": reference, "verdict": "reference", "threshold": verdict.threshold} | asdict(known) | {"amplify": known.amplify})
@@ -412,7 +414,8 @@ def detect(trainer: ProjectTrainer, data: PurificationData, path: str | None, re
     word = "poisoned" if verdict.is_poisoned else "clean"
     print(f"{word}: separability {verdict.scores.separability:.2f}, threshold {verdict.threshold:.2f}; amplify {verdict.scores.amplify:+.2f}")
     if known is None:
-        print("The threshold is that of drawn digits of 16 pixels, other clean sets may exceed it: name clean images of the kind with --reference.")
+        print(f"The threshold is that of {detector.images} drawn digits of 16 pixels, and so many images were looked at.")
+        print("Other clean sets may exceed it: name clean images of the kind with --reference.")
     print("A verdict of clean does not make a set safe to train on: attacks that are not separable in this way are not found.")
     summary = {"verdict": word, "detect/separability": round(verdict.scores.separability, 4), "detect/amplify": round(verdict.scores.amplify, 4)}
     return Detected(verdict, int(verdict.is_poisoned), summary)

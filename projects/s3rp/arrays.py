@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.arrays import checked_texts
 from shared.data.files import BadFileError
 from shared.runs import atomic
 
@@ -151,7 +152,7 @@ def _loaded(stored: Any, name: str) -> NDArray[Any]:
         array = np.char.decode(array, "utf-8")
     if array.dtype.kind not in "fiubU":
         raise ValueError(f"{name} holds {array.dtype}, expected numbers, booleans or texts")
-    return array
+    return checked_texts(array)
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_npy(path: Path, mend: str = "", mapped: Literal["r", "c"] | None = None
     with blamed(path, mend):
         with path.open("rb") as file:
             _header(file, path.stat().st_size)
-        return np.load(path, mmap_mode=mapped, allow_pickle=False)
+        return checked_texts(np.load(path, mmap_mode=mapped, allow_pickle=False))
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None, mend: str = "") -> dict[str, NDArray[Any]]:
@@ -61,7 +62,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None, mend: str = "") -> 
             for name in wanted:
                 _member_header(archive, name)
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in wanted}
+            return {name: checked_texts(arrays[name]) for name in wanted}
 
 
 def map_npz(path: Path, name: str) -> NDArray[Any]:
@@ -79,7 +80,20 @@ def map_npz(path: Path, name: str) -> NDArray[Any]:
         with path.open("rb") as file:
             file.seek(member.header_offset + 26)  # the lengths of name and extra field in the member's own header
             start = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + header.length
-        return np.memmap(path, header.dtype, "r", start, header.shape, "F" if header.is_fortran else "C")
+        return checked_texts(np.memmap(path, header.dtype, "r", start, header.shape, "F" if header.is_fortran else "C"))
+
+
+def checked_texts(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array whose texts, if it holds any, are of characters that there are: NumPy takes them as they come, and Python breaks on them later.
+
+    Raises:
+        ValueError: if there is another.
+    """
+    if array.dtype.kind == "U":
+        codes = np.frombuffer(array.tobytes(), np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if codes.max(initial=0) > sys.maxunicode:
+            raise ValueError(f"its texts have a character of code {codes.max():#x}, beyond the last there is")
+    return array
 
 
 def _member_header(archive: zipfile.ZipFile, name: str) -> _Header:

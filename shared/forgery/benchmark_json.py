@@ -18,6 +18,7 @@ from shared.data.files import BadFileError, first_few, read_image, read_json
 from shared.forgery.layouts import ARCHIVE, Clips, check_there
 from shared.forgery.sets import REAL, Clip, Reader, Video, natural, stretched
 from shared.forgery.splits import identities
+from shared.forgery.stores import Store, open_store
 
 COMPRESSIONS = ("c23", "c40", "raw")
 """Levels that some lists have between a split and its videos."""
@@ -102,7 +103,7 @@ def benchmark(places: Places, dataset: str, compression: str = "c23", rewrite: t
                 found.append(Clip(video, tuple(sorted(paths, key=lambda one: natural(one.replace("\\", "/"))))))
     clips = without_test(clips, dataset)
     if not in_store:
-        check_there(frame for found in clips.values() for clip in found for frame in clip.frames)
+        check_there((frame for found in clips.values() for clip in found for frame in clip.frames), path)
     return clips
 
 
@@ -169,7 +170,7 @@ def _rewritten(frame: str, root: Path, rewrite: tuple[str, str] | None, path: Pa
 class StoredFrames:
     """Frames in an LMDB store, whose keys are paths and whose values are encoded images.
 
-    The store is opened for each batch, which takes little beside decoding: LMDB lets a process open it only once, counting what a worker inherits.
+    The store is opened for each batch, which takes little beside decoding, so that each process has a file of its own.
 
     Args:
         keys: paths as the list has them.
@@ -177,15 +178,14 @@ class StoredFrames:
         store: the store's folder.
 
     Raises:
-        ValueError: if LMDB is not installed.
         FileNotFoundError: if there is no store, or one lacks a frame.
         BadFileError: if the store or a frame in it is damaged.
     """
 
     def __init__(self, keys: Sequence[str], size: int, store: Path) -> None:
         self.size, self.store = size, store
-        with _open_store(store) as opened, opened.begin() as reading, reading.cursor() as cursor:
-            found = [next((key for key in _spellings(name) if cursor.set_key(key)), None) for name in keys]
+        with open_store(store) as opened:
+            found = [next((key for key in _spellings(name) if key in opened), None) for name in keys]
         missing = [name for name, key in zip(keys, found, strict=True) if key is None]
         if missing:
             raise FileNotFoundError("\n  ".join([f"{store} lacks {len(missing)} frames:", *first_few(missing), "make the store anew"]))
@@ -195,14 +195,14 @@ class StoredFrames:
         return len(self.keys)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        with _open_store(self.store) as opened, opened.begin() as reading:
-            return torch.stack([self._decoded(self.keys[index], reading) for index in indices.tolist()])
+        with open_store(self.store) as opened:
+            return torch.stack([self._decoded(self.keys[index], opened) for index in indices.tolist()])
 
-    def _decoded(self, key: bytes, reading: Any) -> Tensor:
+    def _decoded(self, key: bytes, opened: Store) -> Tensor:
         try:
-            return stretched(read_image(io.BytesIO(reading.get(key))), self.size)  # type: ignore[arg-type]  # Pillow opens files as well
+            return stretched(read_image(io.BytesIO(opened.get(key) or b"")), self.size)  # type: ignore[arg-type]  # Pillow opens files as well
         except BadFileError as error:
-            raise BadFileError(f"cannot read the frame {key.decode()} of {self.store}: make the store anew") from error
+            raise BadFileError(f"cannot read the frame {key.decode(errors='replace')} of {self.store}: make the store anew") from error
 
 
 def stored(store: Path) -> Reader:
@@ -210,24 +210,9 @@ def stored(store: Path) -> Reader:
     return partial(StoredFrames, store=store)
 
 
-def _open_store(store: Path) -> Any:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ValueError("LMDB stores need lmdb: install the extra with `uv sync --extra forgery`, or take the frames in files") from error
-    if not (store / "data.mdb").is_file():
-        raise FileNotFoundError(f"no store {store}/data.mdb: expected <set>_lmdb in the folder lmdb")
-    try:
-        return lmdb.open(str(store), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise BadFileError(f"cannot open the store {store}: {error}; make the store anew") from error
-
-
 def _spellings(name: str) -> Iterator[bytes]:
     """Give the keys that a path may be stored under: as it is, or from `datasets` on, or below it, with either slash."""
     path = name.replace("\\", "/").removeprefix("./")
     parts = [path, *(path.split(mark, 1)[1] for mark in ("datasets/", _MARK) if mark in path)]
-    yield name.encode()
-    for part in parts:
-        yield part.encode()
-        yield part.replace("/", "\\").encode()
+    for spelling in (name, *(one for part in parts for one in (part, part.replace("/", "\\")))):
+        yield spelling.encode("utf-8", "surrogatepass")

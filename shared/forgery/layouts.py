@@ -228,7 +228,7 @@ def table(root: Path) -> Clips:
         for row in _rows(file, ("path", "label") if split else ("path", "label", "split")):
             part = split or _split_name(row["split"], file)
             grouped.setdefault(part, {}).setdefault(_video_of(row, file), []).append(str(file.parent / row["path"].replace("\\", "/")))
-    check_there(path for videos in grouped.values() for paths in videos.values() for path in paths)
+    check_there((path for videos in grouped.values() for paths in videos.values() for path in paths), root)
     return {split: [Clip(video, tuple(sorted(paths, key=natural))) for video, paths in videos.items()] for split, videos in grouped.items()}
 
 
@@ -244,15 +244,19 @@ def _split_name(name: str, where: str | Path) -> str:
     raise BadFileError(f"{where}: {name!r} is no split; write train, val or test")
 
 
-def check_there(paths: Iterable[str]) -> None:
+def check_there(paths: Iterable[str], source: Path) -> None:
     """Check that files are there, without opening them.
+
+    Args:
+        paths: the files.
+        source: the list that names them, for the message.
 
     Raises:
         FileNotFoundError: with the first few that are not.
     """
     missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - there are a hundred thousand
     if missing:
-        lines = [f"{len(missing)} frames are missing:", *first_few(missing), "put them there, or correct the paths or the root"]
+        lines = [f"{len(missing)} frames are missing:", *first_few(missing), f"put them there, or correct the paths in {source} or the root"]
         raise FileNotFoundError("\n  ".join(lines))
 
 

@@ -37,13 +37,13 @@ def _rows(file: Path) -> list[tuple[str, int]]:
     if rows.ndim != 2 or rows.shape[1] != 2 or rows.dtype.kind not in "US" or len(rows) == 0:
         raise BadFileError(f"{file} holds an array of {rows.dtype} of shape {rows.shape}: expected strings in rows of [path, label]")
     found = [(str(path), str(label)) for path, label in rows.astype(str)]
-    if wrong := next((label for _, label in found if label not in ("0", "1")), None):
-        raise BadFileError(f"{file}: {wrong!r} is no label; write 0 for real, 1 for fake")
+    if wrong := [label for _, label in found if label not in ("0", "1")]:
+        raise BadFileError(f"{file}: {wrong[0]!r} is no label; write 0 for real, 1 for fake")
     return [(path.replace("\\", "/"), int(label)) for path, label in found]
 
 
 def _clips(rows: list[tuple[str, int]], file: Path, dataset: str) -> list[Clip]:
-    check_there(str(file.parent / path) for path, _ in rows)
+    check_there((str(file.parent / path) for path, _ in rows), file)
     folders: dict[PurePosixPath, set[int]] = defaultdict(set)
     for path, label in rows:
         folders[PurePosixPath(path).parent].add(label)

@@ -62,7 +62,8 @@ def test_sets_are_learnt_and_tested(tmp_path):
         ([["a.png", 0]], {"dtype": object}, r"np\.save\(file, rows\.astype\(str\)\)"),
         ([["a.png", 0, 1]], {}, r"of shape \(1, 3\): expected strings in rows of \[path, label\]"),
         ([[1.0, 2.0]], {}, "holds an array of float64"),
-        ([["CDF/train.npy", "fake"]], {}, "'fake' is no label; write 0 for real, 1 for fake"),
+        ([["CDF/train.npy", "fake"]], {}, r"train\.npy: 'fake' is no label; write 0 for real, 1 for fake"),
+        ([["CDF/train.npy", ""]], {}, r"train\.npy: '' is no label"),
     ],
 )
 def test_other_lists_are_refused(tmp_path, rows, options, message):
@@ -71,11 +72,19 @@ def test_other_lists_are_refused(tmp_path, rows, options, message):
         npy_lists(tmp_path, "CDF")
 
 
+def test_what_is_no_character_is_named(tmp_path):
+    write_list(tmp_path / "CDF" / "train.npy", [["a", "0"]])
+    path = tmp_path / "CDF" / "train.npy"
+    path.write_bytes(path.read_bytes()[:-8] + b"\x00\x00\x11\x00" + b"0\x00\x00\x00")
+    with pytest.raises(BadFileError, match=r"train\.npy: its texts have a character of code 0x110000"):
+        npy_lists(tmp_path, "CDF")
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no train\.npy, val\.npy or test\.npy in .*CDF"):
         npy_lists(tmp_path, "CDF")
     write_list(tmp_path / "CDF" / "train.npy", [["a/b.png", 0]])
-    with pytest.raises(FileNotFoundError, match=r"1 frames are missing:\n.*a/b\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 frames are missing:\n.*a/b\.png\n.*correct the paths in .*train\.npy"):
         npy_lists(tmp_path, "CDF")
     (tmp_path / "CDF" / "train.npy").write_bytes(b"no array")
     with pytest.raises(BadFileError, match="is no NumPy file of strings"):

@@ -156,6 +156,13 @@ def test_missing_and_doubled_files_are_told(tmp_path, arrays):
         read_split(tmp_path, "train")
 
 
+def test_texts_are_of_characters_that_there_are(tmp_path, arrays):
+    names = np.frombuffer(b"\x00\x00\x11\x00", "<U1")
+    np.savez(tmp_path / "a.npz", **arrays, names=names)
+    with pytest.raises(BadFileError, match=r"a\.npz: its texts have a character of code 0x110000"):
+        read_arrays(tmp_path / "a.npz", ("names",))
+
+
 def test_nothing_loaded_can_run(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays, names=np.array([{"an": "object"}], object))
     with pytest.raises(BadFileError, match="names holds Python objects: save it as numbers"):

@@ -14,6 +14,7 @@ ARRAYS = {
     "numbers": np.arange(24, dtype=">f4").reshape(2, 3, 4),
     "fortran": np.asfortranarray(np.arange(6, dtype=np.uint8).reshape(2, 3)),
     "texts": np.array([["a/1.png", "0"]]),
+    "big-endian": np.asfortranarray(np.array([["a", "\U0010ffff"], ["", "\ud800"]], dtype=">U2")),
     "empty": np.zeros((0, 3)),
     "scalar": np.array(2.5),
 }
@@ -55,8 +56,10 @@ def test_only_plain_archives_are_mapped(tmp_path):
         lying((6,), "<U99999999"),
         lying((6,), "|O"),
         b"",
+        lying((1,), "<U1", b"\x00\x00\x11\x00"),
+        lying((1, 1), ">U1", b"\x00\x11\x00\x00"),
     ],
-    ids=["huge", "overflow", "short", "long", "negative", "nothing", "wide", "objects", "empty"],
+    ids=["huge", "overflow", "short", "long", "negative", "nothing", "wide", "objects", "empty", "no character", "no character, big-endian"],
 )
 def test_a_header_that_lies_is_found_out(tmp_path, content, mapped):
     (tmp_path / "a.npy").write_bytes(content)
