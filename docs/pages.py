@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOT_PAGES = {"Start": "README.md", "Contributing": "CONTRIBUTING.md", "Changes": "CHANGELOG.md"}
+ROOT_PAGES = {"Start": "README.md", "Benchmarks": "tests/bench/RESULTS.md", "Contributing": "CONTRIBUTING.md", "Changes": "CHANGELOG.md"}
 CORE = ("module", "model", "losses", "data", "tasks")  # the files that every project has, as far as it has them
 LINK = re.compile(r"""\]\(\s*([^)\s]+)[^)]*\)|(?:src|href)=["']([^"']+)["']""")
 IMPORT = re.compile(r"^\s*(?:from|import) +projects\.(\w+)\.(\w+)", re.MULTILINE)
