@@ -20,7 +20,7 @@ LEFT_OUT = 3
 """Exit code of `predict` where files were left out."""
 
 
-def report_left_out(trainer: L.Trainer, bad: Sequence[dict[str, str]]) -> int:
+def report_left_out(trainer: L.Trainer, bad: Sequence[dict[str, str]]) -> tuple[dict[str, int], int]:
     """List the files that could not be read in left_out.csv, and say so; without any, take away the list of an earlier run.
 
     Args:
@@ -28,7 +28,7 @@ def report_left_out(trainer: L.Trainer, bad: Sequence[dict[str, str]]) -> int:
         bad: `file` and `reason` of each.
 
     Returns:
-        The exit code: 0, or `LEFT_OUT`.
+        How many there are, for the figures that head the run's page, which is empty without any; and the exit code: 0, or `LEFT_OUT`.
     """
     from shared.data.files import first_few
     from shared.loggers import artefact_folder, log_table
@@ -36,10 +36,10 @@ def report_left_out(trainer: L.Trainer, bad: Sequence[dict[str, str]]) -> int:
     if not bad:
         for ending in ("csv", "json"):
             (artefact_folder(trainer) / f"left_out.{ending}").unlink(missing_ok=True)
-        return 0
+        return {}, 0
     log_table(trainer, "left_out", bad)
     print("\n  ".join([f"{len(bad)} files cannot be read and were left out (left_out.csv):", *first_few(one["reason"] for one in bad)]))
-    return LEFT_OUT
+    return {"left out": len(bad)}, LEFT_OUT
 
 
 def markers(name: str = "") -> tuple[str, str]:
@@ -182,11 +182,20 @@ def write_into_readme(readme: Path, results: dict[str, Any], command: str, name:
     Raises:
         ValueError: if the README has no such markers.
     """
-    text, (begin, end) = readme.read_text(encoding="utf-8"), markers(name)
+    about = f"`{command}`: seeds {', '.join(map(str, results['seeds']))}, {results['minutes']} minutes on {results['device']}."
+    expectations = "\n".join(f"- {'holds' if held else '**does not hold**'}: {name}" for name, held in results["expectations"].items())
+    write_between(readme, markers(name), f"{markdown(results['rows'])}\n\n{about}\n\n{expectations}")
+
+
+def write_between(readme: Path, lines: tuple[str, str], content: str) -> None:
+    """Replace what stands between two lines of a README.
+
+    Raises:
+        ValueError: if the README has no such lines.
+    """
+    text, (begin, end) = readme.read_text(encoding="utf-8"), lines
     if begin not in text or end not in text:
         raise ValueError(f"{readme} has no place for results: add the lines {begin!r} and {end!r} where the table belongs")
     before, rest = text.split(begin, 1)
     after = rest.split(end, 1)[1]
-    about = f"`{command}`: seeds {', '.join(map(str, results['seeds']))}, {results['minutes']} minutes on {results['device']}."
-    expectations = "\n".join(f"- {'holds' if held else '**does not hold**'}: {name}" for name, held in results["expectations"].items())
-    write_text(readme, f"{before}{begin}\n{markdown(results['rows'])}\n\n{about}\n\n{expectations}\n{end}{after}")
+    write_text(readme, f"{before}{begin}\n{content}\n{end}{after}")

@@ -99,8 +99,9 @@ def predict(
     print(f"the table: {shown_path(folder / 'predictions.csv')}; components, heat maps and measures: {shown_path(results.folder)}")
     if note := proportions_note(inspector, contents):
         print(note)
-    summary = {"pictures": len(rows), "alarms": alarms, "rules broken": breaches} | ({"left out": len(bad)} if bad else {})
-    return Predicted(rows, summary, report_left_out(trainer, bad))
+    summary = {"pictures": len(rows), "alarms": alarms, "rules broken": breaches}
+    left_out, exit_code = report_left_out(trainer, bad)
+    return Predicted(rows, summary | left_out, exit_code)
 
 
 def _examined(trainer: ProjectTrainer, module: ComponentInspection, labelled: Sequence[Example]) -> Examples:

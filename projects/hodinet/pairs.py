@@ -80,7 +80,8 @@ def find_pairs(
         root = Path(path).expanduser()
         pairs = [_of_layout(sample, root, reader) for sample in samples]
         pictures, bad = sort_out([pair.given for pair in pairs], on_bad_file)
-        pairs = [pair for pair in pairs if pair.given in set(pictures)]
+        readable = set(pictures)
+        pairs = [pair for pair in pairs if pair.given in readable]
     else:
         pictures, bad = find_pictures(path, on_bad_file)
         pairs = [Pair(given, own, reader.inverted == "all") for given, own in _with_depth(pictures, path, depth if needed else None)]

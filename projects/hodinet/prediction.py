@@ -124,8 +124,9 @@ def predict(
     print(f"{len(rows)} pictures, the table: {shown_path(folder / 'predictions.csv')}; maps, cut-outs and overlays: {shown_path(results.folder)}")
     if doubtful := sum(is_doubtful(one) for one in rows):
         print(f"in {doubtful} of {len(rows)} pictures what is found is farther than the rest: look whether near is bright in their depth (--invert)")
-    summary = {"pictures": len(rows), "with objects": sum(one["objects"] > 0 for one in rows)} | ({"left out": len(bad)} if bad else {})
-    return Predicted(rows, summary, report_left_out(trainer, bad))
+    summary = {"pictures": len(rows), "with objects": sum(one["objects"] > 0 for one in rows)}
+    left_out, exit_code = report_left_out(trainer, bad)
+    return Predicted(rows, summary | left_out, exit_code)
 
 
 def has_depth(module: SaliencyDetection) -> bool:

@@ -144,7 +144,8 @@ def _vectors(trainer: ProjectTrainer, module: RouteDistillation, data: Distillat
 
 
 def _predicted(trainer: ProjectTrainer, rows: list[dict[str, Any]], bad: list[dict[str, str]], summary: dict[str, Any]) -> Predicted:
-    return Predicted(rows, summary | ({"left out": len(bad)} if bad else {}), report_left_out(trainer, bad))
+    left_out, exit_code = report_left_out(trainer, bad)
+    return Predicted(rows, summary | left_out, exit_code)
 
 
 # ---- what is said

@@ -107,8 +107,9 @@ def predict(
     print(f"{len(rows)} pictures, the table: {shown_path(folder / 'predictions.csv')}; maps, masks and overlays: {shown_path(folder / 'maps')}")
     print(module.decision.false_alarms())
     print("a map is evidence to look at, not proof: pictures unlike those of validation, or saved again since, can deceive it either way")
-    summary = {"pictures": len(rows), "manipulated": sum(row["verdict"] == "manipulated" for row in rows)} | ({"left out": len(bad)} if bad else {})
-    return Predicted(rows, summary, report_left_out(trainer, bad))
+    summary = {"pictures": len(rows), "manipulated": sum(row["verdict"] == "manipulated" for row in rows)}
+    left_out, exit_code = report_left_out(trainer, bad)
+    return Predicted(rows, summary | left_out, exit_code)
 
 
 # ---- what is said of one picture

@@ -178,7 +178,12 @@ def list_files(root: str | Path, expected: str, endings: tuple[str, ...], what: 
 
 
 def check_images(paths: Sequence[Path], on_bad_file: Literal["refuse", "skip"] = "refuse", max_pixels: int = MAX_PIXELS) -> list[Path]:
-    """Decode every image once, and sort out those that cannot be read.
+    """Decode every image once, and return the readable ones of `paths`, in their order; arguments and errors are those of `inspect_images`."""
+    return [path for path, complaint in inspect_images(paths, on_bad_file, max_pixels) if not complaint]
+
+
+def inspect_images(paths: Sequence[Path], on_bad_file: Literal["refuse", "skip"] = "refuse", max_pixels: int = MAX_PIXELS) -> list[tuple[Path, str]]:
+    """Decode every image once, and say why it cannot be read.
 
     Args:
         paths: image files.
@@ -186,7 +191,7 @@ def check_images(paths: Sequence[Path], on_bad_file: Literal["refuse", "skip"] =
         max_pixels: larger images count as bad.
 
     Returns:
-        The readable ones of `paths`, in their order.
+        Each of `paths` with the reason, which is empty for readable ones.
 
     Raises:
         BadFileError: if there are bad files and `on_bad_file` is "refuse", or if all of them are bad.
@@ -202,7 +207,7 @@ def check_images(paths: Sequence[Path], on_bad_file: Literal["refuse", "skip"] =
         raise BadFileError("\n  ".join([f"{len(bad)} of {len(paths)} images cannot be read:", *first_few(bad), advice]))
     if bad:
         _log.warning("%d of %d images cannot be read and are left out, the first because: %s", len(bad), len(paths), bad[0])
-    return [path for path, complaint in zip(paths, complaints, strict=True) if not complaint]
+    return list(zip(paths, complaints, strict=True))
 
 
 def first_few(lines: Iterable[str], limit: int = 10) -> list[str]:

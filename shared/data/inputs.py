@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.data.files import EXTENSIONS, BadFileError, check_images, list_files, read_levels
+from shared.data.files import EXTENSIONS, inspect_images, list_files
 from shared.messages import shown_path
 
 if TYPE_CHECKING:
@@ -50,17 +50,9 @@ def find_pictures(path: str | Path, on_bad_file: OnBadFile = "refuse") -> tuple[
 
 def sort_out(pictures: Sequence[Input], on_bad_file: OnBadFile = "refuse") -> tuple[list[Input], list[dict[str, str]]]:
     """Decode pictures once; returns those that can be read, and `file` and `reason` of the others, as `find_pictures` does."""
-    readable = set(check_images([given.file for given in pictures], on_bad_file))
-    bad = [{"file": given.name, "reason": _reason(given.file)} for given in pictures if given.file not in readable]
-    return [given for given in pictures if given.file in readable], bad
-
-
-def _reason(file: Path) -> str:
-    try:
-        read_levels(file)
-    except (BadFileError, FileNotFoundError) as error:
-        return str(error)
-    return f"cannot read {file}"
+    reasons = [reason for _, reason in inspect_images([given.file for given in pictures], on_bad_file)]
+    both = list(zip(pictures, reasons, strict=True))
+    return [given for given, reason in both if not reason], [{"file": given.name, "reason": reason} for given, reason in both if reason]
 
 
 def find_files(path: str | Path, endings: tuple[str, ...], noun: str, plural: str, example: str) -> tuple[Path, list[Path]]:

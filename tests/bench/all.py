@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 
-from results import KEPT, PROJECTS, README, SCRIPTS, TABLE, below_target, embed, is_below, machine, markdown, page, run
+from results import KEPT, MARKERS, PROJECTS, README, SCRIPTS, TABLE, below_target, is_below, machine, markdown, overview, page, run
+
+from shared.results import write_between
 
 
 def main(arguments=None):
@@ -40,7 +42,7 @@ def main(arguments=None):
             kept[name] = {"machine": where, "seconds": round(seconds), "failure": failure, "rows": rows}
             KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
             TABLE.write_text(page(kept), encoding="utf-8")
-            embed(README, kept)
+            write_between(README, MARKERS, overview(kept))
     print(f"\n{markdown(found)}\n\nBelow target:\n{below_target(found)}")
     for name, failure in failed.items():
         print(f"failed: bench_{name}.py: {failure}", file=sys.stderr)

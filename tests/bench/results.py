@@ -170,10 +170,3 @@ def _spread(ratios):
         return ""
     low, middle, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (min(ratios), statistics.median(ratios), max(ratios)))
     return f"{middle} ({low} to {high}, {len(ratios)})" if len(ratios) > 1 else middle
-
-
-def embed(readme, kept):
-    """Put the overview into a README, between its markers."""
-    text = readme.read_text(encoding="utf-8")
-    before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
-    readme.write_text(f"{before}{MARKERS[0]}\n{overview(kept)}\n{MARKERS[1]}{after}", encoding="utf-8")
