@@ -57,8 +57,8 @@ def training_loader(dataset: Dataset, batch_size: int, seed: int, sampler: Epoch
     share, rest = divmod(batch_size, world_size())
     if rest:
         raise ValueError(f"data.batch_size {batch_size} does not divide by {world_size()} processes: it counts the samples of all of them together")
-    if len(dataset) < batch_size:  # type: ignore[arg-type]
-        raise ValueError(f"data.batch_size {batch_size} is larger than the training set of {len(dataset)} samples")  # type: ignore[arg-type]
+    if (size := len(dataset)) < batch_size:  # type: ignore[arg-type]
+        raise ValueError(f"data.batch_size {batch_size} is larger than the training set of {size} samples: pass --data.batch_size {size} or less")
     order = EpochSampler(dataset, seed) if sampler is None else sampler  # type: ignore[arg-type]
     return ResumableDataLoader(dataset, batch_size=share, sampler=order, drop_last=True, **options)
 

@@ -114,8 +114,8 @@ def branch(path: Path) -> None:
 
 
 def classes(folder: Path) -> None:
-    """Two classes of 30 pictures."""
-    write_class_folder(folder, per_class=30, height=32, width=32)
+    """Two classes of 50 pictures."""
+    write_class_folder(folder, per_class=50, height=32, width=32)
 
 
 def poison(folder: Path, count: int = 500) -> None:
