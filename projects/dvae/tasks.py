@@ -251,6 +251,7 @@ def poison(
     folder = artefact_folder(trainer) / attack if out is None else claim_folder(out, MANIFEST, source=data.given_root)
     clean, (channels, *size) = data.train_set, data.image_shape
     classes = len(data.class_names)
+    print(f"{attack}: a perturbation for {len(clean)} images of {classes} classes, computed on {trainer.strategy.root_device}", flush=True)
     pattern = make_pattern(
         attack,
         clean,

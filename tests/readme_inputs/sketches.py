@@ -34,11 +34,22 @@ images, depth = torch.rand(1, 3, 256, 256) * 255, torch.rand(1, 1, 256, 256)
 mask = torch.zeros(1, 256, 256)
 mask[:, 50:150, 50:150] = 1""",
     "comad": """import torch
+from projects.comad.traysim import draw_tray
 
-good, validation = ([torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)] * 2 for _ in range(2))
+good, validation = (list(torch.stack([draw_tray(split, i, size=224).image for i in range(8)]).split(4)) for split in ("train", "validation"))
 images = good[0]""",
 }
 """By project: lines that define the names which its README leaves open."""
+
+RUNS: Mapping[str, str] = {
+    "runs/comad": """import shutil
+from pathlib import Path
+
+tested = max(Path("runs/comad").glob("*/artefacts/fit/scores.json"), key=lambda path: path.stat().st_mtime)
+for name in (f"{category}-{seed}" for category in ("breakfast_box", "screw_bag") for seed in range(5)):
+    shutil.copytree(tested.parent, Path("runs/comad", name, "artefacts/fit"), dirs_exist_ok=True)""",
+}
+"""By folder of runs: lines that give the last run whose scores were kept the names of those which Python of a README reads."""
 
 
 def open_names(code: str) -> set[str]:
@@ -54,6 +65,7 @@ def open_names(code: str) -> set[str]:
 
 
 def whole(command: Command) -> str:
-    """Return a README's Python with what its reader would have written before it."""
-    sketch = SKETCHES.get(command.part, "") if open_names(command.text) else ""
-    return f"{sketch}\n{command.text}\n"
+    """Return a README's Python with what its reader would have written, or run, before it."""
+    sketches = [SKETCHES.get(command.part, "")] if open_names(command.text) else []
+    sketches += [lines for folder, lines in RUNS.items() if f'"{folder}"' in command.text]
+    return "\n".join([*sketches, command.text, ""])
