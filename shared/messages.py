@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -28,12 +29,20 @@ TIPS = (
 
 def describe(error: Exception) -> str:
     """Say in words what went wrong: the message alone for errors that are meant for users, else also the kind and how to see the traceback."""
-    text = str(error).strip()
+    text = _own_text(error)
     if isinstance(error, OSError) and error.strerror and not error.filename:
         text = error.strerror
     if text and isinstance(error, ValueError | OSError) and not isinstance(error, UnicodeError):
         return text
     return f"{type(error).__name__}: {text or 'no message'}\n(run the command again with --debug to see where)"
+
+
+def _own_text(error: Exception) -> str:
+    """Return an error's message, without the traceback that torch puts before one which it passes on from a worker process."""
+    text = str(error).strip()
+    if not re.match(r"Caught \w+ in .*\nOriginal Traceback", text):
+        return text
+    return re.split(rf"\n(?:[\w.]+\.)?{type(error).__name__}: ", text)[-1]
 
 
 def say(message: str) -> None:

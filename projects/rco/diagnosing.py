@@ -237,7 +237,8 @@ class Gap(L.Callback):
         lessons, outputs = module.lessons, module.outputs_on("held", module.student)
         own = Answers(labels_of(cast(Dataset, module.data.held_set)).to(outputs.device), outputs)
         anchor, final = lessons.scheduler.legs[-1].anchor, lessons.route.final
-        beside = {epoch: congruence(own, module.outputs_on("held", lessons.guide.at(epoch)), module.embeds) for epoch in (anchor, final)}
+        outputs_of = {epoch: module.outputs_on("held", lessons.guide.at(epoch)) for epoch in (anchor, final)}
+        beside = {epoch: congruence(own, found, module.embeds, module.loss.normalise) for epoch, found in outputs_of.items()}
         accuracies = {} if module.embeds else {"teacher_accuracy": beside[anchor]["teacher_accuracy"], "accuracy": measures(own)["accuracy"]}
         losses = {"congruence": beside[anchor]["congruence"], "final_congruence": beside[final]["congruence"]}
         self.row = {"state": anchor} | accuracies | losses

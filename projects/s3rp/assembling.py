@@ -24,6 +24,8 @@ SUBSTEPS = 5000
 """Time steps of the solver in one frame above which units are taken to be wrong."""
 FILLER = 10
 """Times the largest other value from which on a negative value that comes again is taken for one that stands for a missing one."""
+HUGE = 1e6
+"""The same of a positive value, such as the 1e20 of netCDF files."""
 _log = logging.getLogger(__name__)
 
 
@@ -118,12 +120,12 @@ def _frames(arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], ND
 
 
 def _check_fillers(values: NDArray[np.float32]) -> None:
-    """Refuse a negative value that comes again and again and lies far from all others."""
-    lowest = values.min()
-    others = values[values != lowest]
-    count = len(values) - len(others)
-    if count > 1 and len(others) and -float(lowest) > FILLER * float(np.abs(others).max()):
-        raise ValueError(f"y holds {lowest:g} {count} times, which looks like a missing value ({lowest:g}): write NaN in its place")
+    """Refuse a value that comes again and again and lies far from all others."""
+    for value, times in ((values.min(), -FILLER), (values.max(), HUGE)):
+        others = values[values != value]
+        count, largest = len(values) - len(others), float(np.abs(others).max(initial=0))
+        if count > 1 and len(others) and float(value) / times > largest and (value < 0 or largest > 0):  # a puff in clean air is no filler
+            raise ValueError(f"y holds {value:g} {count} times, which looks like a missing value ({value:g}): write NaN in its place")
 
 
 def _remark(arrays: Mapping[str, NDArray[Any]], reading: Reading, shape: tuple[int, int], coarse: tuple[int, ...], file: str) -> None:

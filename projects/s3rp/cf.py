@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import cftime
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,6 +39,10 @@ SPEEDS = {
     "": 1.0,
 }
 """Units of speed, in metres a second."""
+UNWRITTEN = {"i2": -32767, "i4": -2147483647, "i8": -9223372036854775806, "u2": 65535, "u4": 4294967295, "u8": 18446744073709551614} | dict.fromkeys(
+    ("f4", "f8"), 9.969209968386869e36
+)
+"""By type: what the netCDF libraries leave where nothing was written, if a file has no _FillValue."""
 AXES = {
     "time": ("T", ("time",), ("time", "t", "valid_time")),
     "y": ("Y", ("latitude", "projection_y_coordinate"), ("y", "lat", "latitude", "y_fine")),
@@ -67,13 +71,10 @@ class Variable:
         raw = np.asarray(self.stored[()])
         if raw.dtype.kind not in "fiu":
             raise ValueError(f"variable {self.name} holds {raw.dtype}: expected numbers")
-        absent = ~np.isfinite(raw)
-        for name in ("_FillValue", "missing_value"):
-            for value in np.ravel(self.attributes.get(name, [])):
-                absent |= raw == value
-        low, high = np.ravel(
-            self.attributes.get("valid_range", (self.attributes.get("valid_min", -np.inf), self.attributes.get("valid_max", np.inf)))
-        )
+        fill = self.attributes.get("_FillValue", UNWRITTEN.get(raw.dtype.str[1:], []))
+        absent = ~np.isfinite(raw) | np.isin(raw, _as_stored([*np.ravel(fill), *np.ravel(self.attributes.get("missing_value", []))], raw.dtype))
+        limits = self.attributes.get("valid_range", (self.attributes.get("valid_min", -np.inf), self.attributes.get("valid_max", np.inf)))
+        low, high = _as_stored(np.ravel(limits), raw.dtype)
         absent |= (raw < low) | (raw > high)
         unpacked = raw * self._number("scale_factor", 1.0) + self._number("add_offset", 0.0)
         return np.where(absent, np.nan, unpacked)
@@ -109,6 +110,11 @@ def opened_netcdf(path: Path) -> Iterator[tuple[dict[str, Variable], dict[str, A
     except Exception as error:  # a damaged file makes readers raise almost anything
         is_own = is_open and isinstance(error, ValueError) and str(error).strip()
         raise BadFileError(f"cannot use {path}: {error if is_own else 'it is damaged, or no netCDF file: write it again'}") from error
+
+
+def _as_stored(values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an attribute's numbers in the precision of a variable, as -999.9 in double precision equals no number in single precision."""
+    return np.asarray(values, dtype if dtype.kind == "f" else None)
 
 
 def _own(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,15 +160,22 @@ def unit_of(one: Variable, table: Mapping[str, float], what: str, text: str | No
     raise ValueError(f"variable {one.name} has the unit {text!r}: expected one of {what}, such as {', '.join(name for name in list(table)[:4])}")
 
 
-def clock(one: Variable) -> tuple[float, float]:
-    """Return the seconds in a unit of a time coordinate, and those from 1970 to its beginning (0 where it names none that is understood)."""
+def clock(one: Variable) -> tuple[float, float | None]:
+    """Return the seconds in a unit of a time coordinate, and those from 1970 to its beginning in its own calendar; None where it names none."""
     unit, _, since = one.text("units").partition(" since ")
     seconds = unit_of(one, SECONDS, "time", unit) if unit else 1.0
+    calendar = one.text("calendar") or "standard"
     try:
-        begin = datetime.fromisoformat(since.strip().removesuffix("UTC").strip())
+        begin = cftime.num2date(0, f"seconds since {since}", calendar)
+        return seconds, float(cftime.date2num(begin, "seconds since 1970-01-01", calendar))
     except ValueError:
-        return seconds, 0.0
-    return seconds, (begin if begin.tzinfo else begin.replace(tzinfo=UTC)).timestamp()
+        return seconds, None
+
+
+def seconds_of(one: Variable) -> NDArray[np.float64]:
+    """Return the times of a coordinate in seconds from 1970, or from a beginning that it does not name."""
+    seconds, begin = clock(one)
+    return (begin or 0.0) + one.values() * seconds
 
 
 def rising(coordinate: Variable) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from projects.s3rp.assembling import Reading
 from projects.s3rp.physics import Boundary
 from projects.s3rp.sets import Observations, Sequences, whole
 from projects.s3rp.worlds import World, draw_plumes
@@ -33,6 +34,7 @@ class PlumeData(DataModule):
         num_workers: not used: the sequences lie in memory.
         seed: seed of the order of sequences; drawn plumes have one of their own, world.seed.
         known_source: tells the network where drawn sources are; false to look for them.
+        reading: how to read files that do not say everything themselves.
 
     Attributes:
         factor: r, fine cells along a side of a coarse one.
@@ -56,8 +58,10 @@ class PlumeData(DataModule):
         num_workers: int = 0,
         seed: int = 0,
         known_source: bool = True,
+        reading: Reading = Reading(),  # noqa: B008 - it cannot change
     ) -> None:
         super().__init__(source, root, batch_size, num_workers, seed)
+        self.reading = reading
         self.known_source = known_source
         self.world, self.counts = world, {"train": train, "val": val, "test": test}
         if (least := min(self.counts, key=lambda split: self.counts[split])) and self.counts[least] < 1:
@@ -79,7 +83,7 @@ class PlumeData(DataModule):
             if split not in self._truths:
                 from projects.s3rp.layouts import find_truth
 
-                self._truths[split] = find_truth(self.root, split, self.observations(split))
+                self._truths[split] = find_truth(self.root, split, self.observations(split), self.reading)
         elif split not in self._truths:
             self._truths[split] = draw_plumes(self.world, self.counts[split], split).truth
         return self._truths[split]
@@ -88,7 +92,7 @@ class PlumeData(DataModule):
         if self.source == "files":
             from projects.s3rp.layouts import read_split
 
-            self._observations[split] = read_split(self.root, split)
+            self._observations[split] = read_split(self.root, split, self.reading)
         else:
             count, world = self.counts[split], self.world
             if count * world.frames * (world.size * world.refine) ** 2 >= MANY and rank() == 0:

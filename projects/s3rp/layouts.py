@@ -13,7 +13,7 @@ c_true       (B, T, N, N), in the file of the truth alone
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,11 @@ def read_placed(path: str | Path, reading: Reading | None = None, horizon: int =
         from projects.s3rp.netcdf import read_netcdf
 
         return read_netcdf(path, reading, horizon)
-    if path.suffix.lower() in HDF5 and path.is_file():
-        from projects.s3rp.benchmarks import is_benchmark, read_benchmark
+    if _is_benchmark(path):
+        from projects.s3rp.benchmarks import read_benchmark
 
-        if is_benchmark(path):
-            observations = read_benchmark(path, reading, horizon)[0]
-            return observations, regular(observations)
+        observations = read_benchmark(path, reading, horizon)[0]
+        return observations, regular(observations)
     arrays = read_arrays(path, NAMES)
     try:
         observations = assemble(arrays, reading, horizon, path.name)
@@ -145,19 +144,20 @@ def write_truth(path: str | Path, truth: Tensor, source: Tensor | None = None) -
     write_arrays(Path(path).expanduser(), {"c_true": truth.numpy()} | ({} if source is None else {"source": source.numpy()}))
 
 
-def read_truth(path: str | Path, observations: Observations | None = None) -> Truth:
+def read_truth(path: str | Path, observations: Observations | None = None, reading: Reading | None = None) -> Truth:
     """Read the truth.
 
     Args:
         path: file that has `c_true`, (B, T, H, W); or a file of PDEBench or The Well, of which the fine fields are taken.
         observations: what it must fit.
+        reading: how their file was read.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: see `read_observations`.
         BadFileError: if there is no `c_true`, or it is not finite, or does not fit.
     """
     path = Path(path).expanduser()
-    arrays = _benchmark_truth(path, observations) or read_arrays(path, ("c_true", "source"))
+    arrays = _benchmark_truth(path, observations, reading or Reading()) or read_arrays(path, ("c_true", "source"))
     if "c_true" not in arrays:
         raise BadFileError(f"cannot use {path}: it has no array c_true, the fine fields (B, T, N, N)")
     for name, array in arrays.items():
@@ -186,27 +186,37 @@ def read_split(root: str | Path, split: str, reading: Reading | None = None) -> 
     return read_observations(file, reading)
 
 
-def find_truth(root: str | Path, split: str, observations: Observations | None = None) -> Tensor | None:
+def find_truth(root: str | Path, split: str, observations: Observations | None = None, reading: Reading | None = None) -> Tensor | None:
     """Read the fine fields of a split, (B, T, H, W), from `truth/<split>.npz`, or of the test split also `truth.npz`; None if nobody knows them.
+
+    Files of PDEBench and The Well are their own truth.
 
     Raises:
         ValueError, BadFileError, ModuleNotFoundError: see `split_file` and `read_truth`.
     """
     root = Path(root).expanduser()
-    file = split_file(root / "truth", split) or (split_file(root, "truth") if split == "test" else None)
-    return None if file is None else read_truth(file, observations).field
+    file = split_file(root / "truth", split) or (split_file(root, "truth") if split == "test" else None) or split_file(root, split)
+    if file is None or (file.parent == root and file.stem == split and not _is_benchmark(file)):
+        return None
+    return read_truth(file, observations, reading).field
 
 
-def _benchmark_truth(path: Path, observations: Observations | None) -> dict[str, NDArray[Any]]:
-    """Return the fine fields of a benchmark's file as `c_true`; nothing for other files."""
+def _is_benchmark(path: Path) -> bool:
     if path.suffix.lower() not in HDF5 or not path.is_file():
-        return {}
-    from projects.s3rp.benchmarks import is_benchmark, read_benchmark
+        return False
+    from projects.s3rp.benchmarks import is_benchmark
 
-    if not is_benchmark(path):
+    return is_benchmark(path)
+
+
+def _benchmark_truth(path: Path, observations: Observations | None, reading: Reading) -> dict[str, NDArray[Any]]:
+    """Return the fine fields of a benchmark's file as `c_true`; nothing for other files."""
+    if not _is_benchmark(path):
         return {}
-    physics = None if observations is None else observations.physics
-    reading = Reading(None if observations is None else observations.factor, diffusivity=None if physics is None else physics.diffusivity)
+    from projects.s3rp.benchmarks import read_benchmark
+
+    if observations is not None:
+        reading = replace(reading, factor=observations.factor, diffusivity=observations.physics.diffusivity)
     return {"c_true": read_benchmark(path, reading)[1].numpy()}
 
 

@@ -56,11 +56,10 @@ def _peak(truth: Tensor) -> Tensor:
 def ssim(fields: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity of each frame, (B, T, H, W) -> (B, T) float64: a flat window of `WINDOW` cells, the range of `psnr`, as in scikit-image.
 
-    Raises:
-        ValueError: if the grid is smaller than the window.
+    NaN of grids that are smaller than the window.
     """
     if min(truth.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs fields of at least {WINDOW} cells a side, got {tuple(truth.shape[-2:])}")
+        return torch.full(truth.shape[:2], torch.nan, dtype=torch.float64, device=truth.device)
     peak = _peak(truth).double()
     x, y = fields.double() / peak, truth.double() / peak
     mean_x, mean_y, square_x, square_y, product = (F.avg_pool2d(part, WINDOW, 1) for part in (x, y, x * x, y * y, x * y))

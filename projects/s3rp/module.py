@@ -19,7 +19,7 @@ from projects.s3rp.losses import coarse_loss, negativity, residual_loss, roughne
 from projects.s3rp.model import SRCNN, FineNet, Grid
 from projects.s3rp.observing import block_mean
 from projects.s3rp.options import Divergence, Form, Net, check_options
-from projects.s3rp.physics import Boundary, Physics, Wind, at_frame, of_frames
+from projects.s3rp.physics import Boundary, Physics, Wind, at_frame, of_frames, together
 from projects.s3rp.scaling import Scaled, scale, solver_of
 from projects.s3rp.sets import Batch
 from projects.s3rp.stochastic import LatentCritic, LatentNet, latent_discrepancy, pooled_pairs
@@ -290,7 +290,7 @@ class PlumeSuperResolution(L.LightningModule):
         parts = {"coarse": coarse_loss(fields, scaled.coarse, scaled.mask & ~ahead)}
         known = fields.shape[1] - (given.forecast if self.propagator is not None and bool(ahead.any()) else 0)
         if given.lambda_physics and known > 1:
-            source = of_frames(_together(scaled.source, found), 0, known)
+            source = of_frames(together(scaled.source, found), 0, known)
             parts["physics"] = self.physics_loss(fields[:, :known], scaled.wind.frames(0, known), physics, source)
         if given.lambda_forecast and given.forecast:
             parts["forecast"] = coarse_loss(fields, scaled.coarse, ahead)
@@ -387,12 +387,7 @@ class PlumeSuperResolution(L.LightningModule):
         size, loss = len(shown), score
         self.log("val/coarse", score, batch_size=size, sync_dist=True)
         if fields.shape[1] > 1:
-            moved = self.physics_loss(fields, scaled.wind, physics, _together(scaled.source, found))
+            moved = self.physics_loss(fields, scaled.wind, physics, together(scaled.source, found))
             self.log("val/physics", moved, batch_size=size, sync_dist=True)
             loss = score + self.hparams.lambda_physics * moved
         self.log("val/loss", loss, batch_size=size, prog_bar=True, sync_dist=True)
-
-
-def _together(known: Tensor | None, found: Tensor | None) -> Tensor | None:
-    """Return the rates of release of sources that are known and of those that were found."""
-    return found if known is None else known if found is None else known + found

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projects.s3rp.assembling import Reading, assemble, check_gaps, frame_time
-from projects.s3rp.cf import AXES, EARTH, METRES, SPEEDS, UNEVEN, Variable, axis_of, clock, is_falling, opened_netcdf, rising, unit_of
+from projects.s3rp.cf import AXES, EARTH, METRES, SPEEDS, UNEVEN, Variable, axis_of, clock, is_falling, opened_netcdf, rising, seconds_of, unit_of
 from projects.s3rp.layouts import Coordinates
 from projects.s3rp.sets import Observations
 from projects.s3rp.winds import resampled
@@ -51,7 +51,7 @@ def read_netcdf(path: Path, reading: Reading, horizon: int = 0) -> tuple[Observa
         frames = time[0] + interval * np.arange(round((time[-1] - time[0]) / interval) + 1 + horizon)
         for name in ("u", "v"):
             wanted = reading.wind_u if name == "u" else reading.wind_v
-            arrays[f"{name}_centre"] = _wind(variables, name, wanted, frames, (y, x), metres, reading.factor)
+            arrays[f"{name}_centre"] = _wind(variables, name, wanted, axes["time"], frames, (y, x), metres, reading.factor)
         if "diffusivity" in attributes:
             arrays["D"] = np.ravel(attributes["diffusivity"]).astype(np.float64)
         given = replace(reading, interval=interval, boundary=reading.boundary or "open", clean_wind=True)
@@ -108,10 +108,7 @@ def _on_grid(one: Variable, axes: Mapping[str, Variable]) -> NDArray[np.float64]
 
 def _places(axes: Mapping[str, Variable], metres: tuple[float, float] | None = None) -> tuple[Any, Any, Any, tuple[float, float]]:
     """Return times in seconds, the places of rows and columns in metres, rising, and the metres in their units along y and x."""
-    time = np.zeros(1)
-    if "time" in axes:
-        seconds, begin = clock(axes["time"])
-        time = begin + axes["time"].values() * seconds
+    time = seconds_of(axes["time"]) if "time" in axes else np.zeros(1)
     y, x = rising(axes["y"]), rising(axes["x"])
     if metres is None and axes["y"].text("units").lower().startswith("degree"):
         degree = np.pi / 180 * EARTH
@@ -124,6 +121,7 @@ def _wind(
     variables: Mapping[str, Variable],
     kind: str,
     name: str | None,
+    clock_of: Variable,
     frames: NDArray[Any],
     coarse: Sequence[NDArray[Any]],
     metres: tuple[float, float],
@@ -153,6 +151,7 @@ def _wind(
         if given[0] < have[0] - margin or given[-1] > have[-1] + margin:
             raise ValueError(f"variable {one.name} does not cover the scalar's cells along {letter}: cut the scalar, or take winds of a larger area")
     if len(time) > 1:
+        _check_times(one.name, axes["time"], clock_of)
         values = resampled(values, 0, time, frames)
     for axis, have, given in ((-2, y, coarse[0]), (-1, x, coarse[1])):
         count = len(given) * factor if factor is not None else len(have)
@@ -161,6 +160,20 @@ def _wind(
         if len(wanted) != len(have) or np.abs(wanted - have).max() > UNEVEN * step:
             values = resampled(values, axis, have, wanted)
     return values[None]
+
+
+def _check_times(name: str, have: Variable, given: Variable) -> None:
+    """Refuse a wind of other times than the scalar's, by its clock or by what it covers; a step beyond its ends is allowed."""
+    if have.name == given.name:
+        return
+    if have.text("units") != given.text("units") and None in (clock(have)[1], clock(given)[1]):
+        units = f"{have.text('units')!r} and {given.text('units')!r}"
+        raise ValueError(f"coordinates {have.name} and {given.name} have the units {units}: write both as 'seconds since YYYY-MM-DD hh:mm:ss'")
+    theirs, frames = seconds_of(have), seconds_of(given)
+    before, after = (float(value) / 3600 for value in (theirs[0] - frames[0], frames[-1] - theirs[-1]))
+    if max(before, after) * 3600 > (theirs[-1] - theirs[0]) / (len(theirs) - 1):
+        state = f"begins {before:.3g} hours after" if before > after else f"ends {after:.3g} hours before"
+        raise ValueError(f"variable {name} {state} the scalar: take winds of the same times, or correct the units of {have.name}")
 
 
 def _coordinates(axes: Mapping[str, Variable], scalar: Variable, observations: Observations, interval: float) -> Coordinates:

@@ -119,6 +119,13 @@ def draw_members(
     return fields, _finite(drawn + (fields - drawn.mean(0)))
 
 
+def find_release(module: PlumeSuperResolution, one: Observations) -> Tensor | None:
+    """Return the rates of release, (B, 1, H, W), that a network finds which looks for them; None of another one."""
+    if not module.hparams.find_source:
+        return None
+    return _finite(module.find_sources({name: value.to(module.device) for name, value in one.batch().items()}, one.physics).float().cpu())
+
+
 def look_out(
     trainer: ProjectTrainer, module: PlumeSuperResolution, one: Observations, prior: FieldPrior | None, members: int, kappa: float, key: str
 ) -> Outlook:
@@ -133,9 +140,7 @@ def look_out(
         kappa: by which the spread is multiplied, see `inflation_of`.
         key: of the random numbers, together with the sequences' names.
     """
-    source = None
-    if module.hparams.find_source:
-        source = _finite(module.find_sources({name: value.to(module.device) for name, value in one.batch().items()}, one.physics).float().cpu())
+    source = find_release(module, one)
     if not members:
         return Outlook(estimate(trainer, module, one), source=source)
     mean, drawn = draw_members(trainer, module, one, prior, members, key, *one.names)

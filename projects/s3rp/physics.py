@@ -35,6 +35,11 @@ def at_frame(values: Tensor | None, frame: int) -> Tensor | None:
     return None if values is None else values[:, min(frame, values.shape[1] - 1)]
 
 
+def together(known: Tensor | None, found: Tensor | None) -> Tensor | None:
+    """Return the rates of release of sources that are known and of those that were found."""
+    return found if known is None else known if found is None else known + found
+
+
 @overload
 def of_frames(values: Tensor, begin: int, end: int) -> Tensor: ...
 @overload

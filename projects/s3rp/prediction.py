@@ -274,10 +274,11 @@ def _mark(folder: Path, name: str) -> Path:
 def _row(name: str, one: Observations, outlook: Outlook, kappa: float | None, remarks: Sequence[str], background: float) -> dict[str, Any]:
     """Measure a sequence, its background taken off; nothing here needs a truth."""
     from projects.s3rp.metrics import inconsistency, residual
+    from projects.s3rp.physics import together
 
     mean, area = outlook.mean + background, math.prod(one.physics.spacing)
     apart = inconsistency(outlook.mean, one.coarse, one.mask)
-    moved = residual(outlook.mean, one.wind, one.physics, one.source) if one.frames > 1 else torch.full((1, 1), torch.nan)
+    moved = residual(outlook.mean, one.wind, one.physics, together(one.source, outlook.source)) if one.frames > 1 else torch.full((1, 1), torch.nan)
     ahead, empty = forecast_frames(one), int((~one.mask[0].flatten(1).any(1)).sum())
     return {
         "sequence": name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -15,8 +15,8 @@ from projects.s3rp.calibration import inflate
 from projects.s3rp.classical import METHODS, last_observed
 from projects.s3rp.figures import draw_by_frame, draw_calibration, draw_fields, draw_spectra
 from projects.s3rp.metrics import EnsembleErrors, FieldErrors, inconsistency, residual
-from projects.s3rp.outlook import can_tell_hidden, draw_members, estimate, inflation_of, look_out, prior_of
-from projects.s3rp.physics import Wind
+from projects.s3rp.outlook import can_tell_hidden, draw_members, estimate, find_release, inflation_of, look_out, prior_of
+from projects.s3rp.physics import Wind, together
 from shared.loggers import artefact_folder, log_figure, log_table
 from shared.results import markdown
 
@@ -82,8 +82,9 @@ class Testing(L.LightningModule):
         some, truth = self.observations.select(batch["index"].tolist()), self.truth[batch["index"].cpu()]
         own, drawn = self._drawn(trainer, some)
         fields = {name: METHODS[name](some) for name in self.references} | {OURS: own}
+        seen = dict.fromkeys(self.references, some) | {OURS: replace(some, source=together(some.source, find_release(self.network, some)))}
         for name, made in fields.items():
-            self._metric(self.errors[name]).update(made, truth, some.batch(), some.physics, {"bicubic": fields["bicubic"]})
+            self._metric(self.errors[name]).update(made, truth, seen[name].batch(), some.physics, {"bicubic": fields["bicubic"]})
         if drawn is not None:
             index = batch["index"].cpu()
             for kind, metric in self.ensembles.items():
@@ -124,9 +125,10 @@ def test(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData,
         return _without_truth(trainer, module, observations)
     testing = Testing(module, data, members)
     L.Trainer.test(trainer, testing, data.test_dataloader(), verbose=False)
-    measured = {name: _computed(metric) for name, metric in testing.errors.items()}
+    device = trainer.strategy.root_device
+    measured = {name: _computed(metric, device) for name, metric in testing.errors.items()}
     rows = [_row(name, one) for name, one in measured.items()]
-    spreads = {kind: _computed(metric) for kind, metric in testing.ensembles.items()}
+    spreads = {kind: _computed(metric, device) for kind, metric in testing.ensembles.items()}
     ensembles = [{"ensemble": kind} | {name: round(float(one[name]), 5) for name in SPREAD} for kind, one in spreads.items()]
     summary = _summary(measured, spreads, testing.kappa)
     if trainer.is_global_zero:
@@ -137,9 +139,12 @@ def test(trainer: ProjectTrainer, module: PlumeSuperResolution, data: PlumeData,
     return Tested(rows, ensembles, summary)
 
 
-def _computed(metric: nn.Module) -> dict[str, Tensor]:
+def _computed(metric: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Return the measures of all processes together, on the CPU; sums are exchanged on their device, as NCCL exchanges nothing else."""
     assert isinstance(metric, FieldErrors | EnsembleErrors)
-    return metric.compute()
+    measured = {name: value.cpu() for name, value in metric.to(device).compute().items()}
+    metric.to("cpu")
+    return measured
 
 
 def _row(name: str, measured: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -211,10 +216,11 @@ def _without_truth(trainer: ProjectTrainer, module: PlumeSuperResolution, observ
     """Say how well fields agree with the observations and the physics, which no truth is needed for."""
     module.to(trainer.strategy.root_device)
     fields = {name: METHODS[name](observations) for name in REFERENCES} | {OURS: estimate(trainer, module, observations)}
+    released = dict.fromkeys(REFERENCES, observations.source) | {OURS: together(observations.source, find_release(module, observations))}
     rows = []
     for name, made in fields.items():
         agreement = inconsistency(made, observations.coarse, observations.mask).nanmean()
-        moved = residual(made, observations.wind, observations.physics, observations.source).mean() if observations.frames > 1 else torch.zeros(())
+        moved = residual(made, observations.wind, observations.physics, released[name]).mean() if observations.frames > 1 else torch.zeros(())
         rows.append({"method": name, "inconsistency": float(agreement), "residual": float(moved)})
     if trainer.is_global_zero:
         log_table(trainer, "methods", rows)

@@ -207,10 +207,18 @@ def build_model(
     return VerticalModel(nets, heads.build_head(head, [net.outputs for net in nets], classes, layers, seed, outputs))  # type: ignore[arg-type]
 
 
+class Auroc(BinaryAUROC):
+    """Area under the ROC curve; NaN of samples of one class, which have none (torchmetrics says 0, as of the worst order)."""
+
+    def compute(self) -> Tensor:
+        seen = torch.cat([labels.flatten() for labels in self.target]) if isinstance(self.target, list) else self.target
+        return super().compute() if len(seen.unique()) == 2 else torch.full((), torch.nan, device=seen.device)
+
+
 def metrics(classes: int, prefix: str) -> MetricCollection:
-    """Return the metrics of a stage: accuracy, and with two classes the area under the ROC curve."""
+    """Return the metrics of a stage: accuracy, and with two classes the area under the ROC curve, NaN if only one of them is there."""
     found: dict[str, Any] = {"accuracy": MulticlassAccuracy(classes, average="micro")}
-    return MetricCollection(found | ({"auroc": BinaryAUROC()} if classes == 2 else {}), prefix=prefix, compute_groups=False)
+    return MetricCollection(found | ({"auroc": Auroc()} if classes == 2 else {}), prefix=prefix, compute_groups=False)
 
 
 def update(collection: MetricCollection, logits: Tensor, labels: Tensor) -> None:

@@ -24,6 +24,11 @@ images, masks = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8), torch.
 masks[:, 20:40, 20:40] = 1""",
     "moe_ffd": "import torch\n\nimages = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)",
     "forgery_nas": "import torch\n\nimages = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)",
+    "rsknet": """import numpy as np
+import soundfile
+
+for name in ("a.wav", "b.wav"):
+    soundfile.write(name, np.random.default_rng(len(name)).uniform(-0.5, 0.5, 48000), 16000)""",
     "tripinet": """import torch
 
 images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -39,7 +44,7 @@ from projects.comad.traysim import draw_tray
 good, validation = (list(torch.stack([draw_tray(split, i, size=224).image for i in range(8)]).split(4)) for split in ("train", "validation"))
 images = good[0]""",
 }
-"""By project: lines that define the names which its README leaves open."""
+"""By project: lines that define the names, and write the recordings, which its README leaves open."""
 
 RUNS: Mapping[str, str] = {
     "runs/comad": """import shutil
@@ -66,6 +71,6 @@ def open_names(code: str) -> set[str]:
 
 def whole(command: Command) -> str:
     """Return a README's Python with what its reader would have written, or run, before it."""
-    sketches = [SKETCHES.get(command.part, "")] if open_names(command.text) else []
+    sketches = [SKETCHES.get(command.part, "")] if open_names(command.text) or "a.wav" in command.text else []
     sketches += [lines for folder, lines in RUNS.items() if f'"{folder}"' in command.text]
     return "\n".join([*sketches, command.text, ""])

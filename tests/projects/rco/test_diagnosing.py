@@ -215,3 +215,23 @@ def test_a_route_is_shown_without_samples_held_out(route, tmp_path, capsys):
     assert found.choices["eei"][-1] == route.final
     assert "greedy" not in found.choices
     assert "hardness is judged on samples held out of training, and there are none" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_gap_of_embeddings_is_the_loss_that_trains_them(monkeypatch, normalise):
+    chance = torch.Generator().manual_seed(0)
+    own, anchor, final = (torch.randn(20, 8, generator=chance) * length for length in (1, 3, 1))
+    outputs = {"student": own, 2: anchor, 5: final}
+    lessons = SimpleNamespace(
+        scheduler=SimpleNamespace(legs=[SimpleNamespace(anchor=2)]), route=SimpleNamespace(final=5), guide=SimpleNamespace(at=lambda epoch: epoch)
+    )
+    module = SimpleNamespace(
+        lessons=lessons, student="student", embeds=True, loss=Loss("mimic", normalise=normalise), data=SimpleNamespace(held_set=None)
+    )
+    module.outputs_on = lambda _, net: outputs[net]
+    monkeypatch.setattr("projects.rco.diagnosing.labels_of", lambda _: torch.zeros(20, dtype=torch.long))
+    judge = Gap()
+    judge.on_fit_end(None, module)
+    for name, other in (("congruence", anchor), ("final_congruence", final)):
+        ours, theirs = (F.normalize(part, dim=1) if normalise else part for part in (own, other))
+        assert judge.row[name] == pytest.approx(float((ours - theirs).square().sum(1).mean() / 2), rel=1e-5)

@@ -12,6 +12,7 @@ import torch
 from projects.s3rp.arrays import check_room, read_arrays, write_arrays
 from projects.s3rp.assembling import Reading, assemble, frame_time
 from projects.s3rp.benchmarks import read_benchmark
+from projects.s3rp.data import PlumeData
 from projects.s3rp.layouts import find_truth, read_observations, read_placed, read_split, read_truth, write_observations, write_truth
 from projects.s3rp.observing import block_mean
 from projects.s3rp.physics import Wind, divergence, wind_from_stream
@@ -109,6 +110,7 @@ WRONG = {
     "no y": ({"y": None}, "no array y"),
     "words": ({"y": np.array(["a"])}, "y holds <U1"),
     "flat y": ({"y": np.ones((4, 4))}, "y has the shape"),
+    "large fillers": ({"y": np.where(np.arange(4) == 2, 1e20, np.ones((2, 3, 4, 4)))}, r"1e\+20 24 times, which looks like a missing value"),
     "fillers": ({"y": np.where(np.arange(4) == 2, -9999, np.ones((2, 3, 4, 4)))}, r"-9999 24 times, which looks like a missing value .* write NaN"),
     "divergence": ({"u": 3 * np.random.default_rng(0).random((16, 16))}, "set --clean_wind true"),
     "infinite y": ({"y": np.full((2, 3, 4, 4), np.inf)}, "infinite"),
@@ -330,6 +332,61 @@ def test_netcdf_is_read_after_the_conventions(tmp_path, kind):
         read_observations(tmp_path / "a.nc", Reading(factor=4))
 
 
+def winds_that_rise(file, units="seconds since 2024-05-01 00:00:00", fill=None, **attributes):
+    """Four frames ten minutes apart, and a wind of 1, 2, 3 and 4 m/s at the same times by a clock of its own."""
+    steps = np.arange(4) / 6 if units.startswith("hours") else np.arange(4) * 600.0
+    scalar = np.random.default_rng(0).random((4, 8, 8)).astype(np.float32)
+    if fill is not None:
+        scalar[:, :2, :3] = fill
+    speeds = np.broadcast_to(np.arange(1.0, 5)[:, None, None], (4, 8, 8))
+    content = {
+        "time": (("time",), np.arange(4) * 600.0, {"units": "seconds since 2024-05-01 00:00:00"}),
+        "wtime": (("wtime",), steps, {"units": units, "standard_name": "time"}),
+        **{axis: ((axis,), np.arange(8) * 1000.0, {"units": "m"}) for axis in "yx"},
+        "no2": (("time", "y", "x"), scalar, {"units": "1"} | attributes),
+        **{name: (("wtime", "y", "x"), speeds, {"units": "m/s"}) for name in "uv"},
+    }
+    _write_netcdf4(file, content)
+    return file
+
+
+@pytest.mark.parametrize(
+    "units",
+    ["hours since 2024-5-1 0:0:0", "seconds since 2024-05-01T02:00:00+02:00", "seconds since 2024-05-01 00:00:0.0", "hours since 2024-05-01 UTC"],
+)
+def test_winds_are_taken_by_their_own_clock(tmp_path, units):
+    found = read_observations(winds_that_rise(tmp_path / "a.nc", units), Reading(factor=2, diffusivity=1.0))
+    np.testing.assert_allclose(found.wind.u[0, :, 5, 5], [1, 2, 3, 4], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ("seconds since 2019-05-01 00:00:00", r"variable u ends .* hours before the scalar: take winds of the same times, or correct .* wtime"),
+        ("hours since 2024-05-01 06:00:00", r"variable u begins 6 hours after the scalar"),
+        ("seconds since the release", r"coordinates wtime and time have the units 'seconds since the release' and .*: write both as"),
+    ],
+)
+def test_winds_of_other_times_are_refused(tmp_path, units, message):
+    with pytest.raises(BadFileError, match=message):
+        read_observations(winds_that_rise(tmp_path / "a.nc", units), Reading(factor=2, diffusivity=1.0))
+
+
+@pytest.mark.parametrize(
+    ("fill", "attributes"),
+    [
+        (-999.9, {"missing_value": np.float64(-999.9)}),
+        (1e20, {"_FillValue": np.float64(1e20)}),
+        (9.969209968386869e36, {}),
+        (2.1, {"valid_max": np.float64(2.0)}),
+    ],
+)
+def test_what_stands_for_missing_values_is_known_in_single_precision(tmp_path, fill, attributes):
+    found = read_observations(winds_that_rise(tmp_path / "a.nc", fill=fill, **attributes), Reading(factor=2, diffusivity=1.0))
+    assert int((~found.mask).sum()) == 4 * 2 * 3
+    assert float(found.coarse.max()) < 1
+
+
 def _write_netcdf3(file, content):
     from scipy.io import netcdf_file
 
@@ -387,6 +444,19 @@ def test_pdebench_flow_that_carries_particles_is_read(tmp_path):
     torch.testing.assert_close(read_truth(file, found).field, truth)
     ahead = read_observations(file, Reading(diffusivity=1e-3), horizon=2)
     assert ahead.mask.flatten(2).any(2)[0].tolist() == [True, True, True, False, False]
+
+
+def test_what_benchmarks_and_netcdf_files_of_a_root_lack_is_given_by_options_and_benchmarks_are_their_own_truth(tmp_path):
+    rng = np.random.default_rng(0)
+    content = {"particles": rng.random((2, 3, 8, 8, 1)), "velocity": 0.01 * rng.random((2, 3, 8, 8, 2)), "t": np.tile([0, 0.1, 0.2], (2, 1))}
+    _hdf5(tmp_path / "test.h5", content)
+    data = PlumeData("files", str(tmp_path), reading=Reading(factor=2, diffusivity=1e-3))
+    assert (data.factor, data.observations("test").physics.diffusivity) == (2, 1e-3)
+    torch.testing.assert_close(block_mean(data.truth("test"), 2), data.observations("test").coarse)
+    (tmp_path / "winds").mkdir()
+    winds_that_rise(tmp_path / "winds" / "test.nc")
+    data = PlumeData("files", str(tmp_path / "winds"), reading=Reading(factor=4, diffusivity=1.0))
+    assert (data.factor, data.truth("test")) == (4, None)
 
 
 def test_pdebench_compressible_density_is_read(tmp_path):

@@ -29,6 +29,15 @@ def test_a_judgement_is_that_of_scikit_learn():
         assert set(judge(three.model.head, three.model.embed(drawn()[0]), drawn()[1], 3)) == {"accuracy", "loss"}
 
 
+def test_records_of_one_class_have_no_area_under_a_curve():
+    blocks, labels = drawn(records=20)
+    ours = simulator(blocks=blocks, labels=labels % 2)
+    with torch.no_grad():
+        found = judge(ours.model.head, ours.model.embed(blocks), torch.ones(20, dtype=torch.long), 2)
+    assert math.isnan(found["auroc"])
+    assert 0 <= found["accuracy"] <= 1
+
+
 def evaluated(recorder, ours, moment):
     with torch.no_grad():
         return recorder.evaluate(moment, ours.server, ours.model.embed(drawn()[0]), drawn()[1], ours.costs.up, ours.costs.down)
