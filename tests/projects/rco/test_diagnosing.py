@@ -225,13 +225,12 @@ def test_the_gap_of_embeddings_is_the_loss_that_trains_them(monkeypatch, normali
     lessons = SimpleNamespace(
         scheduler=SimpleNamespace(legs=[SimpleNamespace(anchor=2)]), route=SimpleNamespace(final=5), guide=SimpleNamespace(at=lambda epoch: epoch)
     )
-    module = SimpleNamespace(
-        lessons=lessons, student="student", embeds=True, loss=Loss("mimic", normalise=normalise), data=SimpleNamespace(held_set=None)
-    )
+    data, loss = SimpleNamespace(held_set=None), Loss("mimic", normalise=normalise)
+    module = SimpleNamespace(lessons=lessons, student="student", embeds=True, loss=loss, data=data)
     module.outputs_on = lambda _, net: outputs[net]
     monkeypatch.setattr("projects.rco.diagnosing.labels_of", lambda _: torch.zeros(20, dtype=torch.long))
     judge = Gap()
     judge.on_fit_end(None, module)
     for name, other in (("congruence", anchor), ("final_congruence", final)):
         ours, theirs = (F.normalize(part, dim=1) if normalise else part for part in (own, other))
-        assert judge.row[name] == pytest.approx(float((ours - theirs).square().sum(1).mean() / 2), rel=1e-5)
+        assert judge.row[name] == pytest.approx(float((ours - theirs).square().mean()), rel=1e-5)
