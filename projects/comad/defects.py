@@ -41,6 +41,8 @@ class DefectType:
         return max(1, int(self.threshold * area) if self.is_relative else min(int(self.threshold), area))
 
 
+HARD = 16
+"""Levels that a mask without soft edges has at most; some sets number their defects, from 1 on."""
 WHOLE = DefectType("defect", 255)
 """What masks without a configuration are of: all of the defect counts."""
 
@@ -125,17 +127,19 @@ def read_defect(path: Path, size: tuple[int, int], types: Mapping[int, DefectTyp
     Args:
         path: the mask.
         size: height and width of its picture.
-        types: what pixel values mean; None takes every pixel above 0 as `WHOLE`.
+        types: what pixel values mean; None takes every pixel above 0 as `WHOLE`, or above half of the largest level in a mask with soft edges. In
+            colours the strongest channel counts; transparent pixels are 0.
 
     Raises:
         BadFileError: if the mask is damaged, empty, of another size than its picture, or holds no value, or not one only, of `types`.
         FileNotFoundError: if it is missing.
     """
-    levels = (read_image(path, "L")[0] * 255).round().to(torch.uint8)
+    levels = (read_image(path, ground="black").amax(0) * 255).round().to(torch.uint8)
     if tuple(levels.shape) != size:
         here, there = (f"{height} x {width}" for height, width in (levels.shape, size))
         raise BadFileError(f"the mask {path} has {here} pixels (height x width), its picture {there}: masks must have the size of their picture")
-    mask = levels > 0
+    is_soft = types is None and len(levels.unique()) > HARD
+    mask = levels > (levels.max() // 2 if is_soft else 0)
     if not mask.any():
         raise BadFileError(f"the mask {path} marks nothing: remove it, or mark its defect")
     if types is None:

@@ -225,13 +225,13 @@ class SaliencyData(DataModule):
         train, tests = (by_set(sample for sample in samples if sample.split == split) for split in ("train", "test"))
         train = _chosen(train, self._training_names(), "train_sets", "training") if self.is_learning else {}
         tests = _chosen(tests, options.test_sets, "test_sets", "test")
-        train, tests = ({name: check_samples(own, options.on_bad_file) for name, own in sets.items()} for sets in (train, tests))
+        reading = self.reading
+        _check_inverted(reading.inverted, {sample.dataset for sample in samples})
+        train, tests = ({name: check_samples(own, reading, options.on_bad_file) for name, own in sets.items()} for sets in (train, tests))
         _check_releases(train, tests)
         if options.duplicates is not None and train:
             train = by_set(guard(_joined(train), _joined(tests), options.duplicates, options.on_duplicate))
         self.train_names = list(train)
-        reading = self.reading
-        _check_inverted(reading.inverted, {sample.dataset for sample in samples})
         learnt, held_out = _divided(train, options.val_fraction, self.seed)
         return SampleFiles(learnt, reading), SampleFiles(held_out, reading), {name: SampleFiles(own, reading) for name, own in tests.items()}
 

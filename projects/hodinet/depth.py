@@ -46,7 +46,7 @@ def read_depth(path: Path, invert: bool = False, normalise: bool = True, thermal
     """
     if thermal:
         return nearness(read_image(path, "L"), invert, normalise)
-    channels = read_image(path)
+    channels = read_image(path, ground="black")  # transparent: not measured
     if max((channels[0] - other).abs().mean() for other in channels[1:]) > _COLOURED:
         raise BadFileError(f"{path} shows depth in colours, whose order is not known: take the grey map of 8 or 16 bits")
     return nearness(channels[:1], invert, normalise)

@@ -22,7 +22,7 @@ from shared.data.folders import OnBadFile
 from shared.data.offline import Split
 from shared.data.selection import evenly_spaced
 
-_MARKED = 128.5 / 255
+_MARKED, _NOISE = 128, 8  # of 255; what compression leaves in an empty mask is less than the latter
 _POLARITY = 50  # pictures of a set
 _log = logging.getLogger(__name__)
 
@@ -120,7 +120,8 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> Tensor:
         size: its height and width.
 
     Returns:
-        (1, H, W) uint8: 1 above 128 of 255, as measures have it, or above 0 in a file that holds 0 and 1 only. It may mark nothing.
+        (1, H, W) uint8: 1 above 128 of 255, as measures have it, or above half of the largest level in a file that has none above 128, such as one of
+        0 and 1. In colours the strongest channel counts; transparent pixels are 0. It may mark nothing.
 
     Raises:
         BadFileError: if the mask is damaged, or of another size than the picture.
@@ -128,19 +129,21 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> Tensor:
     """
     if sample.mask is None:
         return torch.zeros(1, *size, dtype=torch.uint8)
-    levels = read_image(sample.mask, "L")
+    levels = (read_image(sample.mask, ground="black").amax(0, keepdim=True) * 255).round()
     found = (levels.shape[1], levels.shape[2])
     if found != size:
         shapes = f"{found[0]} x {found[1]} pixels (height x width), its picture {sample.image} {size[0]} x {size[1]}"
         raise BadFileError(f"the mask {sample.mask} has {shapes}: take the files of one release")
-    return (levels > (_MARKED if levels.max() > 1.5 / 255 else 0)).byte()
+    largest = levels.max()
+    return (levels > (_MARKED if largest > _MARKED else 0 if largest <= 1 else (largest / 2).clamp_min(_NOISE))).byte()
 
 
-def check_samples(samples: Sequence[Sample], on_bad_file: OnBadFile = "refuse") -> list[Sample]:
-    """Decode every mask once, and compare its size with that of its picture, from the header; depth maps are opened only.
+def check_samples(samples: Sequence[Sample], reading: Reading, on_bad_file: OnBadFile = "refuse") -> list[Sample]:
+    """Decode every picture with its depth and mask once, and compare their sizes.
 
     Args:
         samples: the pictures.
+        reading: how depth is read.
         on_bad_file: "refuse" raises one error that lists the bad ones; "skip" leaves them out with one warning.
 
     Returns:
@@ -150,7 +153,7 @@ def check_samples(samples: Sequence[Sample], on_bad_file: OnBadFile = "refuse") 
         BadFileError: if there are bad ones and `on_bad_file` is "refuse", or if all of them are bad.
     """
     with ThreadPoolExecutor() as pool:  # decoders run outside Python's lock
-        complaints = list(pool.map(_complaint, samples))
+        complaints = list(pool.map(partial(_complaint, SampleFiles(samples, reading)), range(len(samples))))
     bad = [complaint for complaint in complaints if complaint]
     if bad and (on_bad_file == "refuse" or len(bad) == len(samples)):
         raise BadFileError(
@@ -167,13 +170,10 @@ def check_samples(samples: Sequence[Sample], on_bad_file: OnBadFile = "refuse") 
     return [sample for sample, complaint in zip(samples, complaints, strict=True) if not complaint]
 
 
-def _complaint(sample: Sample) -> str:
+def _complaint(files: SampleFiles, index: int) -> str:
     """Say why a picture cannot be used; empty if it can."""
     try:
-        size = image_size(sample.image)
-        read_mask(sample, size)
-        if sample.depth is not None:
-            check_proportions(image_size(sample.depth), size, sample.depth)
+        files.read(index)
     except (BadFileError, FileNotFoundError) as error:
         return str(error)
     return ""

@@ -19,6 +19,8 @@ from torch import Tensor
 
 ImageMode = Literal["RGB", "L", "1"]
 """What an image is read as: colour, grey, or a mask of zeros and ones."""
+Ground = Literal["white", "black"]
+"""What transparent pixels lie over."""
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded, in pixels, unless the caller says otherwise."""
@@ -77,15 +79,16 @@ def read_json(path: Path, mend: str) -> Any:
         raise BadFileError(f"{path} is not JSON: {error}; {mend}") from error
 
 
-def read_image(path: str | Path, mode: ImageMode = "RGB", max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(path: str | Path, mode: ImageMode = "RGB", max_pixels: int = MAX_PIXELS, ground: Ground = "white") -> Tensor:
     """Read an image file as it is meant to be seen: turned by its EXIF orientation, palettes resolved, CMYK converted, 16-bit grey at full depth.
 
-    Transparent pixels lie over white, and count as background in a mask. Of an animation, the first frame is read.
+    Of an animation, the first frame is read.
 
     Args:
         path: file in one of the formats of `EXTENSIONS`; what is inside decides, not the ending.
         mode: "RGB" gives three channels, "L" grey, "1" a mask: 1 above half of the full scale, or above 0 in a file that holds only 0 and 1.
         max_pixels: larger images are refused before they are decoded.
+        ground: what transparent pixels lie over; in a mask ("1") they are background in any case.
 
     Returns:
         (C, H, W) float32 in [0, 1], C being 3 for "RGB" and 1 otherwise.
@@ -95,7 +98,7 @@ def read_image(path: str | Path, mode: ImageMode = "RGB", max_pixels: int = MAX_
         FileNotFoundError: if there is no such file.
     """
     with _opened(path, max_pixels) as picture:
-        pixels = _scaled(_levels(picture, mode))
+        pixels = _scaled(_levels(picture, mode, "black" if mode == "1" else ground))
     if mode == "1":
         return (pixels > (0.5 if pixels.max() > 1 / 255 else 0)).float()
     return pixels.expand(3, -1, -1).contiguous() if mode == "RGB" else pixels
@@ -235,16 +238,17 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
         raise BadFileError(f"cannot read {path}: {reason} (replace or remove the file)") from error
 
 
-def _levels(picture: Image.Image, mode: ImageMode) -> np.ndarray:
+def _levels(picture: Image.Image, mode: ImageMode, ground: Ground = "white") -> np.ndarray:
     """Decode and turn upright, (C, H, W) uint8, or uint16 for deep grey; C is 3 for colour read as "RGB", else 1."""
+    if picture.mode == "I" and picture.format == "PPM":  # Pillow stretches PGM files of more than 8 bits to 16
+        return np.asarray(picture).astype(np.uint16)[None]
     if picture.mode in ("I", "F"):
         raise ValueError("it holds 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
     ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith("I;16"):
         return np.array(picture)[None]
     if picture.has_transparency_data:
-        ground = Image.new("RGBA", picture.size, "black" if mode == "1" else "white")
-        picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture.convert("RGBA"))
     colours = "RGB" if mode == "RGB" else "L"
     array = np.asarray(picture if picture.mode == colours else picture.convert(colours))
     return np.array(array.transpose(2, 0, 1) if array.ndim == 3 else array[None], order="C")

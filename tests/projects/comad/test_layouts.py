@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from projects.comad.defects import CONFIG, WHOLE, DefectType, read_config, read_defect, write_config
 from projects.comad.layouts import CATEGORIES, PICTURES, Picture, check_sizes, read_folders, read_loco
@@ -173,6 +173,21 @@ def test_masks_that_cannot_be_used_are_named(loco, levels, message):
         check_sizes(catalogue.pictures, catalogue.types)
     with pytest.raises(BadFileError, match=r"001.png"):
         read_defect(path, SIZE, catalogue.types)
+
+
+def test_masks_without_a_configuration_mark_the_same_in_whatever_form_they_are(tmp_path):
+    marked = np.zeros((60, 80), bool)
+    marked[20:40, 30:50] = True
+    see_through = np.dstack([np.full((60, 80, 3), 255, np.uint8), 255 * marked.astype(np.uint8)])
+    soft = Image.fromarray(255 * marked.astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+    numbered = marked.astype(np.uint8)
+    numbered[:, 40:] *= 3
+    files = {"alpha.png": Image.fromarray(see_through), "soft.png": soft, "numbered.png": Image.fromarray(numbered)}
+    files["lossy.jpg"] = Image.fromarray(255 * marked.astype(np.uint8))
+    for name, picture in files.items():
+        picture.save(tmp_path / name)
+        found = read_defect(tmp_path / name, (60, 80)).mask
+        assert int((found.numpy() ^ marked).sum()) <= (0 if name in ("alpha.png", "numbered.png") else 12), name
 
 
 def test_damaged_masks_are_named(loco):

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from projects.hodinet.data import SaliencyData, TrainingPictures
+from projects.hodinet.depth import read_depth
 from projects.hodinet.layouts import Sample
 from projects.hodinet.samples import DrawnScenes, Reading, SampleFiles, check_samples, polarity_report, read_mask
 from projects.hodinet.scenes import draw_scene
@@ -234,22 +235,74 @@ def test_masks_of_zeros_and_ones_empty_and_full_ones_are_read(tmp_path):
     assert not read_mask(Sample(tmp_path / "a.png", None, None, "mine", "test", "a"), (4, 6)).any()
 
 
+MARKS = np.tile(np.array([0, 1, 1, 0, 0, 1], np.uint8), (4, 1))
+
+
+def in_palette(colour):
+    picture = Image.fromarray(MARKS, "P")
+    picture.putpalette([0, 0, 0, *colour])
+    return picture
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(np.dstack([np.full((4, 6, 3), 255, np.uint8), 255 * MARKS])),
+        Image.fromarray(np.dstack([np.full((4, 6), 255, np.uint8), 255 * MARKS])),
+        in_palette((128, 0, 0)),
+        in_palette((255, 0, 0)),
+        Image.fromarray(100 * MARKS),
+        Image.fromarray(MARKS[..., None] * np.array([0, 0, 200], np.uint8)),
+    ],
+    ids=["RGBA", "LA", "VOC", "red palette", "pale", "blue"],
+)
+def test_masks_mark_the_same_in_whatever_form_they_are(tmp_path, picture):
+    of = sample(tmp_path, MARKS)
+    picture.save(of.mask)
+    assert read_mask(of, (4, 6))[0].tolist() == MARKS.tolist()
+
+
+def test_what_compression_leaves_in_an_empty_mask_marks_nothing(tmp_path):
+    assert not read_mask(sample(tmp_path, 3 * MARKS), (4, 6)).any()
+
+
+def test_transparent_depth_was_not_measured(tmp_path):
+    levels = np.tile(np.array([60, 80, 100, 120, 140, 0], np.uint8), (4, 1))
+    Image.fromarray(np.dstack([levels, 255 * (levels > 0).astype(np.uint8)])).save(tmp_path / "depth.png")
+    assert read_depth(tmp_path / "depth.png")[0, 0, [4, 5]].tolist() == [1, 0]
+    torch.testing.assert_close(read_depth(tmp_path / "depth.png", invert=True)[0, 0, [0, 4, 5]], torch.tensor([1.0, 0, 0]))
+
+
+@pytest.mark.parametrize("duplicates", [None, 4])
+def test_damaged_pictures_and_coloured_depth_are_found_before_training(tmp_path, duplicates):
+    write(tmp_path / "mine" / "train", ("a", "b", "c", "d"))
+    write(tmp_path / "mine" / "test", ("e", "f"))
+    cut = next((tmp_path / "mine" / "train" / "RGB").glob("a.*"))
+    cut.write_bytes(cut.read_bytes()[:-40])
+    coloured = next((tmp_path / "mine" / "train" / "depth").glob("b.*"))
+    save(coloured, np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    with pytest.raises(BadFileError, match=r"2 of 4 pictures cannot be used:\n.*\n.*shows depth in colours"):
+        set_up(source="folder", root=str(tmp_path / "mine"))
+    data = set_up(source="folder", root=str(tmp_path / "mine"), on_bad_file="skip", duplicates=duplicates, on_duplicate="keep")
+    assert sum(len(part) for part in (data.train_set, data.val_set)) == 2
+
+
 def test_masks_and_depth_of_another_size_are_refused_or_skipped(tmp_path, caplog):
     bad = sample(tmp_path, np.zeros((6, 4), np.uint8))
     good = Sample(bad.image, None, None, "mine", "test", "b")
     with pytest.raises(
         BadFileError, match=r"1 of 2 pictures cannot be used:\n.*mask\.png has 6 x 4 pixels \(height x width\), its picture .*a\.png 4 x 6"
     ):
-        check_samples([bad, good])
-    assert check_samples([bad, good], "skip") == [good]
+        check_samples([bad, good], Reading())
+    assert check_samples([bad, good], Reading(), "skip") == [good]
     assert "1 of 2 pictures cannot be used and are left out" in caplog.text
     turned = Sample(bad.image, bad.mask, None, "mine", "test", "c")
     with pytest.raises(BadFileError, match=r"the depth map .*mask\.png has 6 x 4 pixels"):
-        check_samples([turned, good])
+        check_samples([turned, good], Reading())
     with pytest.raises(BadFileError, match="the depth map"):
         SampleFiles([turned], Reading()).read(0)
     with pytest.raises(BadFileError, match="1 of 1"):
-        check_samples([bad], "skip")
+        check_samples([bad], Reading(), "skip")
 
 
 def test_a_broken_file_is_named(spnet, tmp_path):

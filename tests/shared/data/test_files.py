@@ -38,6 +38,22 @@ def test_grey_of_16_bits_keeps_its_depth(tmp_path):
     assert read_image(tmp_path / "depth.png").shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize("largest", [65535, 4095])
+def test_pgm_of_more_than_8_bits_keeps_its_depth(tmp_path, largest):
+    values = np.linspace(0, largest, 64).astype(">u2")
+    (tmp_path / "depth.pgm").write_bytes(f"P5 8 8 {largest}\n".encode() + values.tobytes())
+    expected = torch.from_numpy(values.astype(np.float32) / largest).reshape(8, 8)
+    torch.testing.assert_close(read_image(tmp_path / "depth.pgm", "L")[0], expected, rtol=0, atol=1 / 65535)
+    assert check_images([tmp_path / "depth.pgm"])
+
+
+def test_transparent_pixels_lie_over_the_ground_that_is_asked_for(tmp_path):
+    Image.fromarray(np.array([[[200, 0], [200, 255]]], np.uint8)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png", "L") * 255).round().tolist() == [[[255, 200]]]
+    assert (read_image(tmp_path / "a.png", "L", ground="black") * 255).round().tolist() == [[[0, 200]]]
+    assert read_image(tmp_path / "a.png", "1").tolist() == [[[0, 1]]]
+
+
 def test_colour_of_16_bits_is_read(tmp_path):
     rows = b"".join(b"\0" + struct.pack(">6H", 0, 32768, 65535, 65535, 0, 256) for _ in range(2))
     (tmp_path / "deep.png").write_bytes(_png(width=2, height=2, depth=16, colour=2, data=zlib.compress(rows)))
