@@ -58,4 +58,4 @@ def _denoised_part(net: DualClassifier, branch: int, denoiser: nn.Module) -> nn.
     shape, channels = normalised.shape, len(normalised.mean)
     embed = Placement(normalised.source.view(shape), torch.zeros(channels), torch.ones(channels))
     normalise = Placement(torch.arange(normalised.source.numel()).view(shape), normalised.mean, normalised.std)
-    return Placed(embed, Denoised(denoiser, Placed(normalise, network), shape[1] if shape[1] == shape[2] else None))
+    return Placed(embed, Denoised(denoiser, Placed(normalise, network), (shape[1], shape[2])))

@@ -17,7 +17,8 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     """Read one branch's network.
 
     The published training code (a fork of Cohen et al. 2019) saves `{"epoch", "arch", "state_dict", "optimizer"}`; the network lies behind a
-    normalisation layer without weights (keys begin with `1.`) and often behind a `DataParallel` (`module.`). Plain tables of tensors will do, too.
+    normalisation layer without weights (keys begin with `1.`) and often behind a `DataParallel` (`module.`), around both or, as for Cohen's ImageNet
+    networks, inside (`1.module.`). Plain tables of tensors will do, too.
 
     Returns:
         The weights under the names of torchvision's ResNets: conv1.weight, bn1.weight, layer1.0.conv1.weight, ...
@@ -35,7 +36,7 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} holds no network: expected a table of tensors, or one under 'state_dict'")
     names = [name.removeprefix("module.") for name in tensors]
     if all(name.startswith(("0.", "1.")) for name in names):
-        names = [name.removeprefix("1.") for name in names if not name.startswith("0.")]
+        names = [name.removeprefix("1.").removeprefix("module.") for name in names if not name.startswith("0.")]
         tensors = {name: tensor for name, tensor in tensors.items() if not name.removeprefix("module.").startswith("0.")}
     return dict(zip(names, tensors.values(), strict=True))
 

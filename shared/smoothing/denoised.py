@@ -21,11 +21,12 @@ Prediction = Literal["epsilon", "sample", "v_prediction"]
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "sample", "v_prediction")
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Resize (B, C, H, W) images to squares by bicubic interpolation with antialiasing; those that fit are returned as they are."""
-    if images.shape[-2:] == (size, size):
+def resized(images: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Resize (B, C, H, W) images to squares, or to (H, W), by bicubic interpolation with antialiasing; those that fit are returned as they are."""
+    sides = (size, size) if isinstance(size, int) else size
+    if images.shape[-2:] == sides:
         return images
-    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return F.interpolate(images, sides, mode="bicubic", antialias=True, align_corners=False)
 
 
 class Denoised(nn.Module):
@@ -34,10 +35,10 @@ class Denoised(nn.Module):
     Args:
         denoiser: maps noised images, in the scale of [0, 1] images, to denoised ones.
         classifier: maps images in [0, 1] to logits; its normalisation is its first layer.
-        size: side that the classifier needs; denoised images of another are resized bicubically, as Carlini et al. 2023 do. None: it takes any.
+        size: side or (H, W) that the classifier needs; other denoised images are resized bicubically, as Carlini et al. 2023 do. None: it takes any.
     """
 
-    def __init__(self, denoiser: nn.Module, classifier: nn.Module, size: int | None = None) -> None:
+    def __init__(self, denoiser: nn.Module, classifier: nn.Module, size: int | tuple[int, int] | None = None) -> None:
         super().__init__()
         self.denoiser, self.classifier, self.size = denoiser, classifier, size
 

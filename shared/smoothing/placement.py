@@ -21,7 +21,7 @@ class Placement(nn.Module):
 
     Attributes:
         needed: how many elements a part must have at least.
-        is_identity: elements 0, 1, 2, ... stay where they are.
+        is_identity: elements 0, 1, 2, ... stay where they are; parts must then have no others.
 
     Raises:
         ValueError: if shapes do not go together, an index is below -1 or a standard deviation is not positive.
@@ -52,7 +52,7 @@ class Placement(nn.Module):
         """Place and normalise parts, in their floating type."""
         flat = parts.flatten(1)
         self.check(flat.shape[1])
-        if not self.is_identity or flat.shape[1] > self.needed:
+        if not self.is_identity:
             flat = flat.gather(1, self.source.long().clamp_min_(0).expand(len(flat), -1))
         if self._is_partial:
             flat = flat.mul(self.source >= 0)
@@ -60,12 +60,12 @@ class Placement(nn.Module):
         return (flat.view(-1, *self.shape) - mean).div_(std)
 
     def check(self, elements: int) -> None:
-        """Check that parts have elements enough.
+        """Check that parts have elements enough, and no more where all stay in their places: they would be parts of another shape.
 
         Raises:
-            ValueError: if a part has fewer elements than are taken.
+            ValueError: if a part has fewer elements than are taken, or more than are laid out as they are.
         """
-        if elements < self.needed:
+        if elements < self.needed or (self.is_identity and elements > self.needed):
             raise ValueError(f"a placement takes {self.needed} elements, the part has {elements}")
 
 

@@ -79,6 +79,25 @@ def test_randomized_smoothing_with_a_diffusion_model(run_folder, pipeline):
     assert len(classifier.certify(torch.rand(2, 1, 16, 16))) == 2
 
 
+class Doubled(nn.Module):
+    """Returns images at twice their width, as a U-Net of squares does."""
+
+    def forward(self, images):
+        return images.repeat_interleave(2, dim=-1)
+
+
+def test_denoised_sub_images_come_back_at_the_shape_of_the_network(pipeline):
+    model = module(split="column", embedding="packed_native", size=16)
+    branch = denoised_branches(model.net, Doubled(), "per_branch")[0]
+    part = branch.take(torch.linspace(0, 1, 16).expand(2, 1, 16, 16))
+    seen = []
+    model.net.networks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    branch.classifier(part)
+    torch.testing.assert_close(seen[0], (part - 0.305) / 0.376, atol=0.15, rtol=0)
+    classifier = Plan(0.25, draws=20, selection=5, denoiser=pipeline).smooth(model, torch.device("cpu"))
+    assert len(classifier.certify(torch.rand(1, 1, 16, 16))) == 1
+
+
 def test_a_folder_without_a_denoiser_is_named(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["certify", "--denoiser", str(tmp_path / "none"), "--data.limit=2"])

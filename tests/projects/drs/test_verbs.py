@@ -164,10 +164,10 @@ def test_tables_are_analyzed_and_audited(run, capsys, tmp_path):
 def test_published_weights_become_a_run(run_folder, tmp_path, capsys):
     torch.manual_seed(0)
     files = []
-    for side in ("left", "right"):
+    for side, prefix in (("left", "module.1."), ("right", "1.module.")):
         network = CifarResNet(20, 10)
         files.append(tmp_path / f"{side}.pth.tar")
-        torch.save({"epoch": 1, "arch": "x", "state_dict": {f"module.1.{k}": v for k, v in network.state_dict().items()}}, files[-1])
+        torch.save({"epoch": 1, "arch": "x", "state_dict": {f"{prefix}{k}": v for k, v in network.state_dict().items()}}, files[-1])
     options = ["--config", "released", "--model.backbone=resnet20", "--run", "theirs"]
     main(["convert", str(files[0]), "--right", str(files[1]), *options])
     assert "certify it with: lightning run projects/drs/cli.py certify --run theirs" in capsys.readouterr().out

@@ -99,6 +99,8 @@ def test_resizing_leaves_what_fits():
     images = torch.rand(1, 3, 8, 8)
     assert resized(images, 8) is images
     torch.testing.assert_close(resized(torch.full((1, 1, 5, 7), 0.3), 16), torch.full((1, 1, 16, 16), 0.3))
+    assert resized(images, (8, 8)) is images
+    assert resized(images, (8, 4)).shape == (1, 3, 8, 4)
 
 
 def test_dncnn_takes_off_what_it_finds():

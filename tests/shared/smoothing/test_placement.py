@@ -81,6 +81,7 @@ class Recorded(nn.Module):
         (lambda: Placement(EVERY - 2, MEAN, STD), "at least -1"),
         (lambda: Placement(EVERY, MEAN, -STD), "deviations positive"),
         (lambda: Placement(EVERY, MEAN, STD)(torch.rand(1, 2, 6, 4)), "takes 96 elements, the part has 48"),
+        (lambda: Placement(EVERY[:1], MEAN[:1], STD[:1])(torch.rand(1, 1, 12, 8)), "takes 48 elements, the part has 96"),
     ],
 )
 def test_mistakes_are_named(make, message):
