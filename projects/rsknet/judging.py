@@ -52,8 +52,9 @@ class Embedded:
 def embed(trainer: L.Trainer, module: SpeakerVerification, loader: DataLoader, recordings: Recordings) -> Embedded:
     """Embed the recordings of a loader of `recordings.whole_loader`; all processes take part, and get all."""
     module.check_rate(recordings.rate)
-    L.Trainer.test(trainer, module, dataloaders=loader, verbose=False)
     whole = cast("Batches", loader.dataset).whole
+    module.check_lengths(recordings, whole.indices)
+    L.Trainer.test(trainer, module, dataloaders=loader, verbose=False)
     vectors = dict(zip(whole.indices, module.gathered(whole.indices), strict=True))
     lengths = dict(zip(whole.indices, whole.lengths, strict=True))
     names = recordings.names

@@ -52,6 +52,7 @@ VoxCelebTrain = Literal["voxceleb1", "voxceleb2", "both", "none"]
 _SPEAKER = re.compile(r"id\d{5}")
 _BEGINNINGS = {"voxceleb1": "id1", "voxceleb2": "id0"}
 _VOX1_TEST = frozenset(f"id{number}" for number in range(10270, 10310))
+_TEST_PART = re.compile(r"(^|_)test(_|$)", re.IGNORECASE)  # test, or vox2_test_aac, as the archive of VoxCeleb2's is called
 _DEEPEST = 4  # folders between the root and those of VoxCeleb's speakers
 
 
@@ -270,7 +271,7 @@ def _chosen_lists(root: Path, lists: Sequence[str] | None, lying: Mapping[str, P
 
 def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Utterance]:
     """List the training utterances of one of the two, in the order of their names."""
-    parts = [home for home in homes if name == "voxceleb1" or "test" not in home.relative_to(root).parts]
+    parts = [home for home in homes if name == "voxceleb1" or not any(map(_TEST_PART.search, home.relative_to(root).parts))]
     beginning = _BEGINNINGS[name]
     found = [utterance for home in parts for utterance in scan(home, beginning) if utterance.speaker not in _VOX1_TEST]
     if found:

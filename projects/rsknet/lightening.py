@@ -69,10 +69,14 @@ def _full_network(module: SpeakerVerification, checkpoint: Mapping[str, Any], we
 
 
 def _load_classes(module: SpeakerVerification, checkpoint: Mapping[str, Any], path: str) -> None:
-    """Load the rows of the head that belong to the training's speakers, at as many speeds as they have, if the checkpoint has all of them."""
+    """Load the rows of the head that belong to the training's speakers, at as many speeds as they have, if the checkpoint has all of them.
+
+    A speaker's rows are as many as it has centres, so that those of another number of centres are left out.
+    """
     assert module.head is not None
     known, head, wanted = list(checkpoint.get("speakers", [])), checkpoint.get("head", {}), module.head.state_dict()
-    if known and head and set(module.learnt) <= set(known):
+    centres = checkpoint.get("hyper_parameters", {}).get("subcentres", 1)
+    if known and head and set(module.learnt) <= set(known) and centres == module.head.subcentres:
         places = torch.tensor([known.index(speaker) for speaker in module.learnt])
         speeds = len(head["weight"]) // (len(known) * module.head.subcentres)
         ours = len(wanted["weight"]) // (len(places) * module.head.subcentres)
@@ -80,7 +84,7 @@ def _load_classes(module: SpeakerVerification, checkpoint: Mapping[str, Any], pa
         if not describe_mismatch(wanted, rows):
             module.head.load_state_dict(rows)
             return
-    _say(f"the classes begin at random: those in {path} are others than the training's")
+    _say(f"the classes begin at random: those in {path} are others than the training's, or of another number of centres")
 
 
 def _crops(module: SpeakerVerification) -> Tensor:

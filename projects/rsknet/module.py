@@ -21,6 +21,7 @@ from projects.rsknet.model import RSKNet, build_net
 from projects.rsknet.remembered import digests
 from projects.rsknet.scoring import cosine, models, unit
 from shared.checkpoints import load_checkpoint
+from shared.data.files import BadFileError, first_few
 from shared.distributed import gather_rows, rank
 from shared.losses import MarginSoftmax, margin_ramp
 from shared.seeding import derive_seed, generator
@@ -28,6 +29,7 @@ from shared.training import check_finite, evaluating
 
 if TYPE_CHECKING:
     from projects.rsknet.data import SpeakerData
+    from projects.rsknet.recordings import Recordings
 
 Loss = Literal["aam", "am", "softmax"]
 Optimiser = Literal["sgd", "adamw"]
@@ -187,6 +189,7 @@ class SpeakerVerification(L.LightningModule):
         data: SpeakerData = self.trainer.datamodule  # type: ignore[attr-defined]
         given = self.hparams
         self.check_rate(data.rate)
+        self.check_lengths(data.held)
         self.learnt = digests(sorted(set(data.train_speakers)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(given.seed, "rsknet classes"))
@@ -202,6 +205,20 @@ class SpeakerVerification(L.LightningModule):
         """
         if rate != self.hparams.rate:
             raise ValueError(f"the network listens at {self.hparams.rate} samples a second, the data have {rate}: set data.rate to model.rate")
+
+    def check_lengths(self, recordings: Recordings, indices: Sequence[int] | None = None) -> None:
+        """Refuse recordings, all or those of some numbers, that are shorter than a frame.
+
+        Raises:
+            BadFileError: naming the first of them.
+        """
+        places = range(len(recordings)) if indices is None else indices
+        short = [recordings.names[place] for place, count in zip(places, recordings.lengths(places), strict=True) if count < self.fbank.length]
+        if short:
+            length = f"{self.fbank.length} samples, {self.fbank.length / self.hparams.rate:g} s"
+            raise BadFileError(
+                "\n  ".join([f"{len(short)} recordings are shorter than a frame ({length}):", *first_few(short), "remove them, and from lists too"])
+            )
 
     def teardown(self, stage: str) -> None:
         if stage == "fit":

@@ -13,6 +13,7 @@ from projects.rsknet.judging import FAR, LEAST, SCORER, SHORTENED, Embedded, emb
 from projects.rsknet.lists import Trials
 from projects.rsknet.metrics import eer, min_cllr, min_dcf
 from projects.rsknet.module import SpeakerVerification
+from projects.rsknet.recordings import DrawnRecordings, whole_loader
 from projects.rsknet.scoring import BACKENDS
 from shared.checkpoints import weights_digest
 from shared.data.files import BadFileError
@@ -76,6 +77,13 @@ def test_parts_from_the_middle_and_a_choice_of_recordings_are_embedded(module, d
     middle = data.test.read(4, (10_400 - 4000) // 2, 4000)
     torch.testing.assert_close(found.vectors[data.test.names[4]], alone(module, middle), atol=1e-5, rtol=1e-4)
     assert set(found.seconds.values()) == {0.5}
+
+
+def test_recordings_shorter_than_a_frame_are_named(module):
+    rate = int(module.hparams.rate)
+    short = DrawnRecordings(["a.wav", "b.wav"], torch.zeros(2, module.fbank.length - 1), rate)
+    with pytest.raises(BadFileError, match=r"2 recordings are shorter than a frame \(\d+ samples, 0\.025 s\):\s+a\.wav\s+b\.wav\s+remove them"):
+        embed(quiet(), module, whole_loader(short), short)
 
 
 def test_the_files_of_a_model_count_together():

@@ -31,6 +31,13 @@ def test_voxceleb_is_read_from_the_trees_of_both_parts(tmp_path):
     assert voxceleb(tmp_path, "none").train == []
 
 
+@pytest.mark.parametrize("part", ["test", "vox2_test_aac", "Vox2_Test"])
+def test_speakers_of_voxceleb2s_test_part_are_not_learnt_from(tmp_path, part):
+    names = write_voxceleb(tmp_path)
+    write_speakers(tmp_path / "voxceleb2" / part / "wav", ["id00020"])
+    assert names_of(voxceleb(tmp_path).train) == sorted(names["vox2 dev"])
+
+
 def test_voxceleb_in_one_merged_folder_as_flac_keeps_its_test_speakers_apart(tmp_path):
     root = tmp_path / "voxceleb1"
     names = write_speakers(root / "wav", ["id10001", "id10270", "id10309", "id10310"], ending=".flac")

@@ -140,10 +140,12 @@ class Begun(L.Callback):
             trainer.save_checkpoint(self.file)
 
 
-def begun(net="tiny_rsknet_mtsp", weights=None, file=None, widths=(4,), **data):
+def begun(net="tiny_rsknet_mtsp", weights=None, file=None, widths=(4,), subcentres=1, **data):
     """Train a step, and return what it began with."""
     options = {"layers": [1], "widths": list(widths), "embedding": 8} | ({"rank": 4} if net.endswith("_l") else {})
-    learner = SpeakerVerification(net=net, options=options, weights=None if weights is None else str(weights), ramp=None, seed=1)
+    learner = SpeakerVerification(
+        net=net, options=options, weights=None if weights is None else str(weights), ramp=None, subcentres=subcentres, seed=1
+    )
     seen, world = Begun(file), {"speakers": 3, "utterances": 2, "held_speakers": 2, "test_utterances": 2, "batch_size": 6}
     quiet_trainer(1, limit_val_batches=0, callbacks=[seen]).fit(learner, datamodule=SpeakerData(**(world | data)))
     return seen
@@ -170,6 +172,11 @@ def test_without_further_speeds_speakers_keep_the_classes_of_their_own_speed(tra
 
 def test_other_speakers_begin_as_random_classes_with_a_remark(trained, capsys):
     assert begun(weights=trained, speakers=4).head.shape == (4, 8)
+    assert "the classes begin at random" in capsys.readouterr().out
+
+
+def test_classes_of_another_number_of_centres_begin_at_random(trained, capsys):
+    begun(weights=trained, subcentres=3)
     assert "the classes begin at random" in capsys.readouterr().out
 
 
