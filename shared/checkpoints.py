@@ -21,6 +21,7 @@ from shared.runs import atomic
 _Module = TypeVar("_Module", bound=nn.Module)
 
 UNSAFE = {".bin", ".pkl", ".pickle"}
+_TODAYS_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -113,6 +114,17 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def with_todays_names(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Rename the weights of attention that an early diffusers saved (`query`, `key`, `value`, `proj_attn`) where `module` has today's names."""
+    expected = module.state_dict()
+
+    def todays(name: str) -> str:
+        renamed = ".".join(_TODAYS_NAMES.get(part, part) for part in name.split("."))
+        return renamed if renamed in expected and renamed not in tensors else name
+
+    return {todays(name): tensor for name, tensor in tensors.items()}
+
+
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 6) -> str:
     """Say in a few lines which weights are missing, unexpected or of another shape; empty if all fit."""
     missing = [f"  missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in found]
@@ -129,13 +141,13 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load the weights in `path` into `module`, all or none.
+    """Load the weights in `path` into `module`, all or none; see `with_todays_names` for those of an early diffusers.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read safely, or its weights do not fit; the message lists how they differ.
     """
-    tensors = load_tensors(path)
+    tensors = with_todays_names(load_tensors(path), module)
     if differences := describe_mismatch(module.state_dict(), tensors):
         raise ValueError(f"the weights in {path} do not fit the network (another configuration?):\n{differences}")
     module.load_state_dict(tensors)

@@ -67,17 +67,18 @@ def build_unet(preset: str, size: int, channels: int) -> UNet2DModel:
 def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
     """Read the U-Net and the scheduler's settings from a folder that `save_pretrained` of an unconditional pipeline wrote. No code in it is run.
 
-    The U-Net may also be one that was pruned physically and written by `shared.pruning.save`.
+    The U-Net may also be one that was pruned physically and written by `shared.pruning.save`. The files of `unet/` and `scheduler/` may also lie
+    beside `model_index.json`, where diffusers too looks for them.
 
     Returns:
-        The U-Net in evaluation mode on the CPU in float32, and the content of `scheduler/scheduler_config.json`.
+        The U-Net in evaluation mode on the CPU in float32, and the content of `scheduler_config.json`.
 
     Raises:
         FileNotFoundError: if the folder or a file in it is missing; the message lists the expected files.
         ValueError: if the U-Net is of another class, its weights are pickled, damaged or do not fit its settings.
     """
     folder = Path(folder).expanduser()
-    unet_config, scheduler_config = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
+    unet_config, scheduler_config = _part(folder, "unet", "config.json"), _part(folder, "scheduler", "scheduler_config.json")
     if (folder / "model_index.json").is_file() and (others := _other_parts(_read_object(folder / "model_index.json"))):
         raise ValueError(
             f"{folder} holds a pipeline with {', '.join(others)} beside its U-Net: only pipelines of a U-Net and a scheduler are read, "
@@ -92,6 +93,11 @@ def load_pipeline(folder: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
         )
     unet = _load_pruned(folder / "unet") if is_pruned else _load_unet(unet_config)
     return unet.float().eval(), _read_object(scheduler_config)
+
+
+def _part(folder: Path, part: str, file: str) -> Path:
+    """Return where a file of a pipeline's part lies: in the part's folder, or in the pipeline's own where there is none, as in the earliest ones."""
+    return folder / file if (folder / file).is_file() and not (folder / part).is_dir() else folder / part / file
 
 
 def _load_unet(config: Path) -> UNet2DModel:
@@ -147,7 +153,8 @@ def save_pipeline(unet: UNet2DModel, scheduler: Any, folder: str | Path) -> Path
 def replace_unet(source: str | Path, unet: UNet2DModel, folder: str | Path) -> Path:
     """Write a pipeline folder with another network and everything else as in `source`, in one piece or not at all.
 
-    Weights are stored in the precision and under the name that they have in `source`. Other files of `source` are left behind.
+    The network goes to `unet/` and the scheduler's settings to `scheduler/`, wherever `source` has them. Weights are stored in the precision and
+    under the name that they have in `source`. Other files of `source` are left behind.
 
     Args:
         source: a pipeline folder that `load_pipeline` reads.
@@ -160,17 +167,16 @@ def replace_unet(source: str | Path, unet: UNet2DModel, folder: str | Path) -> P
 
     source = Path(source).expanduser()
     with atomic(folder) as temporary:
-        temporary.mkdir(parents=True)
-        for name in ("model_index.json", "scheduler/scheduler_config.json"):
-            if (source / name).is_file():
-                (temporary / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source / name, temporary / name)
+        (temporary / "scheduler").mkdir(parents=True)
+        shutil.copyfile(_part(source, "scheduler", "scheduler_config.json"), temporary / "scheduler" / "scheduler_config.json")
+        if (source / "model_index.json").is_file():
+            shutil.copyfile(source / "model_index.json", temporary / "model_index.json")
         if hasattr(unet, "pruned_structure"):
             from shared.pruning import save
 
             save(unet, temporary / "unet")
         else:
-            weights = weights_file(source / "unet")
+            weights = weights_file(_part(source, "unet", "config.json").parent)
             with safe_open(weights, "pt") as file:
                 dtype = file.get_tensor(next(iter(file.keys()))).dtype
             stored = deepcopy(unet)

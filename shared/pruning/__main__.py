@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from shared.checkpoints import load_tensors, load_weights, weights_file
+from shared.checkpoints import load_tensors, load_weights, weights_file, with_todays_names
 from shared.data.files import blamed, read_json
 from shared.pruning.apply import apply, verify
 from shared.pruning.costs import Budget, measure_latency
@@ -119,7 +119,7 @@ def _write(model: nn.Module, base: dict[str, Any], plan: Plan, inputs: Any, opti
 
     weights = _weights_file(source)
     hold(model, plan)
-    for name, tensor in load_tensors(weights).items():  # in the precision that they were stored in
+    for name, tensor in with_todays_names(load_tensors(weights), model).items():  # in the precision that they were stored in
         owner, _, last = name.rpartition(".")
         held = getattr(model.get_submodule(owner), last)
         held.data = held.data.to(tensor.dtype)

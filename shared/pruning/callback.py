@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -132,8 +133,10 @@ class IterativePruning(L.Callback):
         finally:
             for module, training in modes.items():
                 module.training = training
-        for name, channels in self.zeroed.items():  # what is gone stays gone
-            scores[name] = scores[name].index_fill(0, channels, float(scores[name].min()) - 1)
+        known = torch.cat([values.flatten().float() for values in scores.values()])
+        first = float(known.max()) + 1 if self.options.get("drop") == "highest" else float(known.min()) - 1
+        for name, channels in self.zeroed.items():  # what is gone goes first, and so stays gone
+            scores[name] = scores[name].index_fill(0, channels, first)
         budget = Budget(channels=max(0.0, wanted - (self.original - present)) / present)
         return select(index, scores, budget, mode="cut" if self.mode == "cut" else "mask", **self.options)
 

@@ -3,12 +3,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
-from safetensors.torch import save_file
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shared.backbones.factory import build_backbone
 from shared.backbones.unets import PRESETS, build_unet, load_pipeline, replace_unet, save_pipeline
+from shared.pruning.__main__ import main as prune
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,39 @@ def test_we_load_what_stock_diffusers_writes(tmp_path):
     net = build_unet("tiny", 16, 3)
     DDPMPipeline(unet=net, scheduler=DDPMScheduler()).save_pretrained(tmp_path, variant="fp16")
     assert torch.equal(load_pipeline(tmp_path)[0].conv_in.weight, net.conv_in.weight)
+
+
+def age(folder):
+    """Make a pipeline look as the earliest ones do: old names in its attention layers, and all files in one folder."""
+    for file in (folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"):
+        file.rename(folder / file.name)
+    tensors, weights = {}, folder / "unet" / "diffusion_pytorch_model.safetensors"
+    for name, tensor in load_file(weights).items():
+        for today, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            name = name.replace(f".{today}.", f".{old}.")
+        tensors[name] = tensor
+    assert sum(".query." in name for name in tensors) == 8
+    save_file(tensors, folder / weights.name, {"format": "pt"})
+    weights.unlink()
+    (folder / "unet").rmdir()
+    (folder / "scheduler").rmdir()
+    return folder
+
+
+def test_the_earliest_pipelines_are_read_and_replaced_as_stock_diffusers_reads_them(tmp_path):
+    attentive = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "add_attention": True}
+    net = UNet2DModel(sample_size=16, in_channels=1, out_channels=1, **PRESETS["tiny"] | attentive)
+    folder = age(save_pipeline(net, DDPMScheduler(num_train_timesteps=100), tmp_path / "old"))
+    ours, config = load_pipeline(folder)
+    stock = DDPMPipeline.from_pretrained(folder)
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([3, 90])
+    assert torch.equal(ours(x, t).sample, stock.unet.eval()(x, t).sample)
+    assert config["num_train_timesteps"] == stock.scheduler.config.num_train_timesteps == 100
+    replaced = DDPMPipeline.from_pretrained(replace_unet(folder, ours, tmp_path / "new"))
+    assert torch.equal(ours(x, t).sample, replaced.unet.eval()(x, t).sample)
+    assert replaced.scheduler.config == stock.scheduler.config
+    assert prune(["apply", str(folder), "--channels", "0.1", "--mode", "mask", "--out", str(tmp_path / "pruned")]) == 0
+    assert torch.equal(load_pipeline(tmp_path / "pruned")[0](x, t).sample, DDPMPipeline.from_pretrained(tmp_path / "pruned").unet.eval()(x, t).sample)
 
 
 def damage_config(folder):

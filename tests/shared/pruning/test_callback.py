@@ -29,11 +29,11 @@ class Digits(L.LightningModule):
 
 @pytest.fixture
 def fit(digits, make, tmp_path):
-    def run(epochs, callback, module=None, ckpt_path=None):
+    def run(epochs, callback, module=None, ckpt_path=None, also=()):
         torch.manual_seed(0)
         module = module or Digits(lambda: make.convolutions(8))
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-        trainer = L.Trainer(max_epochs=epochs, callbacks=[callback], default_root_dir=tmp_path, **quiet)
+        trainer = L.Trainer(max_epochs=epochs, callbacks=[callback, *also], default_root_dir=tmp_path, **quiet)
         loader = DataLoader(TensorDataset(digits[0][:256], digits[1][:256]), 64)
         trainer.fit(module, loader, ckpt_path=ckpt_path)
         return trainer, module
@@ -69,6 +69,24 @@ def test_held_channels_stay_zero_and_their_number_grows(fit, make, tmp_path):
     again = IterativePruning(EXAMPLE, channels=0.4, epochs=[0, 1], network="net", mode="hold", scope="local")
     _, resumed = fit(4, again, Digits(lambda: make.convolutions(8)), ckpt_path=tmp_path / "last.ckpt")
     assert resumed.net.down.weight[callback.zeroed["down"]].eq(0).all()
+
+
+@pytest.mark.parametrize("drop", ["lowest", "highest"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_what_is_held_stays_held_whichever_scores_go_first(fit, drop, scope):
+    turns, seen = iter([1, -1]), []
+
+    def score(index, model):
+        turn = next(turns)  # the second scores contradict the first, and lie far apart in the groups
+        return {name: turn * (torch.arange(group.channels) + 100.0 * place) for place, (name, group) in enumerate(index.free.items())}
+
+    class Seen(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append({(name, int(channel)) for name, channels in callback.zeroed.items() for channel in channels})
+
+    callback = IterativePruning(EXAMPLE, channels=0.4, epochs=[0, 1], network="net", mode="hold", score=score, drop=drop, scope=scope)
+    fit(2, callback, also=[Seen()])
+    assert seen[0] < seen[1]
 
 
 def test_pruning_stops_when_the_metric_falls(fit):
