@@ -219,7 +219,8 @@ class ManipulationData(DataModule):
         mask_fix: resizes masks of another size than their picture instead of refusing them.
         on_bad_file: refuse or skip pictures whose mask does not belong to them.
         on_leak: remove, refuse or keep training pictures that share a name or source with test pictures.
-        leak_distance: bits of 63 in which pictures that look alike differ at most; null does not compare looks, which reads every picture.
+        leak_distance: bits of 63 in which pictures that look alike differ at most; null compares CASIA v1's with v2's only, by 4; a number reads
+            every picture.
 
     Attributes:
         train_set: the training pictures.

@@ -48,7 +48,7 @@ def casia_v1(root: Path) -> list[Picture]:
     """Read `Tp/{Sp,CM}/*`, `Au/*` with masks `CASIA 1.0 groundtruth/{Sp,CM}/<stem>_gt.png`; what has no mask is left out.
 
     `Tp` may lie in `Modified Tp`, where its archive holds it, and `CASIA 1.0 groundtruth` be called `groundtruth`. The first edition's authentic
-    pictures are in CASIA v2 too: replace them as CASIAv1plus does.
+    pictures are in CASIA v2 too: replace them as CASIAv1plus does, or `leaks` takes their copies out of training.
     """
     tampered = _first(root, "Tp", "Modified Tp/Tp")
     masks = _first(root, "CASIA 1.0 groundtruth", "groundtruth")
@@ -76,7 +76,8 @@ def columbia(root: Path) -> list[Picture]:
     expected = f"{root}/4cam_splc/<name>.tif with masks {root}/4cam_splc/edgemask/<name>_edgemask.jpg"
     images = files_in(root / "4cam_splc", expected)
     forged = _forged(images, root / "4cam_splc" / "edgemask", "splice", "columbia", expected, "green")
-    return forged + _authentic(root / "4cam_auth", "columbia")
+    folder = root / "4cam_auth"  # whose own edgemask/ holds no pictures
+    return forged + [picture for picture in _authentic(folder, "columbia") if picture.image.parent == folder]
 
 
 def coverage(root: Path) -> list[Picture]:

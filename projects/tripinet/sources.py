@@ -14,7 +14,8 @@ def sources_of(image: Path) -> frozenset[str]:
     """Return the sources that a file's name tells; none if it tells nothing.
 
     `Tp_D_CRN_M_N_nat10130_ani00058_11865` of CASIA was made of `Au_nat_10130` and `Au_ani_00058`. Its first version numbers pictures by four digits,
-    the second by five, so that the two never seem to share one. Numbers of twelve digits, and those after `val2017_`, are COCO's.
+    the second by five, so that the two never seem to share one: `leaks` compares their looks. Numbers of twelve digits, and those after `val2017_`,
+    are COCO's.
     """
     if image.stem.startswith(_CASIA_NAMES):
         return frozenset(f"casia/{kind}{number}" for kind, number in _CASIA.findall(image.stem))

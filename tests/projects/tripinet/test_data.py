@@ -157,6 +157,20 @@ def test_pscc_ft(tmp_path):
     assert {picture.dataset for picture in casia.train_set.pictures.pictures} == {"casia_v2"}
 
 
+def test_what_casia_s_editions_share_under_other_names_is_not_learnt(tmp_path, caplog):
+    write_casia_v2(tmp_path / "casia_v2")
+    write_casia_v1(tmp_path / "casia_v1")
+    shared = tmp_path / "casia_v2" / "Au" / "Au_ani_00003.png"
+    Image.open(shared).resize((45, 36)).save(tmp_path / "casia_v1" / "Au" / "Au_nat_0007.png")
+    for source, test_sets in (("mvss", ["casia_v1"]), ("pscc_ft", None)):
+        caplog.clear()
+        data = set_up(source=source, root=str(tmp_path), finetune="casia", test_sets=test_sets, size=32, batch_size=2)
+        learnt = [picture.image for part in (data.train_set, data.val_set) for picture in part.pictures.pictures]
+        assert shared not in learnt
+        assert len(learnt) == 15
+        assert f"{shared} and {tmp_path / 'casia_v1' / 'Au' / 'Au_nat_0007.png'} (same look)" in caplog.text
+
+
 def test_lists_of_the_users_own(tmp_path):
     write_folder(tmp_path / "mine", 0, 6)
     write_folder(tmp_path / "others", 20, 2)

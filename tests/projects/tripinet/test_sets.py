@@ -46,6 +46,7 @@ def columbia(root):
     save(root / "4cam_splc" / "canong3_canonxt_sub_01.tif")
     save(root / "4cam_splc" / "edgemask" / "canong3_canonxt_sub_01_edgemask.jpg", GREEN)
     save(root / "4cam_auth" / "canong3_02_sub_01.tif")
+    save(root / "4cam_auth" / "edgemask" / "canong3_02_sub_01_edgemask.jpg", GREEN)
     return {"splice": 1, "authentic": 1}
 
 
