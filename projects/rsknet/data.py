@@ -18,6 +18,7 @@ from projects.rsknet.recordings import Crops, DrawnRecordings, FileRecordings, R
 from projects.rsknet.sounds import DrawnSounds, SoundFiles
 from projects.rsknet.synthesis import synthvox
 from shared.data.base import DataModule
+from shared.data.folders import OnBadFile
 from shared.distributed import EpochKeys, world_size
 from shared.seeding import derive_seed
 
@@ -50,6 +51,7 @@ class SpeakerData(DataModule):
         test_speakers: drawn speakers of the trial list, which has all pairs of their recordings.
         test_utterances: of each of them, and of held-out ones.
         length: of a drawn recording, in seconds.
+        on_bad_file: refuse stops at a training file that cannot be read, skip takes another of its speaker and says so.
         batch_size: crops of a training step, over all processes together.
         num_workers: processes that read files for each training process.
         seed: of drawn speakers, of what is held out, and of crops.
@@ -82,6 +84,7 @@ class SpeakerData(DataModule):
         test_speakers: int = 50,
         test_utterances: int = 8,
         length: float = 2.0,
+        on_bad_file: OnBadFile = "refuse",
         batch_size: int = 50,
         num_workers: int = 0,
         seed: int = 0,
@@ -92,6 +95,7 @@ class SpeakerData(DataModule):
         self.added, self.musan, self.rirs, self.probability = added, musan, rirs, probability
         self.held_speakers, self.held_count = held_speakers, held_trials
         self.drawn, self.drawn_test, self.length = (speakers, utterances), (test_speakers, test_utterances), length
+        self.on_bad_file: OnBadFile = on_bad_file
         self.remarks: list[str] = []
         if seconds <= 0 or length <= 0 or min(held_speakers, *self.drawn, *self.drawn_test) < 2:
             raise ValueError("data: lengths in seconds are positive, and there are two speakers or more of each kind, with two recordings or more")
@@ -196,7 +200,7 @@ class SpeakerData(DataModule):
     @cached_property
     def crops(self) -> Crops:
         """Training crops."""
-        return Crops(self.train, self.train_speakers, self.seconds, self.seed, self._augmentation(), self.speed)
+        return Crops(self.train, self.train_speakers, self.seconds, self.seed, self._augmentation(), self.speed, self.on_bad_file)
 
     def _files(self, utterances: Sequence[Utterance]) -> FileRecordings:
         return FileRecordings([(one.name, one.file) for one in utterances], self.rate)

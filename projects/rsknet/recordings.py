@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from projects.rsknet import audio
 from projects.rsknet.augmentation import SPEEDS, Augmentation, change_speed, source_samples, speed_label
 from projects.rsknet.sounds import repeated
+from shared.data.files import BadFileError
+from shared.data.folders import OnBadFile
 from shared.distributed import UnpaddedSampler, world_size
 from shared.seeding import derive_seed
 
@@ -27,6 +30,7 @@ TOGETHER = 60.0
 
 _Item = TypeVar("_Item")
 _CODE = ("utf-8", "surrogateescape")  # as names of files that are not UTF-8 are held
+_log = logging.getLogger(__name__)
 _CHUNK = 64  # headers that a thread reads at a time
 
 
@@ -179,6 +183,7 @@ class Crops(Dataset):
         seed: of the choices.
         augmentation: what is added, or None.
         is_perturbed: plays a crop at one of `SPEEDS`, as a speaker of its own at each.
+        on_bad_file: "refuse" raises at a recording that cannot be read, "skip" takes the next one of its speaker, with a warning.
 
     Raises:
         ValueError: if there is not one speaker for each recording.
@@ -189,7 +194,14 @@ class Crops(Dataset):
     """
 
     def __init__(
-        self, recordings: Recordings, speakers: Sequence[str], seconds: float, seed: int, augmentation: Augmentation | None, is_perturbed: bool
+        self,
+        recordings: Recordings,
+        speakers: Sequence[str],
+        seconds: float,
+        seed: int,
+        augmentation: Augmentation | None,
+        is_perturbed: bool,
+        on_bad_file: OnBadFile = "refuse",
     ) -> None:
         if len(speakers) != len(recordings):
             raise ValueError(f"{len(recordings)} recordings have {len(speakers)} speakers: each needs one, and a name of its own")
@@ -199,12 +211,30 @@ class Crops(Dataset):
         names, self.labels = numbered(speakers)
         self.speakers = len(names)
         self.classes = self.speakers * len(self.speeds)
+        self.on_bad_file, self._bad = on_bad_file, set[int]()
 
     def __len__(self) -> int:
         return len(self.recordings)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, place = divmod(index, len(self))
+        for instead in self._of_its_speaker(place):
+            try:
+                return self._crop(epoch, instead)
+            except BadFileError as error:
+                if self.on_bad_file == "refuse":
+                    raise
+                _log.warning("%s; another recording of its speaker is taken", error)
+                self._bad.add(instead)
+        raise BadFileError(f"no recording of the speaker of {self.recordings.names[place]} can be read: remove the speaker")
+
+    def _of_its_speaker(self, place: int) -> Iterator[int]:
+        """Yield a recording, and if that is of no use the following ones of its speaker, but for those that are known to be bad."""
+        yield from () if place in self._bad else (place,)
+        own = np.flatnonzero(self.labels == self.labels[place])
+        yield from (int(other) for other in np.roll(own, -1 - int(np.searchsorted(own, place))) if other not in self._bad)
+
+    def _crop(self, epoch: int, place: int) -> dict[str, Any]:
         rng = np.random.default_rng(derive_seed(self.seed, "crop", epoch, place))
         speed = int(rng.integers(len(self.speeds)))
         wanted = source_samples(self.samples, self.speeds[speed])

@@ -14,6 +14,7 @@ from projects.rsknet import audio
 from projects.rsknet.augmentation import SPEEDS, Augmentation
 from projects.rsknet.recordings import TOGETHER, Batches, Crops, DrawnRecordings, FileRecordings, Strings, Whole, numbered, whole_loader
 from projects.rsknet.sounds import DrawnSounds
+from shared.data.files import BadFileError
 
 RATE = 8000
 
@@ -42,8 +43,8 @@ class Uneven:
         return 1 + torch.arange(self.counts[index])[start : None if samples is None else start + samples].float()
 
 
-def crops(recordings, seed=0, seconds=0.05, speakers=None, augmentation=None, is_perturbed=False):
-    return Crops(recordings, speakers or list(recordings.names), seconds, seed, augmentation, is_perturbed)
+def crops(recordings, seed=0, seconds=0.05, speakers=None, augmentation=None, is_perturbed=False, **options):
+    return Crops(recordings, speakers or list(recordings.names), seconds, seed, augmentation, is_perturbed, **options)
 
 
 # ---- crops
@@ -116,6 +117,26 @@ def test_files_give_the_crops_that_memory_gives(tmp_path):
     one, other = (crops(recordings, is_perturbed=True) for recordings in (on_disk, in_memory))
     for key in range(9):
         assert torch.equal(one[key]["waveform"], other[key]["waveform"])
+
+
+def test_another_recording_of_the_speaker_stands_for_one_that_cannot_be_read(tmp_path, caplog):
+    files, speakers = {}, ["a", "b", "a", "a", "b"]
+    for number, speaker in enumerate(speakers):
+        files[f"{speaker}{number}"] = tmp_path / f"{number}.wav"
+        write_sound(files[f"{speaker}{number}"], samples=800)
+    (tmp_path / "2.wav").write_bytes(b"no sound")
+    made = crops(FileRecordings(files, 8000), speakers=speakers, on_bad_file="skip")
+    plain = crops(FileRecordings(files, 8000), speakers=speakers)
+    assert [made[place]["label"] for place in range(5)] == [0, 1, 0, 0, 1]
+    torch.testing.assert_close(made[2]["waveform"], made[3]["waveform"])
+    torch.testing.assert_close(made[1]["waveform"], plain[1]["waveform"])
+    assert caplog.text.count("another recording of its speaker is taken") == 1
+    with pytest.raises(BadFileError, match=r"2\.wav"):
+        plain[2]
+    for number in (0, 3):
+        (tmp_path / f"{number}.wav").write_bytes(b"no sound")
+    with pytest.raises(BadFileError, match="no recording of the speaker of a2 can be read: remove the speaker"):
+        made[2]
 
 
 def test_crops_need_one_speaker_for_each_recording(tmp_path):
