@@ -57,16 +57,22 @@ def own_rows(drawn: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate tensors of shape (N_r, ...) with differing N_r from all processes in order of rank; all processes get the result."""
+    """Concatenate tensors of shape (N_r, ...) with differing N_r from all processes in order of rank; all processes get the result.
+
+    It lies where `rows` do: those on the CPU, as after a trainer's end, are taken to the GPU for NCCL, which exchanges nothing else.
+    """
     if world_size() == 1:
         return rows
+    home = rows.device
+    if dist.get_backend() == "nccl" and not rows.is_cuda:
+        rows = rows.cuda()
     lengths = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
     dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
     longest = int(max(length.item() for length in lengths))
     padded = torch.cat([rows, rows.new_zeros((longest - len(rows), *rows.shape[1:]))])
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[: int(length.item())] for part, length in zip(parts, lengths, strict=True)])
+    return torch.cat([part[: int(length.item())] for part, length in zip(parts, lengths, strict=True)]).to(home)
 
 
 def gather_objects(rows: Sequence[_Row]) -> list[_Row]:
