@@ -124,9 +124,7 @@ class SearchData(ForgeryData):
             check_kinds([name], MANIPULATIONS)
             return faces("train", self.length, name, self.seed, self.size, self.video_frames)
         dataset, kind = self._parsed(name)
-        found = self._layout(dataset)
-        if not found.get("train"):
-            raise ValueError(f"{self._called(dataset)} has no videos to learn from, only to test on: leave it out of data.architecture_sets")
+        found = self._to_learn(dataset, "leave it out of data.architecture_sets")
         kinds = sorted({clip.video.manipulation for clip in found["train"]} - {REAL})
         wanted = [kind] if kind else kinds
         check_kinds(wanted, kinds)

@@ -174,10 +174,7 @@ class ForgeryData(DataModule):
 
     def _learnt(self, tests: list[Clip]) -> tuple[list[Clip], list[Clip]]:
         """Return the clips of training and of validation, of the manipulations to learn and without what is held out."""
-        found = self._layout(self.train_name)
-        if not found.get("train"):
-            mend = "choose another data.train_set" if self._has_sets else "add them"
-            raise ValueError(f"{self._called(self.train_name)} has no videos to learn from, only to test on: {mend}")
+        found = self._to_learn(self.train_name, "choose another data.train_set" if self._has_sets else "add them")
         kinds = sorted({clip.video.manipulation for clip in found["train"]} - {REAL})
         wanted = kinds if self.manipulations is None else self.manipulations
         check_kinds(wanted, kinds)
@@ -187,10 +184,19 @@ class ForgeryData(DataModule):
         if val:
             train = guard(train, val, self.on_leak)
         else:
-            _log.info("%s has no validation split: an eighth of the training videos is taken, divided by people", self._called(self.train_name))
+            _log.warning("%s has no validation split: an eighth of the training videos is taken, divided by people", self._called(self.train_name))
             train, val = divide(train, _VAL_FRACTION, self.seed)
         self._check_validation({clip.video.label for clip in train}, {clip.video.label for clip in val})
         return train, val
+
+    def _to_learn(self, dataset: str, mend: str) -> layouts.Clips:
+        """Return the clips of a set that has some to learn from; refuse another one, with what to do about it."""
+        found = self._layout(dataset)
+        if not found.get("train"):
+            if self.source == "reference" and layouts.lacks_celeb_list(self.root / dataset):
+                mend = f"put Celeb-DF's {layouts.CELEB_LIST} beside its classes, or {mend}"
+            raise ValueError(f"{self._called(dataset)} has no videos to learn from, only to test on: {mend}")
+        return found
 
     def _check_validation(self, learnt: set[int], labels: set[int]) -> None:
         """Refuse a validation that could not tell good epochs from bad ones, and say where blends stand in for fakes."""

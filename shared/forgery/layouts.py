@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,9 @@ Clips = dict[str, list[Clip]]
 _SPELLINGS = {"NueralTextures": "NeuralTextures"}
 _SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _NO_CLASSES = ("landmarks", "masks")  # what tools put beside the classes
-_CELEB_LIST = "List_of_testing_videos.txt"
+_CLASS_OF_SPLIT = re.compile(r"(.+)_(train|valid|val|validation|test)", re.IGNORECASE)  # WildDeepfake's fake_train
+CELEB_LIST = "List_of_testing_videos.txt"
+"""List by which Celeb-DF tells the videos to test on."""
 ARCHIVE = "take it from its archive anew"
 """What to do about a damaged list."""
 
@@ -33,9 +36,9 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     """Read a set in the layout of MoE-FFD's loader, whatever characters its names hold.
 
     `FaceForensics++/<compression>/{train,valid,test}/{original,<manipulation>}/<video>/*` has splits. Other sets, for testing, lie in
-    `<dataset>/<class>/<video>/*`, a class being real if its name begins with `original` or contains `real`; where a
-    `List_of_testing_videos.txt` lies beside the classes, what it leaves out is for training. `<dataset>/{frames/<video>/*,labels.csv}` is read as
-    DFDC's test set, and a set with `dataset.json` as DFDC's preview.
+    `<dataset>/<class>/<video>/*`, a class being real if its name begins with `original` or contains `real`, and of a split if it ends in `_train`,
+    `_val` or `_test`, as WildDeepfake's do; where a `List_of_testing_videos.txt` lies beside the classes, what it leaves out is for training.
+    `<dataset>/{frames/<video>/*,labels.csv}` is read as DFDC's test set, and a set with `dataset.json` as DFDC's preview.
 
     Raises:
         FileNotFoundError: if folders or frames are missing.
@@ -54,10 +57,21 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     if (folder / "dataset.json").is_file() and any((folder / name).is_dir() for name in ("frames", "original_videos")):
         return dfdc_preview(folder, dataset)
     clips = _classes(folder, dataset, with_class=True)
-    if not (folder / _CELEB_LIST).is_file():
-        return {"test": clips}
-    listed = celeb_df_list(folder / _CELEB_LIST)
-    return {"train": [clip for clip in clips if clip.video.name not in listed], "test": [clip for clip in clips if clip.video.name in listed]}
+    if (folder / CELEB_LIST).is_file():
+        listed = celeb_df_list(folder / CELEB_LIST)
+        return {"train": [clip for clip in clips if clip.video.name not in listed], "test": [clip for clip in clips if clip.video.name in listed]}
+    if lacks_celeb_list(folder):
+        _log.warning("%s has no %s: all %d videos are tested on, not those of the list; put it beside the classes", folder, CELEB_LIST, len(clips))
+    parts: Clips = {}
+    for clip in clips:
+        found = _CLASS_OF_SPLIT.fullmatch(clip.video.name.partition("/")[0])
+        parts.setdefault(_split_name(found[2], folder) if found else "test", []).append(clip)
+    return parts
+
+
+def lacks_celeb_list(folder: Path) -> bool:
+    """Tell whether a folder holds Celeb-DF without its `CELEB_LIST`."""
+    return all((folder / name).is_dir() for name in ("Celeb-real", "Celeb-synthesis")) and not (folder / CELEB_LIST).is_file()
 
 
 def celeb_df_list(path: Path) -> frozenset[str]:
@@ -186,6 +200,7 @@ def folder(root: Path) -> Clips:
 
     Raises:
         FileNotFoundError: if there is neither train nor test, one of them lacks real frames, or test lacks fake ones.
+        ValueError: if the folders of fakes look like videos, without manipulations above them.
     """
     expected = f"{root}/{{train,val,test}}/{{real,fake/<manipulation>}}/<video>/<name>.png, or images in place of videos"
     clips: Clips = {}
@@ -195,9 +210,20 @@ def folder(root: Path) -> Clips:
             found += _loose(method, method.name, split)
         clips[split] = [clip for clip in found if clip.frames]
         _check_classes(clips[split], place, expected, both=split == "test")
+        _check_depth(clips[split], place)
     if not clips:
         raise FileNotFoundError(f"no train, val or test in {root}: expected {expected}")
     return clips
+
+
+def _check_depth(clips: list[Clip], place: Path) -> None:
+    """Refuse `fake/<video>/*` beside `real/<video>/*`: each fake video would pass for a manipulation, and its frames for videos."""
+    depths = {label: {len(Path(clip.frames[0]).relative_to(place).parts) for clip in clips if clip.video.label == label} for label in (0, 1)}
+    if 3 in depths[0] and 3 in depths[1] and 4 not in depths[1]:
+        raise ValueError(
+            f"{place}: the folders of real hold the frames of videos, and those of fake, which are manipulations, hold single images: "
+            "put the videos into fake/<manipulation>/<video>/, or, if all are single images, the real ones into real/ itself"
+        )
 
 
 def _loose(folder: Path, kind: str, split: str) -> list[Clip]:
@@ -280,13 +306,18 @@ def _split_classes(folder: Path, dataset: str) -> Clips:
 
 
 def _classes(folder: Path, dataset: str, with_class: bool) -> list[Clip]:
-    """Read `<class>/<video>/*`; with `with_class` the class is part of the video's name, since there are several classes of real videos."""
+    """Read `<class>/<video>/*`; with `with_class` the class is part of the video's name, since there are several classes of real videos.
+
+    Its split is then no part of the manipulation: `fake_train` and `fake_test` are both fake.
+    """
     clips = []
     for kind in (kind for kind in _folders(folder) if kind.name.lower() not in _NO_CLASSES):
         is_real = kind.name.lower().startswith("original") or "real" in kind.name.lower()
+        found = _CLASS_OF_SPLIT.fullmatch(kind.name) if with_class else None
+        manipulation = found[1] if found else kind.name
         for video in _folders(kind):
             name = f"{kind.name}/{video.name}" if with_class else video.name
-            clips.append(_clip(dataset, REAL if is_real else _SPELLINGS.get(kind.name, kind.name), name, _images(video)))
+            clips.append(_clip(dataset, REAL if is_real else _SPELLINGS.get(manipulation, manipulation), name, _images(video)))
     clips = [clip for clip in clips if clip.frames]
     _check_classes(clips, folder, f"{folder}/<class>/<video>/<number>.png, with real and fake classes")
     return clips

@@ -88,7 +88,8 @@ def divide(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip
         parts = _cut(clips, people, _first_part(_linked_order(people, seed), fraction))
         if all({clip.video.label for clip in part} == {clip.video.label for clip in clips} for part in parts):
             lost = len(clips) - len(parts[0]) - len(parts[1])
-            _log.info("%d of %d videos show people of both parts into which they are divided, and are left out", lost, len(clips))
+            if lost:
+                _log.warning("%d of %d videos show people of both parts into which they are divided, and are left out", lost, len(clips))
             return parts
     names = sorted(set(groups))
     if len(names) < 2:

@@ -85,7 +85,7 @@ def test_real_frames_of_two_codecs_that_are_called_real_and_fake_at_random(tmp_p
     )
     assert learnt_auc(*images, codecs, blocks) > 0.95
     assert learnt_auc(*images, labels, blocks) == pytest.approx(0.5, abs=tolerance(labels[1]))
-    assert not caplog.records
+    assert "Detectors learn this" not in caplog.text
     images, labels, _ = through_files(write_codecs(tmp_path / "trap", codec, codec))
     assert learnt_auc(*images, labels, blocks) > 0.95
     for split in ("train", "test"):

@@ -43,6 +43,7 @@ def seen(frames):
 
 def test_reference(tmp_path, caplog):
     root = write_reference(tmp_path)
+    write_celeb_list(root)
     data = loaded(
         root, source="reference", train_frames=2, test_frames=6, test_sets=["FaceForensics++", "FaceForensics++:NeuralTextures", "CDF", "DFDC"]
     )
@@ -52,7 +53,7 @@ def test_reference(tmp_path, caplog):
     assert train.labels.float().mean() == 0.5
     expected = [(kind, name) for kind in ("Deepfakes", "NeuralTextures") for name in ("020_021", "021_020")]
     assert seen(data.val_set) == [*expected, (REAL, "020"), (REAL, "021")]
-    assert [len(part) for part in data.test_sets] == [6 * 6, 4 * 6, 4 * 3, 2 * 2]
+    assert [len(part) for part in data.test_sets] == [6 * 6, 4 * 6, 2 * 3, 2 * 2]
     assert data.test_sets[1].kinds == ("NeuralTextures",)
     assert seen(data.test_sets[3]) == [("DFDC", "bbb"), (REAL, "aaa")]
     frames = data.test_sets[0].__getitems__(list(range(6)))["image"][:, 0, 0, 0]
@@ -64,12 +65,14 @@ def test_reference(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_reference_with_other_names_and_celeb_df_s_list(tmp_path):
+def test_reference_with_other_names_and_celeb_df_s_list(tmp_path, caplog):
     root = write_reference(tmp_path)
     clips = reference(root, "WDF")["test"]
-    assert found(clips) == [("fake_test", "fake_test/a video"), (REAL, "real_test/a video")]
+    assert found(clips) == [("fake", "fake_test/a video"), (REAL, "real_test/a video")]
     assert [path.rsplit("/", 1)[-1] for path in clips[0].frames] == ["frame b9.png", "frame b10.png"]
+    assert not caplog.text
     assert len(reference(root, "CDF")["test"]) == 4
+    assert "CDF has no List_of_testing_videos.txt: all 4 videos are tested on" in caplog.text
     assert celeb_df_list(write_celeb_list(root)) == {"YouTube-real/00170", "Celeb-synthesis/id0_id1_0001"}, "whatever the digit says"
     parts = reference(root, "CDF")
     assert found(parts["test"]) == [("Celeb-synthesis", "Celeb-synthesis/id0_id1_0001"), (REAL, "YouTube-real/00170")]
@@ -79,13 +82,29 @@ def test_reference_with_other_names_and_celeb_df_s_list(tmp_path):
         reference(root, "CDF")
 
 
+def test_classes_that_name_their_split(tmp_path, caplog):
+    """WildDeepfake as it is downloaded: what is for training is not tested on."""
+    for kind in ("real", "fake"):
+        for number in range(8):
+            video(tmp_path / "WDF" / f"{kind}_train" / str(number))
+        video(tmp_path / "WDF" / f"{kind}_test" / "0")
+    data = loaded(tmp_path, source="reference", train_set="WDF", batch_size=2)
+    assert seen(data.test_sets[0]) == [("fake", "fake_test/0"), (REAL, "real_test/0")]
+    assert len(seen(data.train_set.frames) + seen(data.val_set)) == 16
+    assert data.train_set.frames.kinds == ("fake",)
+    assert "has no validation split: an eighth of the training videos is taken" in caplog.text
+    for kind in ("real", "fake"):
+        (tmp_path / "WDF" / f"{kind}_test").rename(tmp_path / "WDF" / f"{kind}_Val")
+    assert found(reference(tmp_path, "WDF")["val"]) == [("fake", "fake_Val/0"), (REAL, "real_Val/0")]
+
+
 def test_reference_with_parts_missing(tmp_path):
     root = write_reference(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no set XDF in .*there: CDF, DFDC, FaceForensics\+\+, WDF"):
         loaded(root, source="reference", test_sets=["XDF"])
     with pytest.raises(FileNotFoundError, match="no c40 in"):
         loaded(root, source="reference", compression="c40")
-    with pytest.raises(ValueError, match=r"CDF in .* has no videos to learn from"):
+    with pytest.raises(ValueError, match=r"CDF in .* has no videos to learn from.*: put Celeb-DF's List_of_testing_videos\.txt beside"):
         loaded(root, source="reference", train_set="CDF")
     with pytest.raises(ValueError, match="no manipulation FaceSwap; there are: Deepfakes, NeuralTextures"):
         loaded(root, source="reference", manipulations=["FaceSwap"])
@@ -284,6 +303,20 @@ def test_folder(tmp_path):
     assert len(loaded(root, source="folder", train_frames=5, on_bad_file="skip").train_set) == len(data.train_set)
     with pytest.raises(FileNotFoundError, match="no train, val or test in"):
         loaded(tmp_path / "train", source="folder")
+
+
+def test_fake_videos_without_a_manipulation_above_them_are_refused(tmp_path):
+    root = write_folder(tmp_path)
+    shutil.rmtree(root / "train" / "fake")
+    for number in range(3):
+        video(root / "train" / "fake" / f"clip {number}", 5)
+    with pytest.raises(ValueError, match=r"train: .* put the videos into fake/<manipulation>/<video>/"):
+        loaded(root, source="folder")
+    for path in list((root / "train" / "real").iterdir()):
+        if path.is_dir():
+            frame(root / "train" / "real" / f"{path.name}.png", 1)
+            shutil.rmtree(path)
+    assert len({clip.video.name for clip in folder(root)["train"]}) == 5 + 5, "where all are single images, folders of fakes are manipulations"
 
 
 def test_a_validation_that_cannot_tell_epochs_apart_is_refused_or_named(tmp_path, caplog):
