@@ -71,7 +71,7 @@ class Trainer(ForgeryTrainer):
         Args:
             model: supplied.
             datamodule: supplied.
-            path: delta.safetensors, or the authors' .pth file of tensors.
+            path: delta.safetensors, or the authors' tensors as .pth or .safetensors.
         """
         from projects.moe_ffd.tasks import convert
 

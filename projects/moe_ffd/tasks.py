@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projects.moe_ffd.model import MoEViT
 from projects.moe_ffd.module import FaceForgeryDetection
-from projects.moe_ffd.weights import load_delta, load_released, save_delta
+from projects.moe_ffd.weights import is_delta, load_delta, load_released, save_delta
 from shared.data.selection import evenly_spaced
 from shared.forgery.data import ForgeryData
 from shared.forgery.pictures import usage
@@ -42,7 +42,7 @@ def convert(run: Run, module: FaceForgeryDetection, file: str) -> None:
         ValueError: if it does not fit the model.
     """
     path = Path(file).expanduser()
-    if path.suffix == ".safetensors":
+    if is_delta(path):
         load_delta(module.net, path)
     elif isinstance(module.net, MoEViT):
         load_released(module.net, path)

@@ -50,6 +50,29 @@ def save_delta(detector: Detector, path: str | Path) -> None:
         save_file(tensors, temporary, metadata)
 
 
+def is_delta(path: str | Path) -> bool:
+    """Tell a delta checkpoint from other weights by what its header says.
+
+    Raises:
+        FileNotFoundError: if there is no such file, and it ends in `.safetensors`.
+        ValueError: if it ends so, but is damaged or something else.
+    """
+    return Path(path).suffix == ".safetensors" and _metadata(path).get("format") == FORMAT
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
+    """Return what the header of a safetensors file says of it."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no delta checkpoint {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+
+
 def read_header(path: str | Path) -> tuple[str, dict[str, Any]]:
     """Return the digest of the frozen part and the configuration, `build_detector`'s options, that a delta checkpoint was made with.
 
@@ -57,15 +80,7 @@ def read_header(path: str | Path) -> tuple[str, dict[str, Any]]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no delta checkpoint.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no delta checkpoint {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+    metadata = _metadata(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no delta checkpoint of this project: its format is {metadata.get('format')!r}, not {FORMAT!r}")
     with blamed(path, "its header has no readable digest and configuration: copy the delta file anew"):

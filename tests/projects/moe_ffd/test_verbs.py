@@ -67,6 +67,15 @@ def test_a_delta_makes_a_run_with_the_same_scores(run, run_folder):
     assert [row["frame_auroc"] for row in after] == [row["frame_auroc"] for row in before]
 
 
+def test_the_authors_weights_may_be_safetensors(run_folder, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    save_file({"head.bias": torch.zeros(2)}, tmp_path / "released.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit):
+        main(["convert", str(tmp_path / "released.safetensors"), "--run", "theirs", *SMALL])
+    assert "released.safetensors do not fit the detector" in capsys.readouterr().err, "they are read as weights, not as a delta"
+
+
 def test_predict_judges_images_and_frames_of_videos(run, tmp_path):
     root = write_faces(tmp_path / "mine", 3)
     write_faces(root / "clip", 6)
