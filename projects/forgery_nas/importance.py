@@ -61,7 +61,7 @@ class EoiImportance(Importance):
     """Level eoi, EoiNAS's indicator: I = softmax(alpha) + weight A / N.
 
     A is the validation accuracy of the latest batch in which the candidate was dominant, 0 if there was none, and N in how many it was since
-    the last pruning, at least 1.
+    the last pruning, at least 1. A is from 0 to 1; in EoiNAS's code, which counts it in percent, it outweighs alpha.
 
     Args:
         shape: (2, E, O).
