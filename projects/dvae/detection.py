@@ -14,12 +14,15 @@ from projects.dvae.losses import on_grid
 from projects.dvae.purification import sample_noise
 from projects.dvae.sets import ImageSet
 from projects.dvae.training import Recipe, train_victim
+from shared.data.files import first_few
 from shared.seeding import generator
 
 THRESHOLD = 0.2
 """Separability above which a set counts as poisoned where no clean set is given: in the middle between clean sets of digits (at most 0.12) and
 poisoned ones (at least 0.26), of 500 images and of seeds that no table reports. Photographs keep more of their classes in residuals: give a
 reference there."""
+FEWEST = 10
+"""Images of a class among so many below which `THRESHOLD` says nothing: of 5 in a half no network learns a class."""
 GAIN = 3.0
 """Factor by which residuals are enlarged, around grey, before they are stored in 8 bits."""
 
@@ -103,13 +106,10 @@ def score_set(images: ImageSet, detector: Detector, seed: int) -> Scores:
     Raises:
         ValueError: if a class has no image in one of the halves.
     """
-    if len(images) > detector.images:
-        images = subset(images, torch.randperm(len(images), generator=generator(seed, "small set"))[: detector.images])
-    order = torch.randperm(len(images), generator=generator(seed, "halves"))
-    halves = [subset(images, rows) for rows in order.chunk(2)]
+    halves = [subset(images, rows) for rows in draw_halves(images.labels, detector.images, seed)]
     known, held = halves
-    if missing := set(known.labels.tolist()) ^ set(held.labels.tolist()):
-        names = ", ".join(images.class_names[label] for label in sorted(missing))
+    if missing := _apart(images.labels, known.labels, held.labels):
+        names = ", ".join(first_few((images.class_names[label] for label in missing), 5))
         raise ValueError(f"{names}: too few images to be in both halves of the set; give more, or leave those classes out")
     module = fit_purifier(known, detector.purifier, seed)
     residuals, pictures = zip(*(_residuals(module, half, seed) for half in halves), strict=True)
@@ -131,6 +131,49 @@ def score_set(images: ImageSet, detector: Detector, seed: int) -> Scores:
         images=len(held),
         chance=chance,
     )
+
+
+def draw_halves(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw at most `count` images in two halves: at random, or where that leaves a class out of one of them, as many of each class as it has.
+
+    Args:
+        labels: (N,) int64.
+        count: most images of both halves together.
+        seed: of the draw.
+
+    Returns:
+        Rows of the halves, the first as long as the other or one longer.
+    """
+    order = torch.randperm(len(labels), generator=generator(seed, "small set"))[:count] if len(labels) > count else torch.arange(len(labels))
+    order = order[torch.randperm(len(order), generator=generator(seed, "halves"))]
+    middle = (len(order) + 1) // 2
+    first, second = order[:middle], order[middle:]
+    if _apart(labels, labels[first], labels[second]):
+        rows = torch.randperm(len(labels), generator=generator(seed, "halves by class"))
+        rows, sizes = rows[labels[rows].argsort(stable=True)], labels.bincount()
+        place = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[labels[rows]]  # of every image in its class
+        chosen = rows[place.argsort(stable=True)[: len(order)].sort().values]
+        first, second = chosen[::2], chosen[1::2]
+    return first, second
+
+
+def _apart(labels: Tensor, *halves: Tensor) -> list[int]:
+    """Return the classes that are missing in one of the halves."""
+    return sorted(set(labels.tolist()) - set.intersection(*(set(half.tolist()) for half in halves)))
+
+
+def check_threshold(images: ImageSet, detector: Detector) -> None:
+    """Refuse sets of too many classes for `THRESHOLD`.
+
+    Raises:
+        ValueError: if of as many images as are looked at there are fewer than `FEWEST` of a class.
+    """
+    classes = len(images.class_names)
+    if detector.images < FEWEST * classes:
+        raise ValueError(
+            f"the threshold is that of {detector.images} images, which are too few for the set's {classes} classes (at least {FEWEST} of each): "
+            "name clean images of the kind with --reference, beside which more are looked at"
+        )
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from projects.dvae.callbacks import Separations
 from projects.dvae.data import PurificationData
 from projects.dvae.module import Purifier
 from projects.dvae.pictures import GAIN, SHOWN, around_grey, sheet
-from projects.dvae.purification import psnr
+from projects.dvae.purification import SSIM_WINDOW, psnr, ssim
 from projects.dvae.sets import MANIFEST, FolderSet, Format, ImageSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
 from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint, weights_digest
@@ -160,7 +160,7 @@ def purify(
             writer.finish(about | {"product": name}, data.is_poisoned)
         rows = changes(data.train_set, {name: read_set(folder) for name, folder in places if name.startswith("x")})
         log_table(trainer, "changes", rows)
-        summary |= {f"purify/{name}": round(sum(row[name] for row in rows) / len(rows), 3) for name in rows[0] if name.startswith("psnr")}
+        summary |= {f"purify/{name}": round(sum(row[name] for row in rows) / len(rows), 3) for name in rows[0] if name.startswith(("psnr", "ssim"))}
         shown = {name: value.to(model.device) for name, value in data.train_set.__getitems__(list(range(min(SHOWN, len(rows))))).items()}
         named = model.purify(shown).named()
         sheets = [shown["image"], *(around_grey(images) if name.startswith("p") else images for name, images in named.items())]
@@ -172,14 +172,16 @@ def purify(
 
 
 def changes(images: LabelledSet, products: dict[str, ImageSet | FolderSet]) -> list[dict[str, Any]]:
-    """Return a row an image: its index, its name where it has one, and the PSNR of each stored product to it, in dB."""
+    """Return a row an image: its index, its name where it has one, and each stored product's PSNR to it in dB and, from 11 pixels a side, SSIM."""
     rows: list[dict[str, Any]] = []
-    for indices in torch.arange(len(images)).split(256):
+    measures = {"psnr": psnr, "ssim": ssim} if min(images.image_shape[1:]) >= SSIM_WINDOW else {"psnr": psnr}
+    for indices in torch.arange(len(images)).split(64):
         given = images.read(indices.tolist()).float() / 255
-        found = {name: psnr(product.read(indices.tolist()).float() / 255, given) for name, product in products.items()}
+        made = {name: product.read(indices.tolist()).float() / 255 for name, product in products.items()}
+        found = {f"{measure}_{name}": take(product, given) for measure, take in measures.items() for name, product in made.items()}
         for row, index in enumerate(indices.tolist()):
             named = {"index": index} if images.names is None else {"index": index, "name": images.names[index]}
-            rows.append(named | {f"psnr_{name}": round(float(values[row]), 3) for name, values in found.items()})
+            rows.append(named | {name: round(float(values[row]), 3) for name, values in found.items()})
     return rows
 
 
@@ -400,12 +402,14 @@ def detect(trainer: ProjectTrainer, data: PurificationData, path: str | None, re
         reference: a clean set of the same kind: class folders or a stored set.
         seed: seed of halves and training.
     """
-    from projects.dvae.detection import Detector, judge, score_set
+    from projects.dvae.detection import Detector, check_threshold, judge, score_set
 
     in_one_process(trainer)
     suspect = find_set(trainer, data, path).load()
     beside = None if reference is None else find_set(trainer, data, reference).load()
     detector = Detector() if beside is None else Detector(images=min(len(suspect), len(beside)))
+    if beside is None:
+        check_threshold(suspect, detector)
     known = None if beside is None else score_set(beside, detector, seed)
     verdict = judge(score_set(suspect, detector, seed), known)
     rows = [{"set": path or data.source} | verdict.to_row()]

@@ -21,6 +21,8 @@ from projects.dvae.victims import build_victim
 from shared.jobs import kept_arrays
 
 QUICK_IMAGES = 200
+SURROGATE = "resnet18"
+"""Network that published poisons are learnt through; what they do to other victims is transfer."""
 GIVEN = "given"
 """The attack that the data's own options describe, such as a published poison."""
 
@@ -37,7 +39,7 @@ class Workshop:
         radii: bounds of attacks that differ from the customary ones, by the attack's name.
         rate: part of the images that attacks poison.
         choice: random images, or whole classes.
-        attack_recipe: effort of attacks that learn.
+        attack_recipe: effort of attacks that learn: paper, through `SURROGATE` whatever the victim is, or quick, through the victim's network.
         is_paper: victims are trained by the published recipe of their defence, with the recipe's victim.
         is_quick: few images and a single epoch, to see that everything runs.
     """
@@ -82,6 +84,7 @@ class Workshop:
                 data.setup()
                 return {"images": data.train_set.read(list(range(len(train)))).numpy()}
             classes, (channels, *size) = len(train.class_names), train.image_shape
+            surrogate = self.recipe.victim if self.attack_recipe == "quick" else SURROGATE
             pattern = make_pattern(
                 attack,
                 train,
@@ -89,7 +92,7 @@ class Workshop:
                 train.image_shape,
                 seed,
                 self.radii.get(attack),
-                build=lambda key: build_victim(self.recipe.victim, classes, channels, max(size), key),
+                build=lambda key: build_victim(surrogate, classes, channels, max(size), key),
                 recipe=self.attack_recipe,  # type: ignore[arg-type]
             )
             return {"images": poison_dataset(pattern, train, share, self.choice, seed)[0].numpy()}

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -7,10 +8,14 @@ import torch
 from helpers.runs import copied, made_once
 from PIL import Image
 
+from projects.dvae import workshop
 from projects.dvae.cli import main
 from projects.dvae.data import PurificationData
+from projects.dvae.fitting import Settings
 from projects.dvae.module import Purifier
+from projects.dvae.poisons import make_pattern
 from projects.dvae.sets import StoredPerturbations, read_manifest, read_poisoned, read_set
+from projects.dvae.training import Recipe
 from shared.checkpoints import load_checkpoint
 
 DATA = ["--data.source=textures", "--data.length=300"]
@@ -201,10 +206,36 @@ def test_a_small_bench_is_kept(run_folder):
         assert np.array_equal(np.load(kept)["images"], data.train_set.read(list(range(200))).numpy())
 
 
-def test_a_set_can_be_judged_before_anything_is_trained(run_folder, capsys):
-    with pytest.raises(SystemExit):
-        main(["detect", "--reference", "/nowhere/at/all"])
-    assert "/nowhere/at/all is neither a folder nor a product" in capsys.readouterr().err
+@pytest.mark.parametrize(("effort", "expected"), [("quick", "cnn"), ("paper", "resnet18")])
+def test_published_attacks_look_through_a_resnet_whatever_the_victim(tmp_path, monkeypatch, effort, expected):
+    built = []
+    monkeypatch.setattr(workshop, "build_victim", lambda name, *_: built.append(name))
+
+    def make(*given, build, recipe):
+        build(0)
+        return make_pattern("lsp", *given[1:5])
+
+    monkeypatch.setattr(workshop, "make_pattern", make)
+    shop = workshop.Workshop(tmp_path, {"source": "textures", "size": 8, "length": 100}, Settings(), Recipe.quick(), attack_recipe=effort)
+    shop.poisoned("em", 0)
+    assert built == [expected]
+
+
+@pytest.mark.parametrize(("classes", "message"), [(60, "60 classes .* name clean images of the kind with --reference"), (6, None)])
+def test_the_threshold_is_for_few_classes(tmp_path, run_folder, monkeypatch, capsys, classes, message):
+    from projects.dvae import detection
+
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (2 * classes, 8, 8, 3), dtype=np.uint8)):
+        (tmp_path / str(number % classes)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / str(number % classes) / f"{number}.png")
+    monkeypatch.setattr(detection, "score_set", lambda *_: detection.Scores(0.1, *[0.2] * 5, classes, 0.1))
+    data = ["--data.source=folder", f"--data.root={tmp_path}", "--data.poison=none", f"--model.classes={classes}"]
+    if message is not None:
+        with pytest.raises(SystemExit):
+            main(["detect", *data])
+        assert re.search(message, capsys.readouterr().err)
+        data += ["--reference", str(tmp_path)]
+    assert not main(["detect", *data]).result.verdict.is_poisoned
 
 
 @pytest.mark.parametrize(
