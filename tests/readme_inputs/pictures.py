@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from helpers.forgery_layouts import video, write_benchmark, write_preview, write_reference
+from helpers.forgery_layouts import video, write_benchmark, write_celeb_list, write_preview, write_reference
 from helpers.layouts import (
     picture,
     save_picture,
@@ -138,6 +138,9 @@ def forged_videos(root: Path) -> None:
     write_reference(root.with_name("unpacked")).rename(root)
     root.with_name("unpacked").rmdir()
     write_preview(root)
+    write_celeb_list(root)
+    for number in range(4, 8):
+        video(root / "CDF" / "Celeb-real" / f"id{number}_0001", 12, number)
     for number, part in enumerate(("real_test", "fake_test")):
         video(root / "WildDeepfake" / part / f"{number}", 4, 100 * number)
 
