@@ -120,8 +120,8 @@ def bbti_released(
 ) -> Inverted:
     """Run BBTI with the defect of the published pixel-space code (method `bbti_released`), whose pattern never moves.
 
-    There the pattern is `2 p - 1` of the tensor p that the optimiser was given, a tensor of its own, to which the gradient is assigned by hand: the
-    optimiser steps p, which has no gradient, and nobody reads. It starts, once, from N(0, 1). Arguments and result as in `bbti`.
+    There the pattern is `1 - 2 z` of the tensor z that the optimiser was given, a tensor of its own, to which the gradient is assigned by hand: the
+    optimiser steps z, which has no gradient, and nobody reads. There is one start, z from N(0, 1). Arguments and result as in `bbti`.
     """
     return _search(draw, shape, iterations, ("normal",), batch, lr, threshold, seed, device, is_released=True)
 
@@ -146,7 +146,7 @@ def _search(
     for start in starts:
         given, curve = _start(start, shape, numbers, device).requires_grad_(), []
         optimizer = torch.optim.Adam([given], lr=lr)
-        pattern = (2 * given.detach() - 1).requires_grad_() if is_released else given
+        pattern = (1 - 2 * given.detach()).requires_grad_() if is_released else given
         reached = None
         for _ in range(iterations):
             rounded = (255 * pattern.detach()).round() / 255

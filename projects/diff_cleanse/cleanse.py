@@ -200,8 +200,8 @@ def cleanse(
         unet: maps (B, C, H, W) and (B,) timesteps to an object that holds (B, C, H, W) as `.sample`; it is left as it was.
         scheduler_config: content of the pipeline's `scheduler_config.json`, or a scheduler of diffusers.
         trigger: what a scan found, see `Trigger.load`.
-        pictures: clean pictures to tune on, items with `image` (C, H, W) in [-1, 1]; None lets the model draw them itself, without those that show
-            the trigger's target or repeat another.
+        pictures: clean pictures to tune on, items with `image` (C, H, W) in [-1, 1]; the first of them score the channels, so they should not lie by
+            class. None lets the model draw them itself, without those that show the trigger's target or repeat another.
         recipe: how; None takes `RECIPES["fast"]`, for pictures of 16 pixels.
         seed: seed of everything random.
         reference: (N, C, H, W) pictures in [0, 1] for the Fréchet distance; None takes those it is tuned on.

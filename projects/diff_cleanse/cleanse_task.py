@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch.utils.data import Subset
+
 from projects.diff_cleanse.cleanse import RECIPES, CleanReport, Recipe, cleanse
 from projects.diff_cleanse.data import clean, stacked
 from projects.diff_cleanse.inspection import Trigger
@@ -18,6 +21,7 @@ from shared.backbones.unets import load_pipeline, replace_unet
 from shared.loggers import artefact_folder, log_image, log_table
 from shared.messages import shown_path
 from shared.runs import claim_folder, digest, remove, write_json
+from shared.seeding import generator
 
 if TYPE_CHECKING:
     from projects.diff_cleanse.data import DiffusionData
@@ -82,7 +86,9 @@ def cleanse_pipeline(
         if tell is not None:
             place = f" in {data.root}" if data.hparams["root"] else ""
             tell(f"tuning on pictures of --data.source {data.source}{place}")
-        options = {"pictures": clean(data.train_set), "reference": stacked(data.test_set), "num_workers": data.num_workers}
+        order = torch.randperm(len(data.train_set), generator=generator(seed, "pictures")).tolist()  # type: ignore[arg-type]
+        mixed = Subset(data.train_set, order)  # folders lie by class, and the first pictures score the channels
+        options = {"pictures": clean(mixed), "reference": stacked(data.test_set), "num_workers": data.num_workers}
     parts = artefacts / "parts"
     report = cleanse(unet, config, chosen, recipe=recipe, seed=seed, trainer=trainer, rescan=rescan, parts=parts, progress=tell, **options)
     if trainer.is_global_zero:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
+from projects.diff_cleanse.celeba import TEST, TRAIN, celeba
 from shared.data.base import DataModule
 from shared.data.cifar import CifarDataset
 from shared.data.files import ImageMode
@@ -17,6 +18,8 @@ from shared.data.offline import digits, photographs, shapes
 from shared.seeding import generator
 
 PoisonMode = Literal["fixed", "flex", "extend", "in_d2d", "out_d2d"]
+ROOM = 768 * 2**20
+"""Bytes that pictures of a data set may take at once: a thousand in colour at 256 pixels."""
 
 
 class DiffusionData(DataModule):
@@ -26,14 +29,14 @@ class DiffusionData(DataModule):
     Evaluation batches are never poisoned.
 
     Args:
-        source: `digits`, `shapes` and `photographs` need no files; `cifar10`, `folder` and `npz` read those in `root`.
+        source: `digits`, `shapes` and `photographs` need no files; `cifar10`, `celeba`, `folder` and `npz` read those in `root`.
         root: folder of the data set; the .npz file itself for `npz`.
         batch_size: pictures of one training step over all processes together.
         num_workers: processes that read pictures for each training process.
         seed: seed of the order of samples, of which are poisoned, and of drawn pictures.
-        size: side of the pictures in pixels; other pictures are cropped to their central square and resized.
+        size: side of the pictures in pixels; other pictures are cropped to their central square (CelebA's to its usual one) and resized.
         channels: 1 for grey pictures, 3 for colour.
-        splits: `all` trains on training and test pictures together, as the attacks on CIFAR-10 do; `train` keeps the test pictures apart.
+        splits: `all` trains on training and test pictures together, as the attacks on CIFAR-10 do; `train` keeps them apart.
         val_fraction: share of a folder's or file's pictures that is kept for measuring, in (0, 1).
         poison_mode: which pictures are poisoned: `fixed`: `poison_rate` of them instead of clean ones; `flex`: `clean_rate` of them clean and
             `poison_rate` of them poisoned; `extend`: all of them clean, and `poison_rate` times as many poisoned besides; `in_d2d`: all of them
@@ -52,6 +55,7 @@ class DiffusionData(DataModule):
         "shapes": "drawn discs, squares, crosses and triangles",
         "photographs": "crops of bundled photographs",
         "cifar10": "cifar-10-batches-py/ in root",
+        "celeba": "img_align_celeba/ and list_eval_partition.txt in root, and list_attr_celeba.txt for classes",
         "folder": "all pictures in root, such as celeba_hq_256/*.jpg",
         "npz": "a file with the key arr_0 or images, N x H x W x C",
     }
@@ -96,7 +100,7 @@ class DiffusionData(DataModule):
 
     def prepare_data(self) -> None:
         """Check that the files are there and readable, before any work is done."""
-        if self.source in ("cifar10", "folder", "npz"):
+        if self.source in ("cifar10", "celeba", "folder", "npz"):
             self._datasets()
 
     def setup(self, stage: str | None = None) -> None:
@@ -120,9 +124,12 @@ class DiffusionData(DataModule):
             case "cifar10":
                 test = CifarDataset(self.root, 10, ("test",))
                 return CifarDataset(self.root, 10, ("train", "test") if self.splits == "all" else ("train",)), test
+            case "celeba":
+                faces, parts = celeba(self.root, self.size, self._mode, self.on_bad_file)
+                trained = range(len(faces)) if self.splits == "all" else [i for i, part in enumerate(parts) if part == TRAIN]
+                return Subset(faces, trained), Subset(faces, [i for i, part in enumerate(parts) if part == TEST])
             case "folder":
-                mode: ImageMode = "RGB" if self.channels == 3 else "L"
-                return self._split(ImageFolderDataset(self.root, size=self.size, mode=mode, on_bad_file=self.on_bad_file))
+                return self._split(ImageFolderDataset(self.root, size=self.size, mode=self._mode, on_bad_file=self.on_bad_file))
             case _:
                 pictures = NpzDataset(self.root)
                 if (shape := tuple(pictures[0]["image"].shape)) != (self.channels, self.size, self.size):
@@ -130,6 +137,10 @@ class DiffusionData(DataModule):
                         f"{self.root} has pictures of shape {shape}: set data.channels and data.size to that, not {self.channels} and {self.size}"
                     )
                 return self._split(pictures)
+
+    @property
+    def _mode(self) -> ImageMode:
+        return "RGB" if self.channels == 3 else "L"
 
     def _target_domain(self) -> Dataset:
         """Return the pictures among which those of the target class are, in [0, 1]: the training pictures, or another set for out_d2d."""
@@ -141,8 +152,8 @@ class DiffusionData(DataModule):
             case "digits":
                 return digits("train", self.size, self.channels)
             case _:
-                mode: ImageMode = "RGB" if self.channels == 3 else "L"
-                return ImageFolderDataset(str(self.target_root), self.target_class is not None, self.size, mode=mode, on_bad_file=self.on_bad_file)
+                has_classes = self.target_class is not None
+                return ImageFolderDataset(str(self.target_root), has_classes, self.size, mode=self._mode, on_bad_file=self.on_bad_file)
 
     def poisoned(self) -> PoisonedDataset:
         """Return the training pictures with those that the attack poisons."""
@@ -164,10 +175,10 @@ class DiffusionData(DataModule):
             (N, C, H, W) pictures in [0, 1], (N,) labels and the label of the class. For out_d2d the labels of the target domain follow on those of
             the training pictures, so that an ordinary sample need not pass for one of them.
         """
-        images, labels = _stacked(self.train_set, limit)
+        images, labels = labelled(self.train_set, limit)
         if self.poison_mode == "in_d2d":
             return images, labels, cast(int, self.target_class)
-        others, classes = _stacked(self.target_domain, limit)
+        others, classes = labelled(self.target_domain, limit)
         first = int(labels.max()) + 1
         wanted = -1 if self.target_class is None else self.target_class
         if self.target_class is None:
@@ -275,19 +286,23 @@ def _of_class(dataset: Dataset, label: int | None, name: str) -> Dataset:
     return Subset(dataset, chosen)
 
 
-def _stacked(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:
-    """Return up to `limit` pictures, (N, C, H, W) in [0, 1], and their labels, (N,), -1 where there is none."""
-    count = len(cast(Sized, dataset))
-    items = [dataset[i] for i in range(0, count, -(-count // limit))]  # from all over: folders lie by class
-    return torch.stack([item["image"] for item in items]), torch.tensor([int(item.get("label", -1)) for item in items])
-
-
 def clean(dataset: Dataset) -> PoisonedDataset:
     """Return `dataset` without any poison."""
     count = len(cast(Sized, dataset))
     return PoisonedDataset(dataset, torch.arange(count), torch.zeros(count, dtype=torch.bool))
 
 
+def labelled(pictures: Dataset, limit: int = 10_000) -> tuple[Tensor, Tensor]:
+    """Return up to `limit` pictures of a data set, and no more than `ROOM` holds, as one tensor, (N, C, H, W), and their labels, (N,), -1 for none.
+
+    Of larger sets they are evenly spaced, for folders lie by class.
+    """
+    total = len(cast(Sized, pictures))
+    count = min(limit, total, ROOM // pictures[0]["image"].nbytes)
+    items = [pictures[i * total // count] for i in range(count)]
+    return torch.stack([item["image"] for item in items]), torch.tensor([int(item.get("label", -1)) for item in items])
+
+
 def stacked(pictures: Dataset, limit: int = 10_000) -> Tensor:
-    """Return up to `limit` pictures of a data set as one tensor, (N, C, H, W)."""
-    return torch.stack([pictures[i]["image"] for i in range(min(limit, len(cast(Sized, pictures))))])
+    """Return the pictures of `labelled`, (N, C, H, W)."""
+    return labelled(pictures, limit)[0]

@@ -41,7 +41,10 @@ def group_channels(unet: nn.Module, shape: tuple[int, int, int]) -> GroupIndex:
 
 
 def late_timesteps(total: int, share: float = 0.1, every: int = 1) -> range:
-    """Return the last timesteps, where a trigger is strongest: the last tenth, as published for T = 1000, every `every`-th of them."""
+    """Return the last timesteps, where a trigger is strongest, every `every`-th of them: the last tenth, as published for T = 1000.
+
+    For TrojDiff the published code takes the last twentieth; here the tenth serves all attacks, of which a defender does not know which it is.
+    """
     return range(total - 1, total - 1 - max(1, round(share * total)), -every)[::-1]
 
 

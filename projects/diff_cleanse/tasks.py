@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from projects.diff_cleanse.data import stacked
+from projects.diff_cleanse.data import labelled, stacked
 from projects.diff_cleanse.metrics import (
     FeatureMoments,
     InceptionFeatures,
@@ -347,5 +347,5 @@ def _fit_classifier(data: DiffusionData, leads_to_a_class: bool, limit: int = 10
         return SVC(gamma="scale").fit(images.flatten(1).numpy(), labels.numpy()), wanted
     if data.source != "digits":
         return None, None
-    pixels = stacked(data.train_set).flatten(1).numpy()
-    return SVC(gamma="scale").fit(pixels, [data.train_set[i]["label"] for i in range(len(pixels))]), None
+    images, labels = labelled(data.train_set, limit)
+    return SVC(gamma="scale").fit(images.flatten(1).numpy(), labels.numpy()), None

@@ -3,8 +3,10 @@ import json
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
+from PIL import Image
 from safetensors.torch import save_file
 
+from projects.diff_cleanse import cleanse_task
 from projects.diff_cleanse.cli import main
 from shared.backbones.unets import build_unet, load_pipeline, save_pipeline
 
@@ -49,6 +51,24 @@ def test_cleanse_tunes_on_pictures_of_the_user(run_folder, pipeline, trigger):
     assert cli.result.tuned_on == {"used": 1400, "generated": 0, "left_out": 0}
     smaller, _ = load_pipeline(run_folder / "diff_cleanse" / "own" / "artefacts" / "cleanse" / "pipeline")
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in load_pipeline(pipeline)[0].parameters())
+
+
+def test_the_channels_are_scored_on_pictures_of_all_classes(run_folder, pipeline, trigger, tmp_path, monkeypatch):
+    for label, name in enumerate(("dark", "light")):
+        for number in range(20):
+            (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 255 * label).save(tmp_path / "own" / name / f"{number}.png")
+    first = []
+
+    def cleanse(*_, pictures, **__):
+        first.extend(float(pictures[i]["image"].mean()) for i in range(12))
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr(cleanse_task, "cleanse", cleanse)
+    own = ["--pictures=data", "--data.source=folder", f"--data.root={tmp_path / 'own'}"]
+    with pytest.raises(SystemExit):
+        main(["cleanse", str(pipeline), "--trigger", str(trigger), "--run", "own", *own, *QUICK])
+    assert set(first) == {-1.0, 1.0}
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers.layouts import write_celeba_hq, write_cifar10, write_image_folder, write_npz
+from helpers.layouts import write_celeba, write_celeba_hq, write_cifar10, write_image_folder, write_npz
+from PIL import Image
 
-from projects.diff_cleanse.data import DiffusionData, plan_poisoning
+from projects.diff_cleanse import data as sources
+from projects.diff_cleanse.data import DiffusionData, labelled, plan_poisoning, stacked
 
 
 def ready(**options):
@@ -39,6 +41,43 @@ def test_a_folder_is_split_the_same_way_each_time(tmp_path):
     assert first.test_set.indices == second.test_set.indices
     assert not set(first.test_set.indices) & set(first.train_set.indices)
     assert len(ready(**options, splits="all").train_set) == 20
+
+
+def test_celebas_faces_are_cut_as_usual_and_split_by_its_list(tmp_path):
+    folder = write_celeba(tmp_path, count=9)
+    options = {"source": "celeba", "root": str(tmp_path), "size": 128, "channels": 3}
+    data = ready(**options)
+    assert [len(data.train_set), len(data.test_set), len(ready(**options, splits="all").train_set)] == [3, 3, 9]
+    pixels = np.asarray(Image.open(folder / "000003.jpg"))[121 - 64 : 121 + 64, 89 - 64 : 89 + 64]  # the third is of the test part
+    assert torch.equal(data.test_set[0]["image"], torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1))
+    assert data.train_set[0]["label"] == -1
+    attributes = "".join(f"{number:06d}.jpg {'1' if number == 4 else '-1'}  1 -1 {'1' if number > 1 else '-1'}\n" for number in range(1, 10))
+    (tmp_path / "list_attr_celeba.txt").write_text("9\nSmiling Attractive Mouth_Slightly_Open Heavy_Makeup\n" + attributes)
+    assert [ready(**options | {"size": 16}).train_set[i]["label"] for i in range(3)] == [0, 4 + 1, 4]
+
+
+def test_what_is_wrong_with_celeba_is_named(tmp_path):
+    options = {"source": "celeba", "root": str(tmp_path), "size": 16, "channels": 3}
+    with pytest.raises(FileNotFoundError, match=r"list_eval_partition.txt: expected img_align_celeba/000001.jpg"):
+        ready(**options)
+    write_celeba(tmp_path, count=4)
+    partition = tmp_path / "list_eval_partition.txt"
+    for text, message in (
+        ("000001.jpg 0\n", r"list_eval_partition.txt: it does not list 000002.jpg, 000003.jpg, 000004.jpg; download"),
+        ("000001.jpg\n", r"cannot use .*list_eval_partition.txt"),
+        ("".join(f"00000{number}.jpg 0\n" for number in range(1, 5)), r"has no test pictures of those in list_eval_partition.txt"),
+    ):
+        partition.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ready(**options)
+
+
+def test_pictures_held_at_once_are_few_and_from_all_over(monkeypatch):
+    pictures = [{"image": torch.full((1, 2, 2), float(number)), "label": number} for number in range(20)]
+    assert stacked(pictures)[:, 0, 0, 0].tolist() == list(range(20))
+    assert stacked(pictures, 7)[:, 0, 0, 0].tolist() == labelled(pictures, 7)[1].tolist() == [0, 2, 5, 8, 11, 14, 17]
+    monkeypatch.setattr(sources, "ROOM", 4 * 16 + 15)
+    assert stacked(pictures)[:, 0, 0, 0].tolist() == [0, 5, 10, 15]
 
 
 def test_npz_files_are_read(tmp_path):

@@ -182,6 +182,9 @@ def test_the_pattern_moves_and_the_released_one_does_not():
     assert len(standing) == 5
     assert torch.allclose(standing, standing[:1].expand_as(standing), atol=1e-6)
     torch.testing.assert_close(released.pattern, standing[0], atol=1e-6, rtol=0)
+    numbers = black_box.generator(0, "bbti")
+    torch.randn(4, *SHAPE, generator=numbers)  # the noises come first
+    torch.testing.assert_close(released.pattern, 1 - 2 * torch.randn(SHAPE, generator=numbers), atol=0.5 / 255 + 1e-6, rtol=0)
 
 
 def test_black_box_finds_a_planted_trigger_and_keeps_the_best():
