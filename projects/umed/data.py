@@ -222,7 +222,7 @@ class ProtectionData(DataModule):
         if not self.with_empty and self.source != "busi":
             full = found.without_empty()
             if len(full) < len(found):
-                _log.info("%d of %d images in %s have empty masks and are left out", len(found) - len(full), len(found), self.root)
+                _log.warning("%d of %d images in %s have empty masks and are left out", len(found) - len(full), len(found), self.root)
             found = full
         if self.joins_duplicates:
             groups = join_duplicates(found.map_images(perceptual_hash), found.groups)

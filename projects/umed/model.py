@@ -264,12 +264,13 @@ class Perturbator(nn.Module):
         self.epsilon, self.radius, self.classes = epsilon, radius, classes
         self.mode, self.clip, self.high_pass = mode, clip, high_pass
 
-    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+    def forward(self, images: Tensor, masks: Tensor, radius: int | None = None) -> Tensor:
         """Perturb a batch.
 
         Args:
             images: (B, C, H, W) clean images in [0, 1].
             masks: (B, H, W) whole numbers, 0 for the background and 1..K.
+            radius: reach of the band in images of another size than the usual; None takes the usual one.
 
         Returns:
             (B, C, H, W) δ = δ_c + δ_t, in units of [0, 1] images, at most epsilon, and 0 outside of band and interior.
@@ -277,7 +278,7 @@ class Perturbator(nn.Module):
         contour = None if self.contour is None else self._filtered(self.contour(images))
         texture = None if self.texture is None else self._filtered(self.texture(images))
         strength = None if texture is None or self.clip == "fixed" else local_texture(images, self.mode)
-        return compose(contour, texture, regions(masks, self.radius, self.classes), strength, self.epsilon)
+        return compose(contour, texture, regions(masks, radius or self.radius, self.classes), strength, self.epsilon)
 
     def _filtered(self, raw: Tensor) -> Tensor:
         return raw - local_mean(raw, self.high_pass) if self.high_pass else raw

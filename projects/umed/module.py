@@ -26,6 +26,8 @@ Batch = dict[str, Tensor]
 
 _CACHED = 2**17
 """Pixels that a CPU perturbs together: more of them leave its cache and take longer."""
+_TOGETHER = 2**22
+"""Pixels that other devices perturb together, which takes some 3 GB of their memory."""
 
 
 class Protector(L.LightningModule):
@@ -38,7 +40,7 @@ class Protector(L.LightningModule):
         classes: foreground classes K of the masks.
         size: side of the images that it is trained on, in pixels; any other size can be protected as well.
         epsilon: largest change of a pixel, in grey levels of 255; published: 4.
-        radius: reach of the contour's band in pixels; null takes 3 in 256 pixels, at least 1.
+        radius: reach of the contour's band in pixels; null takes 3 in 256 pixels of each image's longer side, at least 1.
         contour: whether the contour is perturbed.
         interior: whether the interior is perturbed.
         texture: measure of local texture: count (published code), code or transitions.
@@ -127,7 +129,11 @@ class Protector(L.LightningModule):
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Map (B, C, H, W) clean images in [0, 1] and (B, H, W) masks to δ in the same units."""
-        return self.perturbator(images, masks)
+        return self.perturbator(images, masks, self.radius_of(images))
+
+    def radius_of(self, images: Tensor) -> int:
+        """Return the reach of the band in pixels in (..., H, W) images or masks: as given, or by their size."""
+        return default_radius(max(images.shape[-2:])) if self.hparams.radius is None else self.radius
 
     @torch.no_grad()
     def delta(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -140,7 +146,7 @@ class Protector(L.LightningModule):
         training = self.perturbator.training
         self.perturbator.eval()
         height, width = images.shape[2:]
-        count = max(1, _CACHED // (height * width)) if self.device.type == "cpu" else len(images)
+        count = max(1, (_CACHED if self.device.type == "cpu" else _TOGETHER) // (height * width))
         parts = zip(images.to(self.device).split(count), masks.to(self.device).split(count), strict=True)
         found = torch.cat([self(levels.float() / 255, inside) for levels, inside in parts])
         self.perturbator.train(training)
@@ -257,7 +263,7 @@ class Protector(L.LightningModule):
         full = (masks > 0).flatten(1).any(1)
         values = {"psnr": psnr(clean, stored)[full], "surrogate_dice": 100 * dice(found, masks, self.hparams.classes).nanmean(1)[full]}
         if metrics is self.test_metrics:
-            values["psnr_roi"] = psnr(clean, stored, touched_region(masks, self.radius))[full]
+            values["psnr_roi"] = psnr(clean, stored, touched_region(masks, self.radius_of(masks)))[full]
             values["max_change"] = max_change(clean, stored)[full].double()
             if min(clean.shape[2:]) >= SSIM_WINDOW:
                 values["ssim"] = ssim(clean, stored)[full]

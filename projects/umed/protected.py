@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from projects.umed.perturb import default_radius
 from projects.umed.quality import SSIM_WINDOW, max_change, psnr, ssim, touched_region
 from projects.umed.sets import FileSet, MaskedSet, Original, PictureItem, SegmentationSet, mask_code
 from shared.data.files import BadFileError, first_few, read_json
@@ -46,7 +47,7 @@ def write_protected(
     images: MaskedSet,
     perturb: Perturb,
     about: Mapping[str, Any],
-    radius: int,
+    radius: int | None,
     batch_size: int = 16,
     source: Path | str | None = None,
     progress: Callable[[int], None] = lambda count: None,
@@ -58,7 +59,8 @@ def write_protected(
         images: the set.
         perturb: makes the perturbations; images of one size are given together.
         about: what made them, for the manifest: method, epsilon (in grey levels), texture, seed, generator (hash of the weights). Values are JSON.
-        radius: reach of the contour band in pixels, which the quality in the region of interest is measured with.
+        radius: reach of the contour band in pixels, which the quality in the region of interest is measured with; None: 3 in 256 pixels of each
+            image's longer side, at least 1.
         batch_size: images that are perturbed together.
         source: folder that the originals lie in, which must not be the one that is written.
         progress: called with the number of images that are stored.
@@ -247,14 +249,15 @@ def _by_shape(originals: Mapping[int, Original]) -> list[list[int]]:
     return list(found.values())
 
 
-def _protect(originals: Sequence[Original], perturb: Perturb, radius: int, channels: int) -> list[tuple[Original, Tensor, dict[str, Any]]]:
+def _protect(originals: Sequence[Original], perturb: Perturb, radius: int | None, channels: int) -> list[tuple[Original, Tensor, dict[str, Any]]]:
     """Perturb images of one size, of which `channels` are shown to the generators, on their grids, and measure them in their windows."""
     images, masks = torch.stack([original.as_bytes(channels) for original in originals]), torch.stack([original.mask for original in originals])
     delta = perturb(images, masks).detach().cpu()
     if delta.shape != images.shape or not delta.isfinite().all():
         raise ValueError(f"perturbations of shape {tuple(delta.shape)} for images of shape {tuple(images.shape)}, or values that are not finite")
     stored = [original.add(row) for original, row in zip(originals, delta, strict=True)]
-    return list(zip(originals, stored, _qualities(originals, stored, touched_region(masks, radius)), strict=True))
+    region = touched_region(masks, default_radius(max(masks.shape[1:])) if radius is None else radius)
+    return list(zip(originals, stored, _qualities(originals, stored, region), strict=True))
 
 
 def _qualities(originals: Sequence[Original], stored: Sequence[Tensor], regions: Tensor) -> list[dict[str, Any]]:

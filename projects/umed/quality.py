@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from projects.umed.perturb import regions
+
 UNCHANGED = 100.0
 """The PSNR in dB that an unchanged image counts as, and the largest that is given."""
 
@@ -98,8 +100,8 @@ def touched_region(masks: Tensor, radius: int) -> Tensor:
     Returns:
         (B, H, W) bool.
     """
-    foreground = (masks > 0).float()[:, None]
-    return F.max_pool2d(foreground, 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
+    band, interior = regions(masks, radius)
+    return (band | interior)[:, 0]
 
 
 def _check(clean: Tensor, protected: Tensor) -> None:

@@ -77,7 +77,7 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
         out: where to write; None writes among the run's artefacts.
 
     Raises:
-        ValueError: if images and generators do not fit, or `out` holds something else.
+        ValueError: if images and generators do not fit, no mask has foreground, or `out` holds something else.
     """
     in_one_process(trainer)
     if folder is not None:
@@ -91,6 +91,10 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     if images.image_shape[0] != model.hparams.channels or images.classes != model.hparams.classes:
         theirs, ours = (images.image_shape[0], images.classes), (model.hparams.channels, model.hparams.classes)
         raise ValueError(f"images of {theirs[0]} channel(s) and {theirs[1]} class(es), generators for {ours[0]} and {ours[1]}: train with such data")
+    if not any(bool(images.original(index).mask.any()) for index in range(len(images))):  # the first that has some ends the search
+        raise ValueError(
+            f"the masks of all {len(images)} images are empty, so nothing would be protected: check how they are written, see data.mask_values"
+        )
     device = trainer.strategy.root_device
     model.to(device)
     about = {"method": "umed"} | {name: model.hparams[name] for name in ("epsilon", "texture", "clip", "high_pass", "seed")}
@@ -104,7 +108,7 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     def report(count: int) -> None:
         print(f"\r{count} of {len(images)} images", end="" if count < len(images) else "\n", flush=True)
 
-    manifest = write_protected(target, images, perturb, about, model.radius, 16, data.given_root, report)
+    manifest = write_protected(target, images, perturb, about, model.hparams.radius, 16, data.given_root, report)
     columns = ("original", "psnr", "psnr_roi", "ssim", "max_change")
     log_table(trainer, "quality", [{name: record[name] for name in columns} for record in manifest["images"]])
     shown_rows = [row for row, record in enumerate(manifest["images"]) if record["psnr_roi"] is not None][:SHOWN] or [0]

@@ -12,9 +12,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from shared.data.files import BadFileError, read_image, read_levels
+from shared.data.files import BadFileError, first_few, read_image, read_levels
 
 Kind = Literal["binary", "threshold", "nonzero", "integers", "colours"]
+
+NOISE = 8
+"""Levels of 255 up to which JPEG may lift black."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,16 @@ def read_mask(path: Path, code: MaskCode) -> Tensor:
     """Read a mask, (H, W) int64.
 
     Raises:
-        BadFileError: if it cannot be read, or holds a level or colour that is no class's; names the file and the value.
+        BadFileError: if it cannot be read, holds a level or colour that is no class's, or is binary and holds something, but no foreground; names the
+            file and the value.
         FileNotFoundError: if there is no such file.
     """
     match code.kind:
         case "binary":
-            return read_image(path, "1")[0].long()
+            mask = read_image(path, "1")[0].long()
+            if not mask.any():
+                _check_black(path)
+            return mask
         case "threshold":
             return (read_image(path, "L")[0] * 255 > 127.5).long()  # grey levels are whole: 128 and more
         case "nonzero":
@@ -81,6 +88,18 @@ def read_mask(path: Path, code: MaskCode) -> Tensor:
         case _:
             red, green, blue = read_levels(path).int().numpy()
             return _look_up(path, 65536 * red + 256 * green + blue, code, "#{:06x}")
+
+
+def _check_black(path: Path) -> None:
+    """Refuse a binary mask without foreground that is not black, such as one whose foreground is red or a dark grey."""
+    red, green, blue = levels = (read_image(path, "RGB", ground="black") * 255).round().int()
+    if int(levels.max()) > NOISE:
+        colours = np.unique((65536 * red + 256 * green + blue).numpy()).tolist()
+        found = ", ".join(first_few((f"#{colour:06x}" for colour in colours if colour), 5))
+        raise BadFileError(
+            f"{path} holds {found} and nothing above half of the scale, so it has no foreground as a mask of black and white: "
+            "name the colour of the class with data.source folder and data.mask_values, or correct the mask"
+        )
 
 
 def _levels(path: Path) -> np.ndarray:

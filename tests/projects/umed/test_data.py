@@ -227,6 +227,14 @@ def test_bad_volumes_are_named(tmp_path):
         loaded(source="acdc", root=str(tmp_path / "nowhere"))
 
 
+def test_empty_masks_are_left_out_with_a_warning(tmp_path, caplog):
+    write_masked_folder(tmp_path, 10)
+    save(tmp_path / "masks" / "000.png", np.zeros((32, 40), bool))
+    with caplog.at_level("WARNING"):
+        assert sum(counts(loaded(source="folder", root=str(tmp_path)))) == 9
+    assert "1 of 10 images" in caplog.text
+
+
 def test_any_folder(tmp_path):
     data = loaded(source="folder", root=str(write_masked_folder(tmp_path, ending=".jpg")))
     assert counts(data) == (7, 1, 2)

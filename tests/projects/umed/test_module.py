@@ -252,3 +252,23 @@ def test_generators_lower_the_loss_of_a_frozen_surrogate(monkeypatch):
         module.training_step(batch, 0)
         losses.append(logged["train/generator_loss"])
     assert losses[-1] < losses[0] - 0.01
+
+
+def test_the_band_grows_with_the_images_unless_it_is_given():
+    masks = torch.zeros(1, 300, 256, dtype=torch.int64)
+    masks[:, 100:200, 50:150] = 1
+    images = torch.full((1, 1, 300, 256), 128, dtype=torch.uint8)
+    for options, reach in (({}, 4), ({"radius": 2}, 2)):
+        delta = small(size=32, **options).delta(images, masks)[0, 0]
+        rows, columns = delta.nonzero().unbind(1)
+        assert [int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())] == [100 - reach, 199 + reach, 50 - reach, 149 + reach]
+
+
+def test_no_device_perturbs_more_pixels_at_once_than_its_memory_holds(monkeypatch):
+    module, seen = small(), []
+    module.perturbator.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    images, masks = torch.zeros(5, 1, 16, 16, dtype=torch.uint8), torch.zeros(5, 16, 16, dtype=torch.int64)
+    monkeypatch.setattr("projects.umed.module._TOGETHER", 2 * 16 * 16)
+    whole = module.delta(images, masks)
+    assert module.to("meta").delta(images, masks).shape == whole.shape
+    assert seen == [5, 2, 2, 1]

@@ -154,6 +154,34 @@ def test_jpeg_masks_are_cut_at_127(tmp_path):
     assert torch.equal(read_mask(faint, MaskCode()), torch.eye(4).long()), "but a file of zeros and ones is a mask"
 
 
+@pytest.mark.parametrize(("mode", "ink", "named"), [("RGB", (255, 0, 0), "#ff0000"), ("RGB", (0, 0, 255), "#0000ff"), ("L", 100, "#646464")])
+def test_binary_masks_that_are_not_black_and_white_are_refused(tmp_path, mode, ink, named):
+    picture = Image.new(mode, (8, 6))
+    picture.save(tmp_path / "black.png")
+    assert not read_mask(tmp_path / "black.png", MaskCode()).any()
+    picture.paste(ink, (0, 0, 3, 2))
+    picture.save(tmp_path / "mask.png")
+    with pytest.raises(BadFileError, match=rf"mask.png holds {named} and nothing above half.*data\.mask_values"):
+        read_mask(tmp_path / "mask.png", MaskCode())
+    assert int(read_mask(tmp_path / "mask.png", mask_code(1, [named])).sum()) == 6
+    picture.quantize(4).save(tmp_path / "palette.png")
+    with pytest.raises(BadFileError, match=r"palette\.png holds #"):
+        read_mask(tmp_path / "palette.png", MaskCode())
+    write_masked_folder(tmp_path / "set", 3)
+    image = textured(6, 8, 1)
+    save(tmp_path / "set" / "images" / "z.png", image)
+    picture.save(tmp_path / "set" / "masks" / "z.png")
+    with pytest.raises(BadFileError, match=named):
+        FileSet(tmp_path, folder(tmp_path / "set", MaskCode())["all"], 32).without_empty()
+
+
+def test_faint_noise_of_an_empty_mask_is_black_and_transparency_is_background(tmp_path):
+    assert not read_mask(save(tmp_path / "noise.png", np.array([[0, 3, 8]], np.uint8)), MaskCode()).any()
+    clear = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    clear.save(tmp_path / "clear.png")
+    assert not read_mask(tmp_path / "clear.png", MaskCode()).any()
+
+
 def test_instances_are_foreground(tmp_path):
     ids = np.array([[0, 1, 2, 7]], np.uint8)
     assert read_mask(save(tmp_path / "ids.bmp", ids), MaskCode("nonzero")).tolist() == [[0, 1, 1, 1]]

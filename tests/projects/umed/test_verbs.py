@@ -106,6 +106,30 @@ def test_a_users_folder_is_protected_at_its_own_size_under_its_names(run, tmp_pa
     assert len(read_manifest(tmp_path / "out")["images"]) == 4
 
 
+def test_a_folder_without_foreground_is_not_published(run, tmp_path, capsys):
+    root = write_masked_folder(tmp_path / "mine", count=2)
+    for path in (root / "masks").rglob("*.png"):
+        Image.new("L", Image.open(path).size).save(path)
+    with pytest.raises(SystemExit) as stop:
+        main(["protect", str(root), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 1
+    assert "the masks of all 2 images are empty" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_red_masks_are_protected_once_their_colour_is_named(run, tmp_path, capsys):
+    root = write_masked_folder(tmp_path / "mine", count=2)
+    for path in (root / "masks").rglob("*.png"):
+        grey = Image.open(path).convert("L")
+        Image.merge("RGB", [grey, *[Image.new("L", grey.size)] * 2]).save(path)
+    with pytest.raises(SystemExit) as stop:
+        main(["protect", str(root), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 1
+    assert "holds #ff0000 and nothing above half of the scale" in capsys.readouterr().err
+    main(["protect", str(root), "--out", str(tmp_path / "out"), "--data.source=folder", '--data.mask_values=["#ff0000"]'])
+    assert all(record["max_change"] > 0 for record in read_manifest(tmp_path / "out")["images"])
+
+
 def test_a_small_bench_is_kept(run_folder):
     options = ["--methods=[umed]", "--exploiters=[unet]", "--defences=[none]", "--seeds=1", "--jobs=1", *SMALL]
     main(["bench", *options, "--trainer.max_epochs=1", "--data.length=16", "--run", "bench"])
