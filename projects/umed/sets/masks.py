@@ -80,7 +80,7 @@ def read_mask(path: Path, code: MaskCode) -> Tensor:
                 _check_black(path)
             return mask
         case "threshold":
-            return (read_image(path, "L")[0] * 255 > 127.5).long()  # grey levels are whole: 128 and more
+            return (read_image(path, "L", ground="black")[0] * 255 > 127.5).long()  # grey levels are whole: 128 and more
         case "nonzero":
             return torch.from_numpy((_levels(path) > 0).astype(np.int64))
         case "integers":
