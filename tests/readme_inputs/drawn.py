@@ -37,7 +37,8 @@ INPUTS: Mapping[str, list[Input]] = {
     ],
     "diff_cleanse": [
         Input("FOLDER", pictures.pipeline),
-        Input("runs/diff_cleanse/RUN/artefacts/scan/trigger.safetensors", pictures.trigger),
+        Input("runs/diff_cleanse/RUN/artefacts/scan/trigger.safetensors", pictures.last_artefact),
+        Input("runs/diff_cleanse/RUN/artefacts/cleanse/pipeline", pictures.last_artefact),
     ],
     "drs": [
         Input("FOLDER", pictures.photographs),

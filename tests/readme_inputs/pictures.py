@@ -88,13 +88,14 @@ def pipeline(folder: Path) -> None:
     save_pipeline(build_unet("tiny", 16, 1), DDPMScheduler(num_train_timesteps=100, beta_start=1e-3, beta_end=0.1), folder)
 
 
-def trigger(path: Path) -> None:
-    """The trigger of the last scan that found one."""
-    others = [file for file in path.parents[3].glob("*/artefacts/scan/trigger.safetensors") if file != path]
+def last_artefact(path: Path) -> None:
+    """A copy of what lies in the last run under `path`'s own place, `RUN/artefacts/<verb>/<name>`."""
+    others = [file for file in path.parents[3].glob(f"*/artefacts/{path.parent.name}/{path.name}") if file != path]
     if not others:
-        raise FileNotFoundError("no scan wrote a trigger")
+        raise FileNotFoundError(f"no run has written {path.name} yet")
+    last = max(others, key=lambda file: file.stat().st_mtime)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(max(others, key=lambda file: file.stat().st_mtime), path)
+    (shutil.copytree if last.is_dir() else shutil.copyfile)(last, path)
 
 
 def table_of_certificates(path: Path) -> None:
