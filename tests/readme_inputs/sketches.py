@@ -47,6 +47,12 @@ images = good[0]""",
 """By project: lines that define the names, and write the recordings, which its README leaves open."""
 
 RUNS: Mapping[str, str] = {
+    "runs/hodinet/RUN/checkpoints/best.ckpt": """import shutil
+from pathlib import Path
+
+trained = max(Path("runs/hodinet").glob("2*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+Path("runs/hodinet/RUN/checkpoints").mkdir(parents=True, exist_ok=True)
+shutil.copyfile(trained, "runs/hodinet/RUN/checkpoints/best.ckpt")""",
     "runs/comad": """import shutil
 from pathlib import Path
 
@@ -54,7 +60,7 @@ tested = max(Path("runs/comad").glob("*/artefacts/fit/scores.json"), key=lambda 
 for name in (f"{category}-{seed}" for category in ("breakfast_box", "screw_bag") for seed in range(5)):
     shutil.copytree(tested.parent, Path("runs/comad", name, "artefacts/fit"), dirs_exist_ok=True)""",
 }
-"""By folder of runs: lines that give the last run whose scores were kept the names of those which Python of a README reads."""
+"""By what Python of a README names of runs: lines that give the last run, or what it kept, that name."""
 
 
 def open_names(code: str) -> set[str]:
