@@ -91,15 +91,15 @@ class Clone:
 
     def run(self, command: Command, output: Path, limit: float, is_quick: bool = False) -> Outcome:
         """Run a command in the clone's folder, and stop it gently at the limit in seconds; `output` is the file to write what it prints into."""
-        text = command.text
+        text, script = command.text, self.path / "of_readme.py"
         if command.kind == "python":
-            script = self.path / f"readme_{command.line}.py"
             script.write_text(whole(command), encoding="utf-8")
             text = f"uv run python {script.name}"
         elif is_quick:
             text = re.sub(r"(cli\.py reproduce\b(?: \w+)?)", r"\1 --quick", text)
         environment = self.environment(command.kind == "inline" and not text.startswith("uv"))
         code, seconds = execute(text, self.path, environment, output, limit)
+        script.unlink(missing_ok=True)  # the repository's checks are commands too
         return judge(command, code, seconds, output.read_text(encoding="utf-8", errors="replace"))
 
 

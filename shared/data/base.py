@@ -5,11 +5,16 @@ Batch sizes are passed to loaders by keyword: Lightning leaves `DataLoader` patc
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any, ClassVar
 
 import lightning as L
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset
 
 from shared.distributed import EpochSampler, UnpaddedSampler, world_size
@@ -39,6 +44,25 @@ class ResumableDataLoader(DataLoader):
         finished = state["batches"] >= len(self)
         self.sampler.set_epoch(state["epoch"] + finished)
         self.sampler.skip = 0 if finished else state["batches"] * (self.batch_size or 1)
+
+
+def begin_worker(number: int) -> None:
+    """Seed a loader's worker as Lightning does, and let it outlive a SIGTERM that goes to all processes of a job.
+
+    So the training process, which ends its step and saves it, still gets its batches. A SIGTERM of that process's own ends the worker, as does its
+    death.
+    """
+    pl_worker_init_function(number)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_if_asked_by, args=(parent.pid,), daemon=True).start()
+
+
+def _end_if_asked_by(process: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)
 
 
 def training_loader(dataset: Dataset, batch_size: int, seed: int, sampler: EpochSampler | None = None, **options: Any) -> ResumableDataLoader:
@@ -125,7 +149,8 @@ class DataModule(L.LightningDataModule):
         return DataLoader(dataset, batch_size=share, sampler=UnpaddedSampler(dataset), collate_fn=collate, **self._workers())  # type: ignore[arg-type]
 
     def _workers(self) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": self._on_gpu()}
+        begun = {"persistent_workers": True, "worker_init_fn": begin_worker} if self.num_workers else {}
+        return {"num_workers": self.num_workers, "pin_memory": self._on_gpu()} | begun
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
