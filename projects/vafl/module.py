@@ -210,7 +210,7 @@ def build_model(
 class Auroc(BinaryAUROC):
     """Area under the ROC curve; NaN of samples of one class, which have none (torchmetrics says 0, as of the worst order)."""
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]  # as in BinaryAUROC itself
         seen = torch.cat([labels.flatten() for labels in self.target]) if isinstance(self.target, list) else self.target
         return super().compute() if len(seen.unique()) == 2 else torch.full((), torch.nan, device=seen.device)
 
