@@ -41,7 +41,8 @@ def read_netcdf(path: Path, reading: Reading, horizon: int = 0) -> tuple[Observa
         axes = {axis: axis_of(variables, scalar, axis) for axis in AXES}
         values = _on_grid(scalar, axes)
         time, y, x, metres = _places(axes)
-        arrays: dict[str, NDArray[Any]] = {"y": values.astype(np.float32), "times": time, "unit": np.array(scalar.text("units"))}
+        unit = scalar.text("units")
+        arrays: dict[str, NDArray[Any]] = {"y": values.astype(np.float32), "times": time, "unit": np.array({"1": ""}.get(unit, unit))}
         dy, dx = (abs(places[-1] - places[0]) / (len(places) - 1) for places in (y, x))
         arrays["bounds"] = np.array([y[0] - dy / 2, y[-1] + dy / 2, x[0] - dx / 2, x[-1] + dx / 2])
         if len(time) < 2 and reading.interval is None:
