@@ -22,7 +22,7 @@ LEFT_OUT = [
     (r"\s\.\.\.|\[\w+ \.\.\.\]|\w\|\w", "a form, not a command: it has `...` or `|` in the place of words"),
     (r"--nnodes 2|--num-nodes 2", "two machines"),
     (r"moe_ffd/cli\.py (fit --config paper|convert WEIGHTS\.pth)", "takes weights of a ViT-B/16 that only a network or their authors give"),
-    (r"rsknet/cli\.py fit --config paper --config light", "takes 26 GiB of memory at the paper's 128 crops a step"),
+    (r"rsknet/cli\.py fit --config paper --config (light|large_margin)", "takes 26 GiB of memory or more at the paper's 128 crops a step"),
     (r"^lightning (dashboard|report) (NAME|RUN)", "a form, not a command; dashboards go to a W&B server"),
 ]
 LONG = [
