@@ -155,6 +155,8 @@ def inputs_of(command: Command) -> list[Input]:
 
 def words_of(command: Command) -> Iterator[str]:
     """Yield the words of a command that may name a file: `net.py` of `net.py:build`, `inbox` of `inbox/`."""
-    if command.kind != "python":
+    if command.kind == "python":
+        yield from re.findall(r'"([\w./]+)"', command.text)
+    else:
         for words in simple_commands(command.text):
             yield from (re.sub(r"(?<=\.py):\w+$", "", word.rpartition("=")[2]).strip("[]/") for word in words)
