@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 Format = Literal["npz", "h5", "zarr"]
 """Kinds of files that sequences are written as."""
+SAYS_EVERY = 10.0
+"""Seconds between two lines of progress."""
 MARK = "world.json"
 """File that tells what a folder's sequences were drawn from."""
 
@@ -96,12 +100,26 @@ def _write(folder: Path, data: PlumeData, counts: dict[str, int], ending: str) -
         if all(file.exists() for file in files):
             print(f"  {files[0].name} is there already")
             continue
-        drawn = draw_plumes(data.world, count, split)
+        print(f"  {files[0].name}: drawing {count} sequences", flush=True)
+        drawn = draw_plumes(data.world, count, split, progress=_tell(f"{files[0].name}: {{}} of {count} are drawn"))
         write_observations(files[0], drawn.observations)
         write_truth(files[1], drawn.truth, drawn.source)
-        print(f"  {files[0].name}: {count} sequences", flush=True)
+        print(f"  {files[0].name}: written", flush=True)
     _picture(folder, draw_plumes(data.world, 1, "test"))
     return data.world.frames
+
+
+def _tell(text: str) -> Callable[[int], None]:
+    """Return a function that prints a number in a text, at most every `SAYS_EVERY` seconds."""
+    last = time.monotonic()
+
+    def tell(number: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SAYS_EVERY:
+            last = time.monotonic()
+            print(f"  {text.format(number)}", flush=True)
+
+    return tell
 
 
 def _picture(folder: Path, drawn: Plumes) -> None:

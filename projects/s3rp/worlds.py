@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -115,7 +116,9 @@ class Plumes:
     source: Tensor | None
 
 
-def draw_plumes(world: World, count: int, split: str = "train", known_source: bool = True) -> Plumes:
+def draw_plumes(
+    world: World, count: int, split: str = "train", known_source: bool = True, progress: Callable[[int], None] = lambda drawn: None
+) -> Plumes:
     """Draw sequences: a function of the world, the split and each sequence's number alone.
 
     Args:
@@ -123,8 +126,12 @@ def draw_plumes(world: World, count: int, split: str = "train", known_source: bo
         count: sequences.
         split: their winds and initial fields differ from split to split.
         known_source: tells the observations' user the sources.
+        progress: is called with the number of sequences that are drawn, now and then.
     """
-    parts = [_draw(world, range(start, min(start + AT_ONCE, count)), split) for start in range(0, count, AT_ONCE)]
+    parts = []
+    for start in range(0, count, AT_ONCE):
+        parts.append(_draw(world, range(start, min(start + AT_ONCE, count)), split))
+        progress(min(start + AT_ONCE, count))
     coarse, mask, u, v, truth = (torch.cat([part[name] for part in parts]) for name in ("coarse", "mask", "u", "v", "truth"))
     source = torch.cat([part["source"] for part in parts]) if world.sources else None
     names = [f"{split}-{number:05d}" for number in range(count)]
