@@ -41,7 +41,7 @@ def test_an_interrupted_run_goes_on(tmp_path, capsys, monkeypatch):
     _simulate(tmp_path)
     said = capsys.readouterr().out
     assert "train.npz is there already" in said
-    assert "val.npz: 1 sequences" in said
+    assert "val.npz: drawing 1 sequences" in said
     assert (tmp_path / "train.npz").stat().st_mtime_ns == before
 
 
