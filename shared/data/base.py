@@ -19,6 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from shared.distributed import EpochSampler, UnpaddedSampler, world_size
 
+GRACE = 60
+"""Seconds that a loader's worker has after a SIGTERM of which it is not known who sent it."""
+
 
 class ResumableDataLoader(DataLoader):
     """A `DataLoader` whose position Lightning writes into checkpoints, so that training goes on with the very next batch of the epoch.
@@ -55,6 +58,7 @@ def begin_worker(number: int) -> None:
     pl_worker_init_function(number)
     parent = multiprocessing.parent_process()
     if parent is not None and hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # for threads that other libraries began before, which do not block it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_if_asked_by, args=(parent.pid,), daemon=True).start()
 
