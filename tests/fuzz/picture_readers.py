@@ -92,6 +92,19 @@ def _read_target(home: Path) -> None:
     make_target(f"picture:{home / 'target.png'}", 8, 3)
 
 
+def _celeba(home: Path) -> None:
+    layouts.write_celeba(home, count=4)
+    rows = "".join(f"{number:06d}.jpg  1 -1  1\n" for number in range(1, 5))
+    (home / "list_attr_celeba.txt").write_text(f"4\nHeavy_Makeup Mouth_Slightly_Open Smiling\n{rows}")
+
+
+def _read_celeba(home: Path) -> None:
+    from projects.diff_cleanse.celeba import celeba
+
+    faces, _ = celeba(home, 16, "RGB", "refuse")
+    faces[0]
+
+
 def _released(home: Path) -> None:
     weights = {f"module.1.{name}": torch.ones(2, 2) for name in ("conv1.weight", "fc.weight")}
     torch.save({"epoch": 3, "arch": "resnet", "state_dict": weights, "optimizer": {"state": {}}}, home / "left.pth.tar")
@@ -332,6 +345,7 @@ PICTURES = [
     Reader("diff_cleanse-trigger", _trigger, _read_trigger),
     Reader("diff_cleanse-statistics", _statistics, _read_statistics),
     Reader("diff_cleanse-target", _target, _read_target),
+    Reader("diff_cleanse-celeba", _celeba, _read_celeba, "*.txt"),
     Reader("drs-released", _released, _read_released),
     *(
         Reader(f"dvae-poison-{form}", _poison(form), _read_poison)
