@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 from readme_inputs.commands import Command, project_calls
 
@@ -25,6 +26,7 @@ LEFT_OUT = [
     (r"rsknet/cli\.py fit --config paper --config (light|large_margin)", "takes 26 GiB of memory or more at the paper's 128 crops a step"),
     (r"^lightning (dashboard|report) (NAME|RUN)", "a form, not a command; dashboards go to a W&B server"),
 ]
+NEEDS_GPU = [] if shutil.which("nvidia-smi") else [(r"tests/gpu/check\.py", "there is no GPU here")]
 LONG = [
     (r"uv run pytest|\.ci/run|tests/bench/", "a whole suite or benchmark: run without --quick"),
 ]
@@ -44,4 +46,4 @@ def reason_to_leave_out(command: Command, is_quick: bool = False) -> str:
     """Say why a command cannot be run as it stands; empty if it can."""
     if command.kind == "python":
         return ""
-    return next((reason for pattern, reason in LEFT_OUT + LONG * is_quick if re.search(pattern, command.short)), "")
+    return next((reason for pattern, reason in LEFT_OUT + NEEDS_GPU + LONG * is_quick if re.search(pattern, command.short)), "")
