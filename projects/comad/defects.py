@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from shared.data.files import BadFileError, read_image
+from shared.data.files import BadFileError, read_mask_levels
 from shared.runs import write_json
 
 CONFIG = "defects_config.json"
@@ -134,7 +133,7 @@ def read_defect(path: Path, size: tuple[int, int], types: Mapping[int, DefectTyp
         BadFileError: if the mask is damaged, empty, of another size than its picture, or holds no value, or not one only, of `types`.
         FileNotFoundError: if it is missing.
     """
-    levels = (read_image(path, ground="black").amax(0) * 255).round().to(torch.uint8)
+    levels = read_mask_levels(path)
     if tuple(levels.shape) != size:
         here, there = (f"{height} x {width}" for height, width in (levels.shape, size))
         raise BadFileError(f"the mask {path} has {here} pixels (height x width), its picture {there}: masks must have the size of their picture")

@@ -17,12 +17,12 @@ from projects.hodinet.augmentation import Layers
 from projects.hodinet.depth import ARRAY, check_proportions, fitted, nearness, polarity, polarity_table, read_array, read_depth
 from projects.hodinet.layouts import Inverted, Sample, by_set, is_inverted
 from projects.hodinet.scenes import Variant, draw_scene
-from shared.data.files import BadFileError, first_few, image_size, read_image, read_levels
+from shared.data.files import MASK_NOISE, BadFileError, first_few, image_size, read_levels, read_mask_levels
 from shared.data.folders import OnBadFile
 from shared.data.offline import Split
 from shared.data.selection import evenly_spaced
 
-_MARKED, _NOISE = 128, 8  # of 255; what compression leaves in an empty mask is less than the latter
+_MARKED = 128  # of 255
 _POLARITY = 50  # pictures of a set
 _log = logging.getLogger(__name__)
 
@@ -129,13 +129,15 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> Tensor:
     """
     if sample.mask is None:
         return torch.zeros(1, *size, dtype=torch.uint8)
-    levels = (read_image(sample.mask, ground="black").amax(0, keepdim=True) * 255).round()
+    levels = read_mask_levels(sample.mask)[None]
     found = (levels.shape[1], levels.shape[2])
     if found != size:
         shapes = f"{found[0]} x {found[1]} pixels (height x width), its picture {sample.image} {size[0]} x {size[1]}"
         raise BadFileError(f"the mask {sample.mask} has {shapes}: take the files of one release")
-    largest = levels.max()
-    return (levels > (_MARKED if largest > _MARKED else 0 if largest <= 1 else (largest / 2).clamp_min(_NOISE))).byte()
+    largest = int(levels.max())
+    if largest <= 1:
+        return levels
+    return (levels > (_MARKED if largest > _MARKED else max(largest / 2, MASK_NOISE))).byte()
 
 
 def check_samples(samples: Sequence[Sample], reading: Reading, on_bad_file: OnBadFile = "refuse") -> list[Sample]:

@@ -195,10 +195,10 @@ def find_truth(root: str | Path, split: str, observations: Observations | None =
         ValueError, BadFileError, ModuleNotFoundError: see `split_file` and `read_truth`.
     """
     root = Path(root).expanduser()
-    file = split_file(root / "truth", split) or (split_file(root, "truth") if split == "test" else None) or split_file(root, split)
-    if file is None or (file.parent == root and file.stem == split and not _is_benchmark(file)):
-        return None
-    return read_truth(file, observations, reading).field
+    file = split_file(root / "truth", split) or (split_file(root, "truth") if split == "test" else None)
+    if file is None and (own := split_file(root, split)) is not None and _is_benchmark(own):
+        file = own
+    return None if file is None else read_truth(file, observations, reading).field
 
 
 def _is_benchmark(path: Path) -> bool:

@@ -18,6 +18,7 @@ from projects.s3rp.arrays import library_for, write_arrays
 from projects.s3rp.assembling import Reading
 from projects.s3rp.layouts import NETCDF, READABLE, Coordinates, read_placed
 from projects.s3rp.outlook import Outlook, can_tell_hidden, cautions, forecast_frames, growth, inflation_of, look_out, prior_of
+from projects.s3rp.physics import together
 from projects.s3rp.sets import Observations
 from projects.s3rp.testing import check_members
 from shared.checkpoints import weights_digest
@@ -274,7 +275,6 @@ def _mark(folder: Path, name: str) -> Path:
 def _row(name: str, one: Observations, outlook: Outlook, kappa: float | None, remarks: Sequence[str], background: float) -> dict[str, Any]:
     """Measure a sequence, its background taken off; nothing here needs a truth."""
     from projects.s3rp.metrics import inconsistency, residual
-    from projects.s3rp.physics import together
 
     mean, area = outlook.mean + background, math.prod(one.physics.spacing)
     apart = inconsistency(outlook.mean, one.coarse, one.mask)

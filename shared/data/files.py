@@ -19,6 +19,8 @@ from torch import Tensor
 
 ImageMode = Literal["RGB", "L", "1"]
 """What an image is read as: colour, grey, or a mask of zeros and ones."""
+MASK_NOISE = 8
+"""Levels of 255 up to which compression may lift the black of a mask."""
 Ground = Literal["white", "black"]
 """What transparent pixels lie over."""
 
@@ -123,6 +125,23 @@ def read_levels(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     if levels.dtype == np.uint8:
         return torch.from_numpy(levels)
     return (_scaled(levels) * 255).round().byte().expand(3, -1, -1).contiguous()
+
+
+def read_mask_levels(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Read the levels of a mask: in colours, such as those of a palette, the strongest channel counts, and transparent pixels are 0.
+
+    Args:
+        path: see `read_image`.
+        max_pixels: see `read_image`.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        BadFileError: see `read_image`.
+        FileNotFoundError: if there is no such file.
+    """
+    return (read_image(path, max_pixels=max_pixels, ground="black").amax(0) * 255).round().byte()
 
 
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

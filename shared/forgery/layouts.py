@@ -23,7 +23,7 @@ Clips = dict[str, list[Clip]]
 _SPELLINGS = {"NueralTextures": "NeuralTextures"}
 _SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _NO_CLASSES = ("landmarks", "masks")  # what tools put beside the classes
-_CLASS_OF_SPLIT = re.compile(r"(.+)_(train|valid|val|validation|test)", re.IGNORECASE)  # WildDeepfake's fake_train
+_CLASS_OF_SPLIT = re.compile(rf"(.+)_({'|'.join(one for spellings in _SPLITS.values() for one in spellings)})", re.IGNORECASE)  # fake_train
 CELEB_LIST = "List_of_testing_videos.txt"
 """List by which Celeb-DF tells the videos to test on."""
 ARCHIVE = "take it from its archive anew"

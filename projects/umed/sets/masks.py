@@ -12,12 +12,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from shared.data.files import BadFileError, first_few, read_image, read_levels
+from shared.data.files import MASK_NOISE, BadFileError, first_few, read_image, read_levels
 
 Kind = Literal["binary", "threshold", "nonzero", "integers", "colours"]
-
-NOISE = 8
-"""Levels of 255 up to which JPEG may lift black."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def read_mask(path: Path, code: MaskCode) -> Tensor:
 def _check_black(path: Path) -> None:
     """Refuse a binary mask without foreground that is not black, such as one whose foreground is red or a dark grey."""
     red, green, blue = levels = (read_image(path, "RGB", ground="black") * 255).round().int()
-    if int(levels.max()) > NOISE:
+    if int(levels.max()) > MASK_NOISE:
         colours = np.unique((65536 * red + 256 * green + blue).numpy()).tolist()
         found = ", ".join(first_few((f"#{colour:06x}" for colour in colours if colour), 5))
         raise BadFileError(
