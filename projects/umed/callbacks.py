@@ -76,7 +76,7 @@ def change_sheet(module: Protector, clean: Iterable[Tensor], stored: Iterable[Te
 
 def _column(module: Protector, clean: Tensor, stored: Tensor, mask: Tensor) -> Tensor:
     """Return the four pictures of an image, (4, 3, height, width), each pixel a square of whole pixels."""
-    found = regions(mask[None], module.radius_of(mask), module.hparams.classes)
+    found = regions(mask[None], module.hparams.radius, module.hparams.classes)
     change = (stored.float() - clean.float()).abs().amax(0, keepdim=True) / module.hparams.epsilon
     painted = clean.float().expand(3, -1, -1) / 255
     for where, colour in ((found.band[0], BAND), (found.interior[0], INTERIOR)):

@@ -228,7 +228,7 @@ class Perturbator(nn.Module):
         contour: generator of the contour's perturbation; None leaves it out.
         texture: generator of the interior's; None leaves it out.
         epsilon: bound on every value, in units of [0, 1] images.
-        radius: reach of the contour's band in pixels.
+        radius: reach of the contour's band in pixels; None takes it by the images' size, see `regions`.
         classes: foreground classes K of the masks.
         mode: measure of local texture.
         clip: texture bounds the interior's perturbation by epsilon times the texture; fixed by epsilon alone (ablation).
@@ -244,7 +244,7 @@ class Perturbator(nn.Module):
         contour: nn.Module | None,
         texture: nn.Module | None,
         epsilon: float,
-        radius: int,
+        radius: int | None,
         classes: int = 1,
         mode: TextureMode = "count",
         clip: Clip = "texture",
@@ -253,7 +253,7 @@ class Perturbator(nn.Module):
         super().__init__()
         if contour is None and texture is None:
             raise ValueError("without a contour generator and without a texture generator nothing is perturbed: turn on one of them")
-        if not 0 < epsilon <= 0.5 or radius < 1 or classes < 1:
+        if not 0 < epsilon <= 0.5 or (radius is not None and radius < 1) or classes < 1:
             raise ValueError(f"epsilon is in (0, 0.5], radius and classes at least 1, got {epsilon}, {radius} and {classes}")
         if high_pass and (high_pass < 3 or high_pass % 2 == 0):
             raise ValueError(f"the window of high_pass has an odd side of at least 3 pixels, or 0 for none, got {high_pass}")
@@ -264,13 +264,12 @@ class Perturbator(nn.Module):
         self.epsilon, self.radius, self.classes = epsilon, radius, classes
         self.mode, self.clip, self.high_pass = mode, clip, high_pass
 
-    def forward(self, images: Tensor, masks: Tensor, radius: int | None = None) -> Tensor:
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Perturb a batch.
 
         Args:
             images: (B, C, H, W) clean images in [0, 1].
             masks: (B, H, W) whole numbers, 0 for the background and 1..K.
-            radius: reach of the band in images of another size than the usual; None takes the usual one.
 
         Returns:
             (B, C, H, W) δ = δ_c + δ_t, in units of [0, 1] images, at most epsilon, and 0 outside of band and interior.
@@ -278,7 +277,7 @@ class Perturbator(nn.Module):
         contour = None if self.contour is None else self._filtered(self.contour(images))
         texture = None if self.texture is None else self._filtered(self.texture(images))
         strength = None if texture is None or self.clip == "fixed" else local_texture(images, self.mode)
-        return compose(contour, texture, regions(masks, radius or self.radius, self.classes), strength, self.epsilon)
+        return compose(contour, texture, regions(masks, self.radius, self.classes), strength, self.epsilon)
 
     def _filtered(self, raw: Tensor) -> Tensor:
         return raw - local_mean(raw, self.high_pass) if self.high_pass else raw

@@ -14,7 +14,7 @@ from projects.umed.augmentation import SurrogateAugmentation
 from projects.umed.losses import segmentation_loss, soft_dice
 from projects.umed.metrics import dice
 from projects.umed.model import GENERATOR_WIDTHS, WIDTHS, Clip, ContourGenerator, Convolution, Perturbator, TextureGenerator, UNet
-from projects.umed.perturb import TextureMode, default_radius, protect_images
+from projects.umed.perturb import TextureMode, protect_images
 from projects.umed.quality import SSIM_WINDOW, max_change, psnr, ssim, touched_region
 from shared.distributed import own_rows
 from shared.seeding import derive_seed, generator
@@ -108,13 +108,12 @@ class Protector(L.LightningModule):
             raise ValueError(f"model.exchange is a probability, in 0 to 1, got {exchange}")
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.radius = default_radius(size) if radius is None else radius
         widths = list(GENERATOR_WIDTHS) if generator_widths is None else generator_widths
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "umed weights"))
             outer = ContourGenerator(channels, widths, convolution) if contour else None
             inner = TextureGenerator(channels, widths) if interior else None
-            self.perturbator = Perturbator(outer, inner, epsilon / 255, self.radius, classes, texture, clip, high_pass)
+            self.perturbator = Perturbator(outer, inner, epsilon / 255, radius, classes, texture, clip, high_pass)
             self.surrogate = UNet(channels, classes + 1, WIDTHS if surrogate_widths is None else surrogate_widths, norm="instance")
         ranges: dict[str, Any] = {} if blur_sigma is None else {"sigma": blur_sigma}
         ranges |= {} if jpeg_quality is None else {"quality": jpeg_quality}
@@ -129,11 +128,7 @@ class Protector(L.LightningModule):
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Map (B, C, H, W) clean images in [0, 1] and (B, H, W) masks to δ in the same units."""
-        return self.perturbator(images, masks, self.radius_of(images))
-
-    def radius_of(self, images: Tensor) -> int:
-        """Return the reach of the band in pixels in (..., H, W) images or masks: as given, or by their size."""
-        return default_radius(max(images.shape[-2:])) if self.hparams.radius is None else self.radius
+        return self.perturbator(images, masks)
 
     @torch.no_grad()
     def delta(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -263,7 +258,7 @@ class Protector(L.LightningModule):
         full = (masks > 0).flatten(1).any(1)
         values = {"psnr": psnr(clean, stored)[full], "surrogate_dice": 100 * dice(found, masks, self.hparams.classes).nanmean(1)[full]}
         if metrics is self.test_metrics:
-            values["psnr_roi"] = psnr(clean, stored, touched_region(masks, self.radius_of(masks)))[full]
+            values["psnr_roi"] = psnr(clean, stored, touched_region(masks, self.hparams.radius))[full]
             values["max_change"] = max_change(clean, stored)[full].double()
             if min(clean.shape[2:]) >= SSIM_WINDOW:
                 values["ssim"] = ssim(clean, stored)[full]

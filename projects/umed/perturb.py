@@ -36,7 +36,7 @@ def default_radius(size: int) -> int:
     return max(1, round(size / 85))
 
 
-def regions(masks: Tensor, radius: int, classes: int = 1) -> Regions:
+def regions(masks: Tensor, radius: int | None, classes: int = 1) -> Regions:
     """Split the region of interest into its contour band B = dilate(M, r) - erode(M, r) and its interior I = M - B.
 
     Structuring elements are squares of side 2r + 1. What lies outside of the image is background to the dilation and foreground to the erosion: where
@@ -45,19 +45,20 @@ def regions(masks: Tensor, radius: int, classes: int = 1) -> Regions:
 
     Args:
         masks: (B, H, W) whole numbers or bool, 0 for the background and 1..K for the classes.
-        radius: r in pixels, at least 1.
+        radius: r in pixels, at least 1; None takes `default_radius` of the masks' longer side.
         classes: foreground classes K; with 1, all that is not 0 is foreground.
 
     Raises:
         ValueError: if the shape is another or an argument is below 1.
     """
-    if masks.ndim != 3 or radius < 1 or classes < 1:
+    if masks.ndim != 3 or (radius is not None and radius < 1) or classes < 1:
         raise ValueError(f"regions are of (B, H, W) masks, with radius and classes of at least 1, got {tuple(masks.shape)}, {radius} and {classes}")
+    reach = default_radius(max(masks.shape[1:])) if radius is None else radius
     band = torch.zeros(len(masks), 1, *masks.shape[1:], dtype=torch.bool, device=masks.device)
     interior = band.clone()
     for number in range(1, classes + 1):
         inside = masks[:, None] > 0 if classes == 1 else masks[:, None] == number
-        dilated, eroded = _dilate_and_erode(inside, radius)
+        dilated, eroded = _dilate_and_erode(inside, reach)
         band |= dilated & ~eroded
         interior |= eroded
     return Regions(band, interior & ~band)

@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from projects.umed.perturb import default_radius
 from projects.umed.quality import SSIM_WINDOW, max_change, psnr, ssim, touched_region
 from projects.umed.sets import FileSet, MaskedSet, Original, PictureItem, SegmentationSet, mask_code
 from shared.data.files import BadFileError, first_few, read_json
@@ -256,8 +255,7 @@ def _protect(originals: Sequence[Original], perturb: Perturb, radius: int | None
     if delta.shape != images.shape or not delta.isfinite().all():
         raise ValueError(f"perturbations of shape {tuple(delta.shape)} for images of shape {tuple(images.shape)}, or values that are not finite")
     stored = [original.add(row) for original, row in zip(originals, delta, strict=True)]
-    region = touched_region(masks, default_radius(max(masks.shape[1:])) if radius is None else radius)
-    return list(zip(originals, stored, _qualities(originals, stored, region), strict=True))
+    return list(zip(originals, stored, _qualities(originals, stored, touched_region(masks, radius)), strict=True))
 
 
 def _qualities(originals: Sequence[Original], stored: Sequence[Tensor], regions: Tensor) -> list[dict[str, Any]]:

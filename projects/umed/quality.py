@@ -90,12 +90,13 @@ def max_change(clean: Tensor, protected: Tensor) -> Tensor:
     return (protected.long() - clean.long()).abs().flatten(1).amax(1)
 
 
-def touched_region(masks: Tensor, radius: int) -> Tensor:
+def touched_region(masks: Tensor, radius: int | None) -> Tensor:
     """Return where a perturbation may be: the band and the interior together are the foreground dilated by a square.
 
     Args:
         masks: (B, H, W) whole numbers, 0 for the background.
-        radius: reach of the band in pixels; the square has the side 2 radius + 1. Outside of the image counts as background.
+        radius: reach of the band in pixels, None by the masks' size, see `regions`; the square has the side 2 radius + 1. Outside of the image
+            counts as background.
 
     Returns:
         (B, H, W) bool.

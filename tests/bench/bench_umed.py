@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from projects.umed.model import CentralDifferenceConv
 from projects.umed.module import Protector
-from projects.umed.perturb import local_texture, protect_images, regions
+from projects.umed.perturb import default_radius, local_texture, protect_images, regions
 from projects.umed.worlds import ellipses
 
 
@@ -104,7 +104,7 @@ def main():
         other = Protector(size=size, surrogate_widths=[8, 16]).to(options.device).eval()
         net = in_three_parts(other.perturbator)
         batch = ellipses("test", options.batch, size).__getitems__(range(options.batch))
-        images, masks, radius = batch["image"], batch["mask"], module.radius
+        images, masks, radius = batch["image"], batch["mask"], default_radius(max(batch["mask"].shape[1:]))
         there, where = (images.float() / 255).to(options.device), masks.to(options.device)
         arguments = (net, images, masks, 4 / 255, radius, options.device)
         apart = (module.protect(images, masks).int() - straightforward(*arguments).int()).abs()

@@ -15,7 +15,7 @@ from projects.umed.exploiting import predict_masks
 from projects.umed.losses import segmentation_losses
 from projects.umed.metrics import dice, mean_score
 from projects.umed.model import UNet
-from projects.umed.perturb import default_radius, regions
+from projects.umed.perturb import regions
 from projects.umed.sets import SegmentationSet
 from shared.data.memory import to_unit
 from shared.poisons import Alternation, Loss, NoiseTable, descend, minimise_errors
@@ -130,7 +130,7 @@ class Search:
         """Return where images may be perturbed, (B, 1, H, W) bool: band and interior; None is everywhere."""
         if self.is_whole:
             return None
-        band, interior = regions(self.masks(indices), default_radius(max(self.images.image_shape[1:])), self.images.classes)
+        band, interior = regions(self.masks(indices), None, self.images.classes)
         return band | interior
 
 

@@ -185,7 +185,7 @@ def test_any_image_can_be_protected(channels, classes, shape):
     assert not delta.requires_grad
     assert delta.abs().max() <= 8 / 255 + 1e-7
     assert (stored.int() - images.int()).abs().max() <= 8
-    found = regions(masks, module.radius, classes)
+    found = regions(masks, module.hparams.radius, classes)
     assert torch.equal(stored[~(found.band | found.interior).expand_as(stored)], images[~(found.band | found.interior).expand_as(stored)])
     assert module.perturbator.training, "the mode is what it was"
 
