@@ -17,7 +17,7 @@ from projects.hodinet.scenes import Variant
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
 from shared.data.selection import OnLeak
-from shared.distributed import EpochKeys, UnpaddedSampler, world_size
+from shared.distributed import EpochKeys, world_size
 from shared.seeding import generator
 
 TRAINING_SETS: dict[str, tuple[str, ...]] = {"2185": ("NJU2K", "NLPR"), "2985": ("NJU2K", "NLPR", "DUT-RGBD")}
@@ -268,9 +268,7 @@ class SaliencyData(DataModule):
 
     def _whole(self, pictures: WholePictures) -> DataLoader:
         """Return a loader of whole pictures: one by one, unless all have one size."""
-        if isinstance(pictures.pictures, DrawnScenes):
-            return self.evaluation_loader(pictures)
-        return DataLoader(pictures, batch_size=1, sampler=UnpaddedSampler(pictures), **self._workers())
+        return self.evaluation_loader(pictures, batch_size=None if isinstance(pictures.pictures, DrawnScenes) else 1)
 
 
 def _joined(sets: dict[str, list[Sample]]) -> list[Sample]:

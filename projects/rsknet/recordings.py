@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from projects.rsknet import audio
 from projects.rsknet.augmentation import SPEEDS, Augmentation, change_speed, source_samples, speed_label
 from projects.rsknet.sounds import repeated
+from shared.data.base import Loader
 from shared.data.files import BadFileError
 from shared.data.folders import OnBadFile
 from shared.distributed import UnpaddedSampler, world_size
@@ -309,7 +310,7 @@ class Batches(Dataset):
 
 def whole_loader(
     recordings: Recordings, seconds: float | None = None, indices: Sequence[int] | None = None, most: int = 50, **options: Any
-) -> DataLoader:
+) -> Loader:
     """Return a loader of whole recordings in `Batches`, dealt over the processes without padding: each gets one batch or more.
 
     Args:
@@ -317,7 +318,7 @@ def whole_loader(
         seconds: keeps so much from the middle of each; None keeps all.
         indices: the recordings to take; None for all.
         most: recordings of a batch.
-        **options: further arguments of `DataLoader`.
+        **options: further arguments of the loader.
 
     Raises:
         ValueError: if there are fewer recordings than processes.
@@ -327,4 +328,4 @@ def whole_loader(
     if not share:
         raise ValueError(f"{len(whole)} recordings do not go round {world_size()} processes: add recordings, or use fewer devices")
     batches = Batches(whole, round(TOGETHER * recordings.rate), min(most, share))
-    return DataLoader(batches, batch_size=None, sampler=UnpaddedSampler(batches), **options)
+    return Loader(batches, batch_size=None, sampler=UnpaddedSampler(batches), **options)

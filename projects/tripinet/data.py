@@ -27,7 +27,6 @@ from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
 from shared.data.offline import Split
 from shared.data.selection import OnLeak
-from shared.distributed import UnpaddedSampler
 from shared.forgery.confounds import confounds
 from shared.seeding import generator
 
@@ -393,6 +392,4 @@ class ManipulationData(DataModule):
 
     def _whole(self, pictures: WholePictures) -> DataLoader:
         """Return a loader of whole pictures: one by one, unless all have one size."""
-        if isinstance(pictures.pictures, ForgedPictures):
-            return self.evaluation_loader(pictures)
-        return DataLoader(pictures, batch_size=1, sampler=UnpaddedSampler(pictures), **self._workers())
+        return self.evaluation_loader(pictures, batch_size=None if isinstance(pictures.pictures, ForgedPictures) else 1)

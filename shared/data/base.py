@@ -23,7 +23,23 @@ GRACE = 60
 """Seconds that a loader's worker has after a SIGTERM of which it is not known who sent it."""
 
 
-class ResumableDataLoader(DataLoader):
+class Loader(DataLoader):
+    """A `DataLoader` whose workers are born with SIGTERM blocked, which threads inherit that libraries (W&B's telemetry) begin anew in each process.
+
+    Its `worker_init_fn` is `begin_worker`, which says why. No signal to the training process is lost meanwhile.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class ResumableDataLoader(Loader):
     """A `DataLoader` whose position Lightning writes into checkpoints, so that training goes on with the very next batch of the epoch.
 
     The sampler must be an `EpochSampler`: its order is a function of the epoch, so epoch and number of batches are the whole state.
@@ -58,7 +74,8 @@ def begin_worker(number: int) -> None:
     pl_worker_init_function(number)
     parent = multiprocessing.parent_process()
     if parent is not None and hasattr(signal, "sigwaitinfo"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # for threads that other libraries began before, which do not block it
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # for threads that are not born of a `Loader`, and do not block it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_if_asked_by, args=(parent.pid,), daemon=True).start()
 
@@ -141,16 +158,21 @@ class DataModule(L.LightningDataModule):
         """
         return training_loader(dataset, self.batch_size, self.seed, sampler, collate_fn=collate, **self._workers())
 
-    def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None) -> DataLoader:
+    def evaluation_loader(self, dataset: Dataset, collate: Callable | None = None, batch_size: int | None = None) -> Loader:
         """Return a loader that gives every sample once, in order, dealt over the processes without padding.
+
+        Args:
+            dataset: the samples.
+            collate: makes a batch of samples; None stacks them.
+            batch_size: samples of one step over all processes together; None is `data.batch_size`.
 
         Raises:
             ValueError: if some process would have none, for which Lightning stops that process alone.
         """
         if 0 < len(dataset) < world_size():  # type: ignore[arg-type]
             raise ValueError(f"{world_size()} processes share {len(dataset)} samples, and each needs one: start fewer processes")  # type: ignore[arg-type]
-        share = max(1, self.batch_size // world_size())
-        return DataLoader(dataset, batch_size=share, sampler=UnpaddedSampler(dataset), collate_fn=collate, **self._workers())  # type: ignore[arg-type]
+        share = max(1, (self.batch_size if batch_size is None else batch_size) // world_size())
+        return Loader(dataset, batch_size=share, sampler=UnpaddedSampler(dataset), collate_fn=collate, **self._workers())  # type: ignore[arg-type]
 
     def _workers(self) -> dict[str, Any]:
         begun = {"persistent_workers": True, "worker_init_fn": begin_worker} if self.num_workers else {}
