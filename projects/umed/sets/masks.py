@@ -88,14 +88,16 @@ def read_mask(path: Path, code: MaskCode) -> Tensor:
 
 
 def _check_black(path: Path) -> None:
-    """Refuse a binary mask without foreground that is not black, such as one whose foreground is red or a dark grey."""
+    """Refuse a binary mask without foreground that is not black, such as one whose foreground is red, a dark grey, or the label 2."""
     red, green, blue = levels = (read_image(path, "RGB", ground="black") * 255).round().int()
-    if int(levels.max()) > MASK_NOISE:
+    with Image.open(path) as picture:
+        noise = MASK_NOISE if picture.format in ("JPEG", "WEBP") else 0
+    if int(levels.max()) > noise:
         colours = np.unique((65536 * red + 256 * green + blue).numpy()).tolist()
         found = ", ".join(first_few((f"#{colour:06x}" for colour in colours if colour), 5))
         raise BadFileError(
             f"{path} holds {found} and nothing above half of the scale, so it has no foreground as a mask of black and white: "
-            "name the colour of the class with data.source folder and data.mask_values, or correct the mask"
+            "name the level or colour of the class with data.source folder and data.mask_values, or correct the mask"
         )
 
 
