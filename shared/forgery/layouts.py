@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +23,7 @@ Clips = dict[str, list[Clip]]
 _SPELLINGS = {"NueralTextures": "NeuralTextures"}
 _SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _NO_CLASSES = ("landmarks", "masks")  # what tools put beside the classes
-_CLASS_OF_SPLIT = re.compile(rf"(.+)_({'|'.join(one for spellings in _SPLITS.values() for one in spellings)})", re.IGNORECASE)  # fake_train
+_CLASS_OF_SPLIT = re.compile(rf"(.+)[ _-]({'|'.join(one for spellings in _SPLITS.values() for one in spellings)})", re.IGNORECASE)  # fake_train
 CELEB_LIST = "List_of_testing_videos.txt"
 """List by which Celeb-DF tells the videos to test on."""
 ARCHIVE = "take it from its archive anew"
@@ -36,8 +36,9 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     """Read a set in the layout of MoE-FFD's loader, whatever characters its names hold.
 
     `FaceForensics++/<compression>/{train,valid,test}/{original,<manipulation>}/<video>/*` has splits. Other sets, for testing, lie in
-    `<dataset>/<class>/<video>/*`, a class being real if its name begins with `original` or contains `real`, and of a split if it ends in `_train`,
-    `_val` or `_test`, as WildDeepfake's do; where a `List_of_testing_videos.txt` lies beside the classes, what it leaves out is for training.
+    `<dataset>/<class>/<video>/*`, a class being real if its name begins with `original` or contains `real`, and of a split if its name ends in
+    `_train`, `_val` or `_test`, as WildDeepfake's do, or if folders of these names lie below it or above it; where a `List_of_testing_videos.txt`
+    lies beside the classes, what it leaves out is for training. Videos are the folders that hold images, however deep they lie.
     `<dataset>/{frames/<video>/*,labels.csv}` is read as DFDC's test set, and a set with `dataset.json` as DFDC's preview.
 
     Raises:
@@ -45,7 +46,7 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     """
     folder = root / dataset
     if (folder / compression).is_dir():
-        return _split_classes(folder / compression, dataset)
+        return _split_classes(folder / compression, dataset, as_named=True)
     if not folder.is_dir():
         there = ", ".join(first_few(sorted(path.name for path in root.iterdir() if path.is_dir()))) if root.is_dir() else "no such folder"
         raise FileNotFoundError(f"no set {dataset} in {root} (there: {there}): expected {folder}/<class>/<video>/<number>.png")
@@ -56,7 +57,9 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
         return {"test": dfdc(folder, dataset)}
     if (folder / "dataset.json").is_file() and any((folder / name).is_dir() for name in ("frames", "original_videos")):
         return dfdc_preview(folder, dataset)
-    clips = _classes(folder, dataset, with_class=True)
+    if _split_folders(folder):
+        return _split_classes(folder, dataset)
+    clips = _classes(folder, dataset, "")
     if (folder / CELEB_LIST).is_file():
         listed = celeb_df_list(folder / CELEB_LIST)
         return {"train": [clip for clip in clips if clip.video.name not in listed], "test": [clip for clip in clips if clip.video.name in listed]}
@@ -64,9 +67,16 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
         _log.warning("%s has no %s: all %d videos are tested on, not those of the list; put it beside the classes", folder, CELEB_LIST, len(clips))
     parts: Clips = {}
     for clip in clips:
-        found = _CLASS_OF_SPLIT.fullmatch(clip.video.name.partition("/")[0])
-        parts.setdefault(_split_name(found[2], folder) if found else "test", []).append(clip)
+        parts.setdefault(_split_of(clip.video.name), []).append(clip)
     return parts
+
+
+def _split_of(name: str) -> str:
+    """Return the split of a video that `<class>_<split>/<video>` or `<class>/<split>/<video>` names; others are to be tested on."""
+    kind, *below = name.split("/")
+    found = _CLASS_OF_SPLIT.fullmatch(kind)
+    told = found[2] if found else below[0] if len(below) > 1 else ""
+    return next((split for split, spellings in _SPLITS.items() if told.lower() in spellings), "test")
 
 
 def lacks_celeb_list(folder: Path) -> bool:
@@ -298,29 +308,37 @@ def _split_folders(folder: Path) -> list[tuple[str, Path]]:
     return [(split, folder / name) for split, names in _SPLITS.items() for name in names if (folder / name).is_dir()]
 
 
-def _split_classes(folder: Path, dataset: str) -> Clips:
-    clips = {split: _classes(place, dataset, with_class=False) for split, place in _split_folders(folder)}
+def _split_classes(folder: Path, dataset: str, as_named: bool = False) -> Clips:
+    clips = {split: _classes(place, dataset, None if as_named else f"{place.name}/") for split, place in _split_folders(folder)}
     if not clips:
         raise FileNotFoundError(f"no train, valid or test in {folder}: expected {folder}/train/original/<video>/<number>.png")
     return clips
 
 
-def _classes(folder: Path, dataset: str, with_class: bool) -> list[Clip]:
-    """Read `<class>/<video>/*`; with `with_class` the class is part of the video's name, since there are several classes of real videos.
+def _classes(folder: Path, dataset: str, above: str | None) -> list[Clip]:
+    """Read `<class>/<video>/*`; names of videos begin with `above` and the class, since there are several classes of real videos.
 
-    Its split is then no part of the manipulation: `fake_train` and `fake_test` are both fake.
+    A split is then no part of the manipulation: `fake_train` and `fake_test` are both fake. Where `above` is None, names are those of the folders.
     """
     clips = []
     for kind in (kind for kind in _folders(folder) if kind.name.lower() not in _NO_CLASSES):
         is_real = kind.name.lower().startswith("original") or "real" in kind.name.lower()
-        found = _CLASS_OF_SPLIT.fullmatch(kind.name) if with_class else None
+        found = None if above is None else _CLASS_OF_SPLIT.fullmatch(kind.name)
         manipulation = found[1] if found else kind.name
-        for video in _folders(kind):
-            name = f"{kind.name}/{video.name}" if with_class else video.name
-            clips.append(_clip(dataset, REAL if is_real else _SPELLINGS.get(manipulation, manipulation), name, _images(video)))
-    clips = [clip for clip in clips if clip.frames]
+        for video, frames in _videos(kind):
+            name = video if above is None else f"{above}{kind.name}/{video}"
+            clips.append(_clip(dataset, REAL if is_real else _SPELLINGS.get(manipulation, manipulation), name, frames))
     _check_classes(clips, folder, f"{folder}/<class>/<video>/<number>.png, with real and fake classes")
     return clips
+
+
+def _videos(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the folders below a class that hold images: their path, in which `frames` on the way does not count, and the images."""
+    for place in (place for place in _folders(folder) if place.name.lower() not in _NO_CLASSES):
+        if images := _images(place):
+            yield place.name, images
+        else:
+            yield from ((name if place.name == "frames" else f"{place.name}/{name}", frames) for name, frames in _videos(place))
 
 
 def _clip(dataset: str, kind: str, name: str, frames: tuple[str, ...]) -> Clip:

@@ -24,6 +24,8 @@ FAMILIES = {
     "FaceShifter": "FaceForensics++",
 }
 """Names of sets that hold the videos of another one."""
+NUMBERED = ("WildDeepfake", "WDF")
+"""Sets whose videos have plain numbers, which begin anew in every class and do not tell who is seen; sequences of faces lie below them."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ def identities(dataset: str, name: str) -> frozenset[str]:
 
     `000` and `000_003` of FaceForensics++ show the videos 000 and 003, `id0_id16_0002` of Celeb-DF the people id0 and id16,
     `26_18__walking_fast__8RMVXQ9P` of DeepFakeDetection the actors 26 and 18, and `1255229_1003254_A_001` of DFDC's preview the people 1255229 and
-    1003254; any other video shows itself.
+    1003254; any other video shows itself, and a sequence of a set in `NUMBERED` the video that it was cut from: `fake_train/12/fake/3` shows
+    `fake_train/12`.
 
     Args:
         dataset: name of the data set.
@@ -41,7 +44,10 @@ def identities(dataset: str, name: str) -> frozenset[str]:
     """
     family = FAMILIES.get(dataset, dataset)
     stem = name.replace("\\", "/").rsplit("/", 1)[-1]
-    for pattern in (r"(\d{3})(?:_(\d{3}))?", r"(id\d+)(?:_(id\d+))?_\d+", r"(\d\d)(?:_(\d\d))?__.*", r"(\d{4,})(?:_(\d{4,}))?_[A-Z](?:_\d+)?"):
+    patterns = (r"(\d{3})(?:_(\d{3}))?", r"(id\d+)(?:_(id\d+))?_\d+", r"(\d\d)(?:_(\d\d))?__.*", r"(\d{4,})(?:_(\d{4,}))?_[A-Z](?:_\d+)?")
+    if dataset in NUMBERED and (whole := re.match(r"(?:.*?/)?\d+(?=/|$)", name)):
+        return frozenset({f"{family}/{whole[0]}"})
+    for pattern in patterns:
         if match := re.fullmatch(pattern, stem):
             return frozenset(f"{family}/{part}" for part in match.groups() if part)
     return frozenset({f"{family}/{name}"})

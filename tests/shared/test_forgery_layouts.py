@@ -98,6 +98,29 @@ def test_classes_that_name_their_split(tmp_path, caplog):
     assert found(reference(tmp_path, "WDF")["val"]) == [("fake", "fake_Val/0"), (REAL, "real_Val/0")]
 
 
+@pytest.mark.parametrize("place", ["{kind} {split}/{number}", "{kind}/{split}/{number}", "{split}/{kind}/{number}"])
+def test_sequences_of_a_video_stay_together_wherever_splits_are_written(tmp_path, place):
+    """WildDeepfake as its archives are unpacked: several sequences of faces of each video."""
+    for kind in ("real", "fake"):
+        for number in range(100, 108):
+            for sequence in "01":
+                video(tmp_path / "WDF" / place.format(kind=kind, split="train", number=number) / kind / sequence)
+        video(tmp_path / "WDF" / place.format(kind=kind, split="test", number=100) / kind / "0")
+    data = loaded(tmp_path, source="reference", train_set="WDF", batch_size=2)
+    assert len(data.test_sets[0].videos) == 2
+    assert seen(data.test_sets[0])[0] == ("fake", place.format(kind="fake", split="test", number=100) + "/fake/0")
+    learnt, chosen = ({(kind, name.rsplit("/", 2)[0]) for kind, name in seen(part)} for part in (data.train_set.frames, data.val_set))
+    assert len(learnt) + len(chosen) == 16
+    assert not learnt & chosen
+
+
+def test_frames_of_benchmarks_are_found_and_masks_are_none(tmp_path):
+    for kind in ("Celeb-real", "Celeb-synthesis"):
+        for part in ("frames", "masks", "landmarks"):
+            video(tmp_path / "CDF" / kind / part / "id0_0001")
+    assert found(reference(tmp_path, "CDF")["test"]) == [("Celeb-synthesis", "Celeb-synthesis/id0_0001"), (REAL, "Celeb-real/id0_0001")]
+
+
 def test_reference_with_parts_missing(tmp_path):
     root = write_reference(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no set XDF in .*there: CDF, DFDC, FaceForensics\+\+, WDF"):

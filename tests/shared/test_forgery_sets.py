@@ -84,6 +84,9 @@ def test_who_is_seen():
     assert identities("DFDCP", "1255229_1003254_A_001") == {"DFDCP/1255229", "DFDCP/1003254"}
     assert identities("DFDCP", "original_videos/643093/643093_F") == {"DFDCP/643093"}
     assert identities("CDF", "YouTube-real/00170") == {"CDF/YouTube-real/00170"}
+    assert identities("WDF", "fake_train/170") == identities("WDF", "fake_train/170/fake/3") == {"WDF/fake_train/170"}
+    assert identities("WDF", "12") == {"WDF/12"}
+    assert identities("WDF", "fake/a1") == {"WDF/fake/a1"}
 
 
 def test_both_orders_of_a_pair_belong_to_its_split(tmp_path):
