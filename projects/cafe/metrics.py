@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from shared import metrics
+from shared.metrics import SSIM_WINDOW
 from shared.seeding import generator
 
 CAP = 100.0
@@ -21,9 +23,6 @@ CAP = 100.0
 
 RECOVERED = 30.0
 """PSNR in dB above which an image counts as recovered."""
-
-SSIM_WINDOW = 11
-"""Side of the window of `ssim`, in pixels; smaller images have none."""
 
 
 def mse(recovered: Tensor, truth: Tensor) -> Tensor:
@@ -71,12 +70,10 @@ def party_psnr(recovered: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 def ssim(recovered: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each image, with a Gaussian window of 11 pixels and sigma 1.5.
-
-    Windows that reach over the border are completed by reflection, as torchmetrics does; scikit-image leaves them out, which matters at 16 pixels.
+    """Structural similarity of each image, see `shared.metrics.ssim`.
 
     Args:
-        recovered: (N, C, H, W), clamped to [0, 1] first; sides of at least `SSIM_WINDOW`.
+        recovered: (N, C, H, W), clamped to [0, 1] first; sides of at least 11 pixels.
         truth: (N, C, H, W) in [0, 1].
 
     Returns:
@@ -85,15 +82,8 @@ def ssim(recovered: Tensor, truth: Tensor) -> Tensor:
     Raises:
         ValueError: if shapes differ, there are no images, they are smaller than the window, or a value is not finite.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     recovered, truth = _pair(recovered.clamp(0, 1), truth)
-    if truth.ndim != 4 or min(truth.shape[2:]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, (N, C, H, W), got {tuple(truth.shape)}")
-    recovered, truth = recovered.float(), truth.float()  # a fifteenth of the time of float64, and the same to 2e-4 even on flat images
-    values = structural_similarity_index_measure(recovered, truth, kernel_size=SSIM_WINDOW, sigma=1.5, reduction="none", data_range=1.0)
-    assert isinstance(values, Tensor)
-    return values.double().reshape(len(truth))
+    return metrics.ssim(recovered.float(), truth.float()).double()
 
 
 def match(recovered: Tensor, truth: Tensor) -> Tensor:

@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from shared.data.arrays import read_npz
 from shared.data.files import blamed
-
-SSIM_WINDOW = 11
+from shared.metrics import ssim
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -54,9 +52,7 @@ def attack_success_rate(mse: Tensor, threshold: float = 1e-2) -> Tensor:
 
 
 def ssim_to_target(images: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each image to the target (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1.
-
-    Every pixel counts, the border by reflection, as in torchmetrics; scikit-image leaves out a border of 5 pixels.
+    """Structural similarity of each image to the target, see `shared.metrics.ssim`.
 
     Args:
         images: (B, C, H, W) in [0, 1].
@@ -68,12 +64,7 @@ def ssim_to_target(images: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: if the images are smaller than the window.
     """
-    if min(images.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels a side (its window), got {tuple(images.shape[-2:])}")
-    expanded = target.to(images).expand_as(images)
-    similarity = structural_similarity_index_measure(images, expanded, reduction="none", data_range=1.0)
-    assert isinstance(similarity, Tensor)
-    return similarity
+    return ssim(images, target.to(images).expand_as(images))
 
 
 class _ToTarget(MeanMetric):

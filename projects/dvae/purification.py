@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,9 +11,6 @@ from torch import Tensor
 from projects.dvae.losses import on_grid, rate_of_each, subtract
 from projects.dvae.model import DVAE, Latent
 from shared.seeding import generator
-
-SSIM_WINDOW = 11
-"""Side of the window of `ssim` in pixels; smaller images have none."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +94,3 @@ def cosine(perturbation: Tensor, other: Tensor) -> Tensor:
 def psnr(images: Tensor, clean: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of (B, C, H, W) images in [0, 1], image by image, (B,) in dB; equal images have 100."""
     return -10 * (images - clean).square().flatten(1).mean(1).clamp_min(1e-10).log10()
-
-
-def ssim(images: Tensor, clean: Tensor) -> Tensor:
-    """Return the structural similarity of (B, C, H, W) images in [0, 1], image by image, (B,): windows of 11 pixels, so H and W are at least 11."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    found = structural_similarity_index_measure(images, clean, kernel_size=SSIM_WINDOW, sigma=1.5, reduction="none", data_range=1.0)
-    return cast(Tensor, found).reshape(-1)

@@ -18,13 +18,14 @@ from projects.dvae.callbacks import Separations
 from projects.dvae.data import PurificationData
 from projects.dvae.module import Purifier
 from projects.dvae.pictures import GAIN, SHOWN, around_grey, sheet
-from projects.dvae.purification import SSIM_WINDOW, psnr, ssim
+from projects.dvae.purification import psnr
 from projects.dvae.sets import MANIFEST, FolderSet, Format, ImageSet, LabelledSet, PerturbationWriter, SetWriter, read_manifest, read_set
 from shared.callbacks import ResumePoint
 from shared.checkpoints import load_checkpoint, weights_digest
 from shared.distributed import in_one_process
 from shared.loggers import artefact_folder, log_figure, log_image, log_table
 from shared.messages import say, shown_path
+from shared.metrics import SSIM_WINDOW, ssim
 from shared.runs import claim_folder, write_json, write_text
 
 if TYPE_CHECKING:

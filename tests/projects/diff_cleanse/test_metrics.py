@@ -62,7 +62,7 @@ def test_ssim_is_scikit_images():
     expected = [skimage.metrics.structural_similarity(image, padded[-1], **options) for image in padded[:-1]]
     assert ssim_to_target(images, target).tolist() == pytest.approx(expected, abs=1e-5)
     assert ssim_to_target(images.double(), target.double()).tolist() == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match=r"at least 11 pixels a side \(its window\), got \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"at least 11 pixels a side \(its window\), got \(2, 1, 8, 8\)"):
         ssim_to_target(torch.rand(2, 1, 8, 8), torch.rand(1, 8, 8))
 
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import peak_signal_noise_ratio
 
 from projects.dvae.losses import kl_divergence, rate_of_each, subtract
 from projects.dvae.model import DVAE
 from projects.dvae.module import Purifier
-from projects.dvae.purification import cosine, psnr, purify, sample_noise, ssim, subtract_stages
+from projects.dvae.purification import cosine, psnr, purify, sample_noise, subtract_stages
 from shared.seeding import generator
 
 
@@ -75,11 +75,6 @@ def test_measures_are_those_of_libraries():
     images, clean = torch.rand(2, 3, 3, 9, 7).unbind()
     expected = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1) for a, b in zip(clean, images, strict=True)]
     assert np.allclose(psnr(images, clean), expected, atol=1e-4)
-    larger = torch.rand(2, 3, 40, 36)
-    noisy = (larger + 0.2 * torch.randn_like(larger)).clamp(0, 1)
-    options = {"channel_axis": 0, "data_range": 1, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    expected = [structural_similarity(a.numpy(), b.numpy(), **options) for a, b in zip(larger, noisy, strict=True)]
-    assert np.allclose(ssim(noisy, larger), expected, atol=5e-3)  # which leaves out the windows that reach over the border
     flat = [(a.flatten().numpy(), b.flatten().numpy()) for a, b in zip(images, clean, strict=True)]
     assert np.allclose(cosine(images, clean), [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in flat], atol=1e-5)
     mean, log_variance = torch.randn(2, 3, 5, 4, 4).unbind()
