@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 from shared.data.base import ResumableDataLoader
+from shared.messages import Interval
 from shared.seeding import rng_state, set_rng_state
 
 
@@ -130,8 +130,7 @@ class ProgressLines(Callback):
     """Prints where training and evaluation are, at most every `seconds`."""
 
     def __init__(self, seconds: float = 10.0) -> None:
-        self.seconds = seconds
-        self._printed = time.monotonic()
+        self._interval = Interval(seconds)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         steps = trainer.estimated_stepping_batches
@@ -148,7 +147,6 @@ class ProgressLines(Callback):
         self._print(trainer, f"predict batch {batch_idx + 1}/{trainer.num_predict_batches[dataloader_idx]:g}")
 
     def _print(self, trainer: L.Trainer, where: str) -> None:
-        if trainer.is_global_zero and time.monotonic() - self._printed >= self.seconds:
-            self._printed = time.monotonic()
+        if trainer.is_global_zero and self._interval.is_over():
             metrics = "".join(f"  {name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
             print(where + metrics, flush=True)

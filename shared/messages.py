@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -43,6 +44,25 @@ def _own_text(error: Exception) -> str:
     if not re.match(r"Caught \w+ in .*\nOriginal Traceback", text):
         return text
     return re.split(rf"\n(?:[\w.]+\.)?{type(error).__name__}: ", text)[-1]
+
+
+class Interval:
+    """Tells now and then that some time has passed: `if interval.is_over(): print("still at it")`.
+
+    Args:
+        seconds: from one time to the next; the first counts from here.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self._began = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Tell whether the seconds have passed, and if so begin anew."""
+        if time.monotonic() - self._began < self.seconds:
+            return False
+        self._began = time.monotonic()
+        return True
 
 
 def say(message: str) -> None:

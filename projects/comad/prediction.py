@@ -24,7 +24,7 @@ from projects.comad.segmentation import hard_maps
 from shared.data.files import image_size, read_levels
 from shared.data.inputs import Input, find_pictures
 from shared.loggers import artefact_folder, log_figure, log_table
-from shared.messages import shown_path
+from shared.messages import Interval, shown_path
 from shared.pictures import beside, overview, shortened
 from shared.results import report_left_out
 from shared.runs import digest
@@ -43,7 +43,6 @@ STRETCHED = 0.05
 """Part by which proportions may differ from those of the pictures that were learnt before it is said."""
 BULKY = ("scores", "components", "relations", "findings", "inspector")
 """What of a picture is kept in its JSON file only, so that memory hardly grows with the number of pictures."""
-_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,14 @@ def predict(
     found = {} if trainer.is_forced else {given: kept(content) for given in pictures if (content := results.earlier(given))}
     if found:
         print(f"{len(found)} of {len(pictures)} pictures were done already by an earlier run (--force does them again)")
-    printed = time.monotonic()
+    progress = Interval()
     coming = [given for given in pictures if given not in found]
     compared = _examined(trainer, module, labelled) if coming and labelled else None
     for number, (given, content) in enumerate(_inspect_all(trainer, module, results, coming, compared), 1):
         found[given] = kept(content)
         if number <= PRINTED:
             print(f"  {sentence(content)}", flush=True)
-        elif time.monotonic() - printed >= _SECONDS:
-            printed = time.monotonic()
+        elif progress.is_over():
             print(f"  picture {len(found)} of {len(pictures)}", flush=True)
     contents = [found[given] for given in pictures]
     rows = [row(content) for content in contents]

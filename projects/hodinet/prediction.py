@@ -26,7 +26,7 @@ from shared.data.files import read_levels
 from shared.data.inputs import spelt
 from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
-from shared.messages import shown_path
+from shared.messages import Interval, shown_path
 from shared.pictures import beside, levels, overview, shortened, shrunk
 from shared.regions import find_regions
 from shared.results import report_left_out
@@ -42,7 +42,6 @@ AGAINST = -0.1
 SHOWN, PRINTED = 12, 20
 """Pictures in the overview, and pictures that are printed."""
 _LOOKED_AT = 512  # longest side of the layers whose correlation is taken, in pixels
-_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,12 @@ def predict(
     found = {} if trainer.is_forced else {pair: content for pair in pairs if (content := results.earlier(pair))}
     if found:
         print(f"{len(found)} of {len(pairs)} pictures were done already by an earlier run (--force does them again)")
-    printed = time.monotonic()
+    progress = Interval()
     for number, (pair, content) in enumerate(_judge_all(trainer, module, reader, options.explain, results, [p for p in pairs if p not in found]), 1):
         found[pair] = content
         if number <= PRINTED:
             print(f"  {sentence(content)}", flush=True)
-        elif time.monotonic() - printed >= _SECONDS:
-            printed = time.monotonic()
+        elif progress.is_over():
             print(f"  picture {len(found)} of {len(pairs)}", flush=True)
     ordered = {pair: found[pair] for pair in pairs}
     rows = [row(content) for content in ordered.values()]

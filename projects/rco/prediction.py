@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from shared.data.files import blamed, first_few, read_image, read_levels
 from shared.data.inputs import Input, find_files, find_pictures, named
 from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
-from shared.messages import shown_path
+from shared.messages import Interval, shown_path
 from shared.pictures import beside, overview, shortened
 from shared.results import report_left_out
 from shared.runs import atomic, digest, remove
@@ -47,7 +46,6 @@ SHOWN, PRINTED = 12, 20
 """Pictures in the overview, and lines that are printed."""
 VECTORS = (".npy", ".npz", ".csv")
 """Endings of files of vectors."""
-_SECONDS = 10.0
 _ROWS = 1024  # faces that are compared with all others at once
 
 
@@ -245,7 +243,7 @@ def _judge_files(trainer: ProjectTrainer, module: RouteDistillation, data: Disti
     if done := sum(key in found for key in keys):
         print(f"{done} of {len(keys)} pictures were judged already by an earlier run (--force does them again)")
     todo = {key: given.file for key, given in zip(keys, inputs, strict=True) if key not in found}
-    images, printed = picture_set(data, module.hparams.shape, list(todo.values())), time.monotonic()
+    images, progress = picture_set(data, module.hparams.shape, list(todo.values())), Interval()
     loader: Iterable[dict[str, Tensor]] = DataLoader(images, batch_size=BATCH, num_workers=data.num_workers) if todo else []
     for number, batch in enumerate(loader):
         own = list(todo)[number * BATCH : (number + 1) * BATCH]
@@ -253,8 +251,7 @@ def _judge_files(trainer: ProjectTrainer, module: RouteDistillation, data: Disti
         with atomic(folder / f"{own[0]}.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, keys=np.array(own), answers=said)
         found |= dict(zip(own, said, strict=True))
-        if time.monotonic() - printed >= _SECONDS:
-            printed = time.monotonic()
+        if progress.is_over():
             print(f"  {len(found)} of {len(keys)}", flush=True)
     return np.stack([found[key] for key in keys])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from projects.rsknet.scoring import Backend, Scorer, unit
 from shared.checkpoints import weights_digest
 from shared.data.selection import evenly_spaced
 from shared.loggers import artefact_folder, log_figure, log_table
-from shared.messages import shown_path
+from shared.messages import Interval, shown_path
 from shared.pictures import shortened
 from shared.runs import atomic, digest, remove
 
@@ -148,13 +147,12 @@ def _embed_all(
     heard = {} if trainer.is_forced else {key: one for key, one in store.earlier().items() if key in files}
     if heard:
         print(f"{len(heard)} of {len(files)} recordings were embedded already by an earlier run (--force does it again)")
-    names, written = [given.name for given in inputs], time.monotonic()
+    names, saving = [given.name for given in inputs], Interval(SAVED_EVERY)
     try:
         for key, one in listen(trainer, module, {key: file for key, file in files.items() if key not in heard}):
             heard[key] = one
-            if time.monotonic() - written >= SAVED_EVERY:
+            if saving.is_over():
                 store.write(names, digests, heard)
-                written = time.monotonic()
     finally:
         if heard:
             store.write(names, digests, heard)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +15,7 @@ from projects.rsknet.calibration import Calibration, quality
 from projects.rsknet.features import energy_vad
 from projects.rsknet.recordings import FileRecordings, whole_loader
 from projects.rsknet.scoring import Backend, Scorer, Side
+from shared.messages import Interval
 
 if TYPE_CHECKING:
     from projects.rsknet.module import SpeakerVerification
@@ -30,7 +30,6 @@ LEAST = 0.5
 """Seconds of speech below which a recording is not judged: a network says something of any sound, even of none."""
 REFUSED = 3
 """Exit code if a recording is refused, not judged, or unlike what it is added to; 1 and 2 stand for errors and wrong usage."""
-_SECONDS = 10.0  # between two lines on how far it is
 _SILENCE = 1e-12  # mean square that levels end at, -120 dBFS
 _PIECE = 60  # seconds that are looked at together
 _PAIRS = 1 << 20  # that are compared at a time
@@ -142,7 +141,7 @@ def listen(trainer: ProjectTrainer, module: SpeakerVerification, files: Mapping[
         return
     recordings = FileRecordings(files, module.hparams.rate)
     module.to(trainer.strategy.root_device).eval()
-    printed, done = time.monotonic(), 0
+    progress, done = Interval(), 0
     for batch in whole_loader(recordings):
         places = batch["index"].tolist()
         with trainer.precision_plugin.forward_context():
@@ -152,8 +151,7 @@ def listen(trainer: ProjectTrainer, module: SpeakerVerification, files: Mapping[
                 raise ValueError(f"{recordings.files[place]}: its embedding is not finite; use --trainer.precision 32, or another checkpoint")
             yield recordings.names[place], _heard(module, recordings.files[place], vector, waveform[:count])
         done += len(places)
-        if time.monotonic() - printed >= _SECONDS:
-            printed = time.monotonic()
+        if progress.is_over():
             print(f"  recording {done} of {len(recordings)}", flush=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from projects.s3rp.arrays import library_for
 from projects.s3rp.layouts import write_observations, write_truth
 from projects.s3rp.observing import filled, interpolate
 from projects.s3rp.worlds import Plumes, draw_plumes
-from shared.messages import shown_path
+from shared.messages import Interval, shown_path
 from shared.runs import atomic, claim_folder, write_json
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 Format = Literal["npz", "h5", "zarr"]
 """Kinds of files that sequences are written as."""
-SAYS_EVERY = 10.0
-"""Seconds between two lines of progress."""
 MARK = "world.json"
 """File that tells what a folder's sequences were drawn from."""
 
@@ -110,13 +107,11 @@ def _write(folder: Path, data: PlumeData, counts: dict[str, int], ending: str) -
 
 
 def _tell(text: str) -> Callable[[int], None]:
-    """Return a function that prints a number in a text, at most every `SAYS_EVERY` seconds."""
-    last = time.monotonic()
+    """Return a function that prints a number in a text now and then."""
+    progress = Interval()
 
     def tell(number: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SAYS_EVERY:
-            last = time.monotonic()
+        if progress.is_over():
             print(f"  {text.format(number)}", flush=True)
 
     return tell

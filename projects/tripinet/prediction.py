@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from projects.tripinet.pairs import read_pixels
 from shared.checkpoints import weights_digest
 from shared.data.inputs import Input, find_pictures
 from shared.loggers import artefact_folder, log_figure, log_table
-from shared.messages import shown_path
+from shared.messages import Interval, shown_path
 from shared.pictures import beside, laid_over, levels, overview, shortened
 from shared.regions import LEAST_AREA, find_regions
 from shared.results import report_left_out
@@ -36,7 +35,6 @@ Maps = Literal["png", "npy"]
 PREPROCESSING = "RGB levels 0..255, not resized, EXIF orientation applied, transparent pixels over white"
 SHOWN, PRINTED = 12, 20
 """Pictures in the overview, and pictures that are printed."""
-_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def predict(
     folder, weights = artefact_folder(trainer), weights_digest(module)
     rows: list[dict[str, Any]] = []
     best: list[Thumbnail] = []
-    printed = time.monotonic()
+    progress = Interval()
     for number, given in enumerate(inputs, 1):
         image = read_pixels(given.file)
         with trainer.precision_plugin.forward_context():
@@ -99,8 +97,7 @@ def predict(
         best = sorted([*best, Thumbnail(rows[-1], beside([image, laid]))], key=lambda one: -one.row["score"])[:SHOWN]
         if number <= PRINTED:
             print(f"  {sentence(rows[-1])}", flush=True)
-        elif time.monotonic() - printed >= _SECONDS:
-            printed = time.monotonic()
+        elif progress.is_over():
             print(f"  picture {number} of {len(inputs)}", flush=True)
     log_table(trainer, "predictions", rows)
     log_figure(trainer, "overview", draw_overview(best, len(rows)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +18,12 @@ from projects.vafl.module import metrics, update
 from projects.vafl.server import Server
 from projects.vafl.simulator import Event
 from shared.loggers import artefact_folder
+from shared.messages import Interval
 from shared.runs import atomic
 
 if TYPE_CHECKING:
     from shared.cli import ProjectTrainer
 
-SAYS_EVERY = 5.0
-"""Seconds between two lines of progress."""
 SHOWN_EVENTS = 400
 """Events at the beginning that the timeline is drawn of."""
 TRACE_COLUMNS = ("client", "seconds", "start", "arrival", "answered", "update", "loss", "age")
@@ -59,7 +57,7 @@ class Recorder:
         self.curve: list[dict[str, Any]] = []
         self.events: list[Event] = []
         self._losses: list[float] = []
-        self._said = time.monotonic()
+        self._progress = Interval()
         self._bar: Callable[[float, str], None] | None = None
 
     @contextmanager
@@ -131,8 +129,7 @@ class Recorder:
         said = f"second {row['seconds']:g}{end}, update {row['updates']}{steps}: accuracy {row['accuracy']:.3f}"
         if self._bar is not None:
             self._bar(row["updates"] if self.seconds is None else row["seconds"], said)
-        elif time.monotonic() - self._said >= SAYS_EVERY:
-            self._said = time.monotonic()
+        elif self._progress.is_over():
             print(said, flush=True)
 
     def first_time(self, quantity: str, level: float) -> float | None:

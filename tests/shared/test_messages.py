@@ -6,7 +6,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from shared.data.files import BadFileError
-from shared.messages import describe
+from shared.messages import Interval, describe
 
 
 class Raising(Dataset):
@@ -34,3 +34,9 @@ def test_an_error_of_a_loaders_worker_reads_as_it_would_without_one(error):
         list(DataLoader(Raising(error), num_workers=1))
     assert "Original Traceback" in str(found.value)
     assert describe(found.value) == describe(error)
+
+
+def test_an_interval_is_over_once_its_seconds_have_passed(monkeypatch):
+    monkeypatch.setattr("shared.messages.time.monotonic", iter([0, 9, 10, 10, 19, 20.5, 20.5]).__next__)
+    interval = Interval(10)
+    assert [interval.is_over() for _ in range(4)] == [False, True, False, True]
