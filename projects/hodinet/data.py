@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from projects.hodinet.augmentation import Augmentation, Layers, augment
 from projects.hodinet.duplicates import guard
-from projects.hodinet.layouts import LAYOUTS, PICTURES, Inverted, MissingDepth, Modality, Sample, by_set, read_layout, set_name
+from projects.hodinet.layouts import LAYOUTS, PICTURES, Inverted, MissingDepth, Modality, Sample, by_set, read_layout, set_name, set_of
 from projects.hodinet.samples import DrawnScenes, Reading, SampleFiles, check_samples, polarity_report
 from projects.hodinet.scenes import Variant
 from shared.data.base import DataModule
@@ -229,6 +229,7 @@ class SaliencyData(DataModule):
         _check_inverted(reading.inverted, {sample.dataset for sample in samples})
         train, tests = ({name: check_samples(own, reading, options.on_bad_file) for name, own in sets.items()} for sets in (train, tests))
         _check_releases(train, tests)
+        _check_apart(train, tests)
         if options.duplicates is not None and train:
             train = by_set(guard(_joined(train), _joined(tests), options.duplicates, options.on_duplicate))
         self.train_names = list(train)
@@ -300,6 +301,15 @@ def _check_releases(train: dict[str, list[Sample]], tests: dict[str, list[Sample
                 _log.warning("%s (%s) has %d pictures, and was published with %s: numbers do not compare", name, split, len(samples), counts)
     if train and "DUT-RGBD" in tests and "DUT-RGBD" not in train:
         _log.warning("DUT-RGBD is tested but not learnt: only methods that were trained without it compare (data.train_sets: 2985 learns it)")
+
+
+def _check_apart(train: dict[str, list[Sample]], tests: dict[str, list[Sample]]) -> None:
+    """Refuse a whole set beside its training part: the names that these two were published with tell their pictures apart."""
+    for name in ("NJU2K", "NLPR"):
+        learnt, judged = ({sample.stem for sample in sets.get(name, ()) if set_of(sample.stem) == name} for sets in (train, tests))
+        if twice := sorted(learnt & judged):
+            mend = "leave them out of the folder of test pictures, or the set out of data.test_sets"
+            raise ValueError(f"{len(twice)} of {len(judged)} test pictures of {name} are training pictures, such as {twice[0]}: {mend}")
 
 
 def _divided(sets: dict[str, list[Sample]], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:

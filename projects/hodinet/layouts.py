@@ -31,9 +31,9 @@ Inverted = Collection[str] | Literal["all"] | None
 
 LAYOUTS: dict[str, str] = {
     "group": "train_{images,depth,masks}/ and <set>/test_{images,depth,masks}/",
-    "spnet": "TrainDataset/{RGB,depth,GT}/ and TestDataset/<set>/{RGB,depth,GT}/",
+    "spnet": "TrainDataset/{RGB,depth,GT}/ and TestDataset/<set>/{RGB,depth,GT}/, or RGBD_for_train/ and RGBD_for_test/<set>/",
     "caver": "<set>/{Image,Depth,Mask}/ with lists of names for NJUD_FULL and NLPR_FULL, and <set>/{Train,Test}/{RGB,depth,GT}/",
-    "vst": "<set>/{trainset,testset}/{RGB,depth,GT}/ or <set>/{RGB,depth,GT}/",
+    "vst": "<set>/{trainset,testset}/{RGB,depth,GT}/ or <set>/{RGB,depth,GT}/, <set> also as NJU2K_TRAIN",
     "folder": "{train,test}/{RGB,depth,GT}/, or {RGB,depth,GT}/ to test on",
 }
 """What lies in the root."""
@@ -61,9 +61,12 @@ _NAMES = {
     "SSD": ("ssd80", "ssd100"),
 }
 _STEMS = {"NJU2K": r"(?<!\d)\d{6}_left$", "NLPR": r"(?<!\d)\d{1,2}_\d\d-\d\d-\d\d$", "DUT-RGBD": r"^(dut\D*)?\d+$"}
-_IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs"), ("gt", "mask", "masks")
+_IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs", "rgb_left"), ("gt", "mask", "masks")
 _MODALITIES: dict[Modality, tuple[str, ...]] = {"depth": ("depth", "depths"), "thermal": ("t", "thermal")}
-_SPLITS = {"traindataset": "train", "trainset": "train", "train": "train", "testdataset": "test", "testset": "test", "test": "test"}
+_DEPTH = re.compile(r"_depth$", re.IGNORECASE)  # behind the stems of RGBD135 in some releases
+_SPLIT = re.compile(r"(train|test|val)(?:ing|id|idation)?(?:data)?(?:set)?")  # a word of a folder's name
+_FILLING = {"for", "in", "data", "dataset", "set", "rgbd", "fast", "ori"}  # words beside it that name no set
+_MERGED = re.compile(r"nju.*nlpr|nlpr.*nju")
 _DEEPEST = 3  # folders between the root and those of pictures
 _log = logging.getLogger(__name__)
 
@@ -205,29 +208,54 @@ def _walk(folder: Path, root: Path, modality: Modality, depth: int) -> Iterator[
         )
         if images is not None and (depths is not None or masks is not None):
             used |= {path for path in (images, depths, masks) if path is not None}
-            yield _named(folder.relative_to(root).parts, prefix, root, images, depths, masks)
+            if (place := _named(folder.relative_to(root).parts, prefix, root, images, depths, masks)) is not None:
+                yield place
+            else:
+                _log.warning("%s is left out: it is neither for training nor for testing, and its pictures may be of test sets", folder)
     for path in folders.values():
         if path not in used and depth < _DEEPEST:
             yield from _walk(path, root, modality, depth + 1)
 
 
-def _named(parts: Sequence[str], prefix: str, root: Path, images: Path, depths: Path | None, masks: Path | None) -> _Place:
-    """Say what the names of folders tell: layout, set and split; that of the root does too if it is a split, and then its parent names the set."""
+def _named(parts: Sequence[str], prefix: str, root: Path, images: Path, depths: Path | None, masks: Path | None) -> _Place | None:
+    """Say what the names of folders tell: layout, set and split; that of the root does too if it is a split, and then its parent names the set.
+
+    Returns:
+        None for pictures of no split that is used: those of `val`, and of BBS-Net's `test_in_train`, lie in other folders too.
+    """
     own = root.resolve().name
-    if own.lower() in _SPLITS:
+    if _splits_in(own) in ({"train"}, {"test"}) and _set_in(own) != own:
         parts, own = [own, *parts], root.resolve().parent.name
+    splits = [told for told in map(_splits_in, parts) if told]
+    if any(told not in ({"train"}, {"test"}) for told in splits):
+        return None
     words = {part.lower() for part in parts}
-    names = [part for part in parts if part.lower() not in _SPLITS]
-    split = prefix.rstrip("_") or next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "test")
+    names = [name for name in map(_set_in, parts) if name is not None]
+    split = prefix.rstrip("_") or (min(splits[0]) if splits else "test")
     layout: Layout = "vst" if names or words & {"trainset", "testset"} else "folder"
     if prefix:
         layout = "group"
-    elif words & {"traindataset", "testdataset"}:
+    elif any(_set_in(part) is None and part.lower() not in ("trainset", "testset", "train", "test") for part in parts):
         layout = "spnet"
     elif names and (words & {"train", "test"} or images.name == "Image"):
         layout = "caver"
-    is_merged = split == "train" and not names and layout in ("group", "spnet")
+    is_merged = split == "train" and (_MERGED.search(names[-1].lower()) is not None if names else layout in ("group", "spnet"))
     return _Place(layout, "" if is_merged else set_name(names[-1] if names else own), split, images, depths, masks)
+
+
+def _splits_in(folder: str) -> set[str]:
+    """Return the splits that a folder's name tells: train for `TrainDataset`, `RGBD_for_train` and `NJU2K_TRAIN`."""
+    return {match[1] for word in re.split(r"[^a-z0-9]+", folder.lower()) if (match := _SPLIT.fullmatch(word))}
+
+
+def _set_in(folder: str) -> str | None:
+    """Return the name of a set in a folder's name, `NJU2K` of `NJU2K_TRAIN`; None if it only tells the split."""
+    if not _splits_in(folder):
+        return folder
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", folder) if word and not _SPLIT.fullmatch(word.lower())]
+    if all(word.lower() in _FILLING for word in words):
+        return None
+    return "-".join(words) if set_name("-".join(words)) in PICTURES else folder
 
 
 def _check_place(place: _Place, modality: Modality, missing_depth: MissingDepth, with_masks: bool) -> None:
@@ -246,6 +274,7 @@ def _check_place(place: _Place, modality: Modality, missing_depth: MissingDepth,
 def _samples(place: _Place, root: Path, missing_depth: MissingDepth, on_bad_file: OnBadFile, with_masks: bool) -> list[Sample]:
     """Pair the files of a place, and give each its set and split."""
     images, depths, masks = (_by_stem(folder) for folder in (place.images, place.depths, place.masks))
+    depths = {stem if stem in images else _DEPTH.sub("", stem): path for stem, path in depths.items()}
     splits = _listed(place, root, images)
     needed = {"depth map": depths} if missing_depth == "refuse" else {}
     needed |= {"mask": masks} if place.masks and with_masks else {}
@@ -255,9 +284,7 @@ def _samples(place: _Place, root: Path, missing_depth: MissingDepth, on_bad_file
     if spare := sorted((set(depths) | set(masks)) - set(images)):
         _log.warning("%d depth maps or masks beside %s belong to no picture there: %s", len(spare), place.images, ", ".join(first_few(spare, 3)))
     good = [stem for stem in splits if stem not in lacking]
-    return [
-        Sample(images[stem], depths.get(stem), masks.get(stem), place.dataset or _set_of(stem), splits[stem], stem, place.layout) for stem in good
-    ]
+    return [Sample(images[stem], depths.get(stem), masks.get(stem), place.dataset or set_of(stem), splits[stem], stem, place.layout) for stem in good]
 
 
 def _complain(place: _Place, lacking: dict[str, str], images: dict[str, Path], count: int, on_bad_file: OnBadFile) -> None:
@@ -278,7 +305,7 @@ def _by_stem(folder: Path | None) -> dict[str, Path]:
     return files
 
 
-def _set_of(stem: str) -> str:
+def set_of(stem: str) -> str:
     """Tell from its name which set a picture of a merged training folder is of."""
     return next((name for name, pattern in _STEMS.items() if re.search(pattern, stem, re.IGNORECASE)), "other")
 

@@ -153,6 +153,19 @@ def test_published_numbers_and_sets_that_do_not_compare_are_told(spnet, caplog):
     assert "DUT-RGBD is tested but not learnt" in caplog.text
 
 
+def test_a_whole_set_beside_its_training_part_is_refused(tmp_path):
+    write(tmp_path / "RGBD_for_train", ("000001_left", "000002_left", "9_03-44-46", "9_03-44-47"))
+    write(tmp_path / "NJU2K", ("000002_left", "000003_left"))
+    write(tmp_path / "RGBD_for_test" / "SIP", ("1",))
+    with pytest.raises(
+        ValueError, match=r"1 of 2 test pictures of NJU2K are training pictures, such as 000002_left: leave them out .*data\.test_sets"
+    ):
+        set_up(source="auto", root=str(tmp_path))
+    data = set_up(source="auto", root=str(tmp_path), train_sets=2185, test_sets=["SIP"])
+    assert (data.train_names, data.test_names, len(data.train_set), len(data.val_set)) == (["NJU2K", "NLPR"], ["SIP"], 2, 2)
+    assert next(iter(data.test_dataloader()[0]))["mask"].sum() == MARKED.sum()
+
+
 def test_polarity_is_reported_and_a_wrong_one_warned_of(tmp_path, files, caplog):
     assert [(row["set"], row["nearer"]) for row in files.polarity] == [("NJU2K", 1), ("NLPR", 1)]
     write(tmp_path / "mine" / "train", ("a", "b", "c"), near=20)

@@ -98,6 +98,63 @@ def test_dformer_writes_depth_with_a_capital(tmp_path):
     assert contents(read_layout(tmp_path)) == in_order(EXPECTED["spnet"])
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "layout"),
+    [
+        ({"RGBD_for_train": (*NJU2K, *NLPR)}, "RGBD_for_test/{}", "spnet"),  # BBS-Net
+        ({"train/RGBD_for_train_fast": (*NJU2K, *NLPR)}, "test/{}", "spnet"),
+        ({"train/NJUNLPR": (*NJU2K, *NLPR)}, "test/{}", "caver"),
+        ({"TrainingSet/NJU2K_TRAIN": NJU2K, "TrainingSet/NLPR_TRAIN": NLPR}, "TestingSet/{}", "spnet"),  # D3Net
+        ({"NJU2K_TRAIN": NJU2K, "NLPR_TRAIN": NLPR}, "{}_TEST", "vst"),
+    ],
+)
+def test_words_of_folders_tell_splits_and_sets_as_they_are_passed_around(tmp_path, train, test, layout):
+    for folder, stems in train.items():
+        write(tmp_path / folder, stems=stems)
+    for name in ("NJU2K", "STERE"):
+        write(tmp_path / test.format(name), stems=("7", "8"))
+    samples = read_layout(tmp_path)
+    expected = in_order({"train": {"NJU2K": NJU2K, "NLPR": NLPR}, "test": dict.fromkeys(("NJU2K", "STERE"), ("7", "8"))})
+    assert contents(samples) == expected
+    assert layout in {sample.layout for sample in samples}
+    alone = contents(read_layout(tmp_path / next(iter(train)).partition("/")[0]))["train"]
+    assert alone in (expected["train"], {"NJU2K": NJU2K}), "the root may be that folder"
+
+
+def test_dut_rgbd_is_read_as_its_authors_publish_it(tmp_path):
+    for split, stems in (("train", ("0004", "0012")), ("test", ("0001",))):
+        write(tmp_path / "DUT-RGBD" / f"{split}_data", tuple(f"{split}_{name}" for name in ("images", "depth", "masks")), stems)
+    expected = {"train": {"DUT-RGBD": ("0004", "0012")}, "test": {"DUT-RGBD": ("0001",)}}
+    assert contents(read_layout(tmp_path)) == contents(read_layout(tmp_path / "DUT-RGBD")) == expected
+
+
+def test_pictures_of_neither_split_are_left_out(tmp_path, caplog):
+    write(tmp_path / "RGBD_for_test" / "SIP")
+    write(tmp_path / "test_in_train")
+    write(tmp_path / "val" / "NJUNLPR")
+    assert contents(read_layout(tmp_path)) == {"train": {}, "test": {"SIP": ("1", "2")}}
+    assert "test_in_train is left out" in caplog.text
+    assert "NJUNLPR is left out" in caplog.text
+
+
+def test_names_of_ones_own_that_tell_a_split_stay(tmp_path):
+    write(tmp_path / "my_train")
+    write(tmp_path / "my test")
+    assert contents(read_layout(tmp_path)) == {"train": {"my_train": ("1", "2")}, "test": {"my_test": ("1", "2")}}
+
+
+def test_depth_may_have_a_word_behind_the_stem(tmp_path):
+    write(tmp_path / "RGBD135", ("RGB", "GT"), ("a", "b"), (".jpg", ".png"))
+    write(tmp_path / "RGBD135", ("depth",), ("a_depth", "b_Depth"), (".png",))
+    assert [(sample.stem, sample.depth.name) for sample in read_layout(tmp_path)] == [("a", "a_depth.png"), ("b", "b_Depth.png")]
+
+
+def test_nju2k_may_have_left_and_right_pictures(tmp_path):
+    write(tmp_path / "NJU2K", ("RGB_left", "depth", "GT"))
+    write(tmp_path / "NJU2K", ("RGB_right",), ("1", "2"), (".jpg",))
+    assert {sample.image.parent.name for sample in read_layout(tmp_path)} == {"RGB_left"}
+
+
 def test_a_root_may_hold_sets_in_several_layouts(tmp_path):
     write_spnet(tmp_path)
     write(tmp_path / "ReDWeb-S" / "testset")
