@@ -5,6 +5,7 @@ corpus = voxceleb(Path("datasets"))       # trains on VoxCeleb2, tests on the li
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,9 @@ _BEGINNINGS = {"voxceleb1": "id1", "voxceleb2": "id0"}
 _VOX1_TEST = frozenset(f"id{number}" for number in range(10270, 10310))
 _TEST_PART = re.compile(r"(^|_)test(_|$)", re.IGNORECASE)  # test, or vox2_test_aac, as the archive of VoxCeleb2's is called
 _DEEPEST = 4  # folders between the root and those of VoxCeleb's speakers
+_UNREAD = ".m4a"  # as VoxCeleb2 is handed out
+_CONVERT = "convert them into the same tree: ffmpeg -i 00001.m4a -ac 1 -ar 16000 00001.wav"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -105,7 +109,7 @@ def voxceleb(root: Path, train: VoxCelebTrain = "voxceleb2", lists: Sequence[str
 
     Raises:
         FileNotFoundError: if what is asked for, or files that the lists name, are missing.
-        BadFileError: if a list is damaged, or all that is there are .m4a files.
+        BadFileError: if a list is damaged, gives files to other speakers than their folders do, or all that is there are .m4a files.
         ValueError: if `train` is none of these.
     """
     if train not in ("voxceleb1", "voxceleb2", "both", "none"):
@@ -195,17 +199,18 @@ def folder(root: Path) -> Corpus:
     return Corpus(train, tests, files, speakers)
 
 
-def scan(home: Path, beginning: str = "") -> Iterator[Utterance]:
+def scan(home: Path, beginning: str = "", endings: tuple[str, ...] = EXTENSIONS) -> Iterator[Utterance]:
     """Yield the utterances below `home/<speaker>/`, sorted in each folder; hidden files and folders are left out, links followed.
 
     Args:
         home: folder of speakers.
         beginning: of the names of speakers that are wanted.
+        endings: of the files that are wanted, in lower case.
     """
     for speaker in _visible(home):
         if not speaker.name.startswith(beginning) or not speaker.is_dir():
             continue
-        for path in audio_files(speaker.path):
+        for path in audio_files(speaker.path, endings):
             name = path[len(speaker.path) - len(speaker.name) :].replace(os.sep, "/")
             yield Utterance(name, speaker.name, session_of(name, speaker.name), Path(path))
 
@@ -222,13 +227,13 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def audio_files(folder: str | Path) -> Iterator[str]:
+def audio_files(folder: str | Path, endings: tuple[str, ...] = EXTENSIONS) -> Iterator[str]:
     """Yield files in a folder and below it; a link that leads back is not followed."""
     for entry in _visible(folder):
-        if entry.name.lower().endswith(EXTENSIONS):
+        if entry.name.lower().endswith(endings):
             yield entry.path
         elif entry.is_dir() and not (entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())):
-            yield from audio_files(entry.path)
+            yield from audio_files(entry.path, endings)
 
 
 def _voxceleb_places(root: Path) -> tuple[list[Path], dict[str, Path]]:
@@ -270,21 +275,39 @@ def _chosen_lists(root: Path, lists: Sequence[str] | None, lying: Mapping[str, P
 
 
 def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Utterance]:
-    """List the training utterances of one of the two, in the order of their names."""
+    """List the training utterances of one of the two, in the order of their names; warns of .m4a files that were not converted."""
     parts = [home for home in homes if name == "voxceleb1" or not any(map(_TEST_PART.search, home.relative_to(root).parts))]
-    beginning = _BEGINNINGS[name]
-    found = [utterance for home in parts for utterance in scan(home, beginning) if utterance.speaker not in _VOX1_TEST]
+    found: list[Utterance] = []
+    unread: list[str] = []
+    for utterance in (each for home in parts for each in scan(home, _BEGINNINGS[name], (*EXTENSIONS, _UNREAD))):
+        if utterance.name.lower().endswith(_UNREAD):
+            unread.append(utterance.name)
+        elif utterance.speaker not in _VOX1_TEST:
+            found.append(utterance)
     if found:
+        if unread:
+            _warn_of_unconverted(name, root, unread, found)
         return sorted(found)
-    if any(path.suffix.lower() == ".m4a" for home in parts for path in home.glob(f"{beginning}*/*/*")):
-        mend = "convert them into the same tree: ffmpeg -i 00001.m4a -ac 1 -ar 16000 00001.wav"
-        raise BadFileError(f"{name} in {root} has only .m4a files, which are not read; {mend}")
+    if unread:
+        raise BadFileError(f"{name} in {root} has only .m4a files, which are not read; {_CONVERT}")
     raise FileNotFoundError(f"no {name} in {root} to train on: expected {LAYOUTS['voxceleb']}; correct the root, or set data.corpora")
 
 
+def _warn_of_unconverted(name: str, root: Path, unread: Sequence[str], found: Sequence[Utterance]) -> None:
+    there = {utterance.name.rpartition(".")[0] for utterance in found}
+    if left := sorted(file for file in unread if file.rpartition(".")[0] not in there):
+        few = ", ".join(first_few(left, 3))
+        _log.warning("%s in %s has %d .m4a files without a converted one, which are left out, such as %s; %s", name, root, len(left), few, _CONVERT)
+
+
 def _voxceleb_listed(root: Path, path: Path, homes: Sequence[Path]) -> list[Utterance]:
-    """Find the utterances of a training list."""
+    """Find the utterances of a training list, whose speakers must be those that the files' folders are named by."""
     utterances = read_training_list(path, None)
+    odd = [one for one in utterances if _SPEAKER.fullmatch(folder := one.name.split("/")[-3:][0]) and folder != one.speaker]
+    if odd:
+        told = f"{len(odd)} of {len(utterances)} files to other speakers than their folders do, such as {odd[0].name} to {odd[0].speaker}"
+        mend = "write lines of 'id00012 id00012/21Uxsk56VDQ/00001.wav' (iden_split.txt numbers parts of the data, not speakers)"
+        raise BadFileError(f"{path} gives {told}, and who is tested on could not be told from who is learnt: {mend}")
     files = _located({str(path): [utterance.name for utterance in utterances]}, homes, root)
     return [utterance._replace(file=files[utterance.name]) for utterance in utterances]
 

@@ -90,6 +90,14 @@ def test_a_training_list_takes_its_files_from_all_of_voxceleb(tmp_path):
         voxceleb(tmp_path, train_list="train.txt")
 
 
+def test_a_list_whose_numbers_are_no_speakers_is_refused(tmp_path):
+    names = write_voxceleb(tmp_path)
+    for speaker, name in (("1", names["vox1 dev"][0]), ("id10001", names["vox1 test"][0])):  # VoxCeleb1's iden_split.txt numbers parts
+        (tmp_path / "iden_split.txt").write_text(f"{speaker} {name}\n")
+        with pytest.raises(BadFileError, match=rf"gives 1 of 1 files to other speakers than their folders do, such as {name} to {speaker}, "):
+            voxceleb(tmp_path, train_list="iden_split.txt")
+
+
 def test_what_is_missing_in_voxceleb_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"does not exist: expected voxceleb1/\{dev,test\}"):
         voxceleb(tmp_path / "none")
@@ -108,12 +116,16 @@ def test_what_is_missing_in_voxceleb_is_named(tmp_path):
         voxceleb(tmp_path)
 
 
-def test_files_that_were_not_converted_are_told_how(tmp_path):
+def test_files_that_were_not_converted_are_told_how(tmp_path, caplog):
     write_voxceleb(tmp_path)
     aac = tmp_path / "voxceleb2/dev/aac/id00012/vidA/00001.m4a"
     aac.parent.mkdir(parents=True)
     aac.write_bytes(b"m4a")
     assert len(voxceleb(tmp_path).train) == 12
+    assert not caplog.messages  # it was converted into another tree
+    aac.with_name("00003.m4a").write_bytes(b"m4a")
+    assert len(voxceleb(tmp_path).train) == 12
+    assert "1 .m4a files without a converted one, which are left out, such as id00012/vidA/00003.m4a; convert them" in caplog.text
     shutil.rmtree(tmp_path / "voxceleb2/dev/wav")
     with pytest.raises(BadFileError, match=r"voxceleb2 in .* has only \.m4a files.*ffmpeg -i"):
         voxceleb(tmp_path)
