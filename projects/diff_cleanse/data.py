@@ -55,7 +55,7 @@ class DiffusionData(DataModule):
         "shapes": "drawn discs, squares, crosses and triangles",
         "photographs": "crops of bundled photographs",
         "cifar10": "cifar-10-batches-py/ in root",
-        "celeba": "img_align_celeba/ and list_eval_partition.txt in root, and list_attr_celeba.txt for classes",
+        "celeba": "img_align_celeba/ and list_eval_partition (.txt, .csv) in root, and list_attr_celeba for classes; or Img/, Eval/ and Anno/",
         "folder": "all pictures in root, such as celeba_hq_256/*.jpg",
         "npz": "a file with the key arr_0 or images, N x H x W x C",
     }

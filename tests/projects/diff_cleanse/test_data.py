@@ -56,6 +56,36 @@ def test_celebas_faces_are_cut_as_usual_and_split_by_its_list(tmp_path):
     assert [ready(**options | {"size": 16}).train_set[i]["label"] for i in range(3)] == [0, 4 + 1, 4]
 
 
+@pytest.mark.parametrize("ending", [".txt", ".csv"])
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_celeba_is_read_as_its_authors_and_as_kaggle_hand_it_out(tmp_path, ending, is_sorted):
+    rows = [(f"{number:06d}.jpg", "1", "-1", "1" if number == 4 else "-1") for number in range(1, 10)]
+    names = ("Heavy_Makeup", "Mouth_Slightly_Open", "Smiling")
+    separator = "," if ending == ".csv" else " "
+    parts = [(name, str(number % 3)) for number, (name, *_) in enumerate(rows)]
+    heads = {".csv": ([("image_id", "partition")], [("image_id", *names)]), ".txt": ([], [("9",), names])}[ending]
+    write_celeba(tmp_path, count=9).rename(tmp_path / "faces")
+    (tmp_path / "list_eval_partition.txt").unlink()
+    places = ("Img", "Eval", "Anno") if is_sorted else ("img_align_celeba", ".", ".")  # Kaggle's pictures lie twice as deep
+    folders = [tmp_path / place for place in places]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    (tmp_path / "faces").rename(folders[0] / "img_align_celeba")
+    for folder, name, lines in ((folders[1], "eval_partition", [*heads[0], *parts]), (folders[2], "attr_celeba", [*heads[1], *rows])):
+        (folder / f"list_{name}{ending}").write_text("".join(f"{separator.join(line)}\n" for line in lines))
+    data = ready(source="celeba", root=str(tmp_path), size=16, channels=3)
+    assert [len(data.train_set), len(data.test_set)] == [3, 3]
+    assert [data.train_set[index]["label"] for index in range(3)] == [4, 5, 4]
+
+
+def test_faces_of_celeba_may_be_stored_anew(tmp_path):
+    for face in write_celeba(tmp_path, count=9).iterdir():
+        Image.open(face).save(face.with_suffix(".png"))
+        face.unlink()
+    data = ready(source="celeba", root=str(tmp_path), size=16, channels=3)
+    assert [len(data.train_set), len(data.test_set)] == [3, 3]
+
+
 def test_what_is_wrong_with_celeba_is_named(tmp_path):
     options = {"source": "celeba", "root": str(tmp_path), "size": 16, "channels": 3}
     with pytest.raises(FileNotFoundError, match=r"list_eval_partition.txt: expected img_align_celeba/000001.jpg"):
