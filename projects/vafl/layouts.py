@@ -20,8 +20,9 @@ from shared.vertical.tables import Cells, column_places, even_cells, is_missing,
 
 SPEECH = "pd_speech_features.csv"
 _SPEECH_TREE = f"{SPEECH} of UCI's Parkinson's Disease Classification, with the columns id, gender, 752 features, class"
-_VIEWS_TREE = "modelnet40v1/<class>/{train,test}/<object>_<001..012>.jpg"
-_VIEW = re.compile(r"(?P<object>.+)_(?P<view>\d+)")
+_VIEWS = ("modelnet40v1", "modelnet40_images_new_12x")
+_VIEWS_TREE = "modelnet40v1/<class>/{train,test}/<object>_<001..012>.jpg, or modelnet40_images_new_12x/ with <object>.obj.shaded_v<001..012>.png"
+_VIEW = re.compile(r"(?P<object>.+?)(\.obj\.shaded_v|_)(?P<view>\d+)")
 _PARTY = re.compile(r"party-(\d+)\.csv")
 _PARTIES_TREE = "labels.csv with the columns id, label, and party-0.csv, party-1.csv ... with the columns id and numbers"
 
@@ -106,7 +107,7 @@ def read_views(root: Path, split: Split, size: int) -> Records:
     """Read the twelve views of each object of ModelNet40, in grey, centre squares brought to one size.
 
     Args:
-        root: modelnet40v1, or the folder it lies in.
+        root: modelnet40v1 or modelnet40_images_new_12x, or the folder that one lies in.
         split: train or test.
         size: height and width that views are brought to, in pixels.
 
@@ -117,7 +118,7 @@ def read_views(root: Path, split: Split, size: int) -> Records:
         FileNotFoundError: if folders are missing, or a class has no objects.
         BadFileError: if a view cannot be read, objects lack views, or an object is in both splits.
     """
-    classes = _view_classes(root / "modelnet40v1" if (root / "modelnet40v1").is_dir() else root)
+    classes = _view_classes(next((root / name for name in _VIEWS if (root / name).is_dir()), root))
     found = {name: _objects(folder / split) for name, folder in classes.items()}
     for name, folder in classes.items():
         if both := sorted(found[name].keys() & _objects(folder / ("test" if split == "train" else "train")).keys()):

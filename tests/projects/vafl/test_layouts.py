@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.party_sets import STAY_HEADER, write_mimic3, write_parties, write_speech, write_stay, write_views
+from PIL import Image
 
 from projects.vafl import mimic3
 from projects.vafl.layouts import by_subject, is_tested, party_count, read_labels, read_party, read_speech, read_views
@@ -73,6 +74,20 @@ def test_views_are_grouped_by_object_in_the_order_of_their_numbers(tmp_path):
         for views, label, number in zip(records.features, records.labels.tolist(), numbers, strict=True):
             expected = 60 * label + 20 * number + 10 * torch.arange(1, 13)
             assert (views.float().mean((1, 2, 3)) - expected).abs().max() <= 1
+
+
+def test_shaded_views_of_all_objects_are_read_as_those_of_the_first_release(tmp_path):
+    write_views(tmp_path / "first")
+    expected = read_views(tmp_path / "first", "train", 8)
+    for view in (tmp_path / "first/modelnet40v1").rglob("*.jpg"):
+        thing, number = view.stem.rsplit("_", 1)
+        copy = tmp_path / "modelnet40_images_new_12x" / view.parent.relative_to(tmp_path / "first/modelnet40v1") / f"{thing}.obj.shaded_v{number}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(view).convert("RGB").save(copy)
+    for root in (tmp_path, tmp_path / "modelnet40_images_new_12x"):
+        found = read_views(root, "train", 8)
+        assert found.ids == expected.ids
+        assert torch.equal(found.features, expected.features)
 
 
 def test_objects_that_lack_views_or_are_in_both_splits_are_named(tmp_path):
