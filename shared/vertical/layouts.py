@@ -24,7 +24,7 @@ FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shi
 
 
 def read_mnist(root: Path, split: Split, name: str = "MNIST", class_names: tuple[str, ...] = tuple("0123456789")) -> Records:
-    """Read MNIST, or a set in its format, from idx files, compressed or not.
+    """Read MNIST, or a set in its format, from idx files, compressed or not; train-images.idx3-ubyte is as good as train-images-idx3-ubyte.
 
     Args:
         root: folder that holds <name>/raw, as torchvision stores it, or <name>, or raw itself.
@@ -89,7 +89,7 @@ def read_cifar10(root: Path, split: Split) -> Records:
 
 def _mnist_file(root: Path, name: str, stem: str) -> Path:
     for folder in (root / name / "raw", root / name, root / "raw", root):
-        for file in (folder / f"{stem}.gz", folder / stem):
+        for file in (folder / f"{spelt}{ending}" for spelt in (stem, stem.replace("-idx", ".idx")) for ending in (".gz", "")):
             if file.is_file():
                 return file
     tree = ", ".join(f"{known}.gz" for names in _MNIST.values() for known in names)

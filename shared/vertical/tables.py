@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from shared.data.files import BadFileError, first_few
 from shared.vertical.records import Records
 
 _DELIMITERS = ",;\t"
+_COUNTED = 3  # numbers from 0 on that are no record
+_UNNAMED = re.compile(r"(Unnamed: \d+)?")  # pandas' column of row numbers, as it is written, and as it is written again
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def read_table(path: Path, label: int | str = -1, columns: Sequence[int | str] |
     """Read a table of numbers and a column of labels, separated by commas, semicolons or tabs.
 
     Names are in the first line, unless there is a number in it; columns are then called by their place, from 0. Labels may be text or numbers.
+    A column without a name is refused unless others are chosen: the row numbers that pandas writes tell the order of the records.
 
     Args:
         path: file in UTF-8.
@@ -90,8 +94,9 @@ def read_table(path: Path, label: int | str = -1, columns: Sequence[int | str] |
 
     Raises:
         FileNotFoundError: if there is no such file.
-        BadFileError: naming the lines and columns where a value is missing, not finite, or text; or if lines differ in length, or none is a record.
-        ValueError: if there is no such column, one is wanted twice, or more than half of the labels differ.
+        BadFileError: naming the lines and columns where a value is missing, not finite, or text; or if lines differ in length, none is a record, or
+            the first one counts the columns.
+        ValueError: if there is no such column, one has no name, one is wanted twice, or more than half of the labels differ.
     """
     cells = read_cells(path)
     names = cells.names
@@ -101,6 +106,9 @@ def read_table(path: Path, label: int | str = -1, columns: Sequence[int | str] |
     others = [column for column in range(len(names)) if column != place] if columns is None else column_places(names, columns)
     if place in others:
         raise ValueError(f"column {names[place]!r} of {path} is that of the labels, which no party holds: take it out of the columns")
+    if unnamed := [column for column in others if _UNNAMED.fullmatch(names[column])] if columns is None else []:
+        what = f"column {unnamed[0]} of {path} has no name ({names[unnamed[0]]!r}), as that of the row numbers which pandas writes"
+        raise ValueError(f"{what}: write the table with index=False, or choose the columns of numbers by data.columns")
     records = cells.records(others, place)
     refuse_many_labels(f"column {names[place]!r} of {path}", len(records.class_names), len(records))
     return records
@@ -121,10 +129,14 @@ def read_cells(path: Path, expected: str = "a table of numbers with a column of 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        BadFileError: if it cannot be read, lines differ in length, names are used twice, or none is a record.
+        BadFileError: if it cannot be read, lines differ in length, names are used twice, none is a record, or the first line counts the columns.
     """
     read = read_lines(path, expected)
-    has_names = not any(_is_number(cell) for cell in read[0][1])
+    numbers = [cell for cell in read[0][1] if _is_number(cell)]
+    if numbers == [str(place) for place in range(max(len(numbers), _COUNTED))]:
+        told = f"the first line of {path} counts its columns, {', '.join(numbers[:_COUNTED])} ..., as pandas does where they have no names"
+        raise BadFileError(f"{told}: name them in words, or put a line of names above it if it is a record")
+    has_names = not numbers
     names = read[0][1] if has_names else [str(place) for place in range(len(read[0][1]))]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadFileError(f"{path} has several columns named {', '.join(map(repr, first_few(twice)))}: give each its own name")

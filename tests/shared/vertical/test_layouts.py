@@ -22,6 +22,14 @@ def test_mnist_is_read_from_its_packed_files_wherever_the_root_is(tmp_path, insi
     assert records.features.shape == (4, 1, 28, 28)
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_mnist_may_be_spelt_with_a_dot(tmp_path, pack):
+    arrays = write_mnist(tmp_path / "raw", pack=pack)
+    for file in (tmp_path / "raw").iterdir():
+        file.rename(tmp_path / file.name.replace("-idx", ".idx"))
+    assert read_mnist(tmp_path, "train").labels.tolist() == arrays["train"][1].tolist()
+
+
 def test_mnist_is_what_torchvision_reads(tmp_path):
     write_mnist(tmp_path / "MNIST" / "raw", pack=False)
     theirs, ours = MNIST(str(tmp_path), train=True), read_mnist(tmp_path, "train")

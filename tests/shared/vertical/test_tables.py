@@ -28,6 +28,21 @@ def test_tables_are_read_with_names_or_without(tmp_path):
     assert tabbed.feature_names == ("'age'", "dose, mg")
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_row_numbers_of_pandas_are_no_features(tmp_path, name):
+    file = write(tmp_path / "a.csv", f"{name},x,y,kind\n0,1,2,a\n1,3,4,a\n2,5,6,b\n3,7,8,b\n")
+    with pytest.raises(ValueError, match=rf"column 0 of .*a\.csv has no name \('{name}'\), .* index=False, or choose the columns of numbers"):
+        read_table(file)
+    assert read_table(file, columns=["y", "x"]).features.tolist() == [[2, 1], [4, 3], [6, 5], [8, 7]]
+
+
+@pytest.mark.parametrize("names", ["0,1,2,kind", "0,1,2,3", ",0,1,2", "kind,0,1,2"])
+def test_columns_that_are_counted_are_no_record(tmp_path, names):
+    with pytest.raises(BadFileError, match=r"the first line of .*a\.csv counts its columns, 0, 1, 2 \.\.\., .*: name them in words, or put a line"):
+        read_table(write(tmp_path / "a.csv", f"{names}\n5,1,2,0\n6,3,4,0\n7,5,6,1\n8,7,8,1\n"))
+    assert len(read_table(write(tmp_path / "a.csv", "0,1,1\n1,0,1\n0,0,0\n1,1,0\n"))) == 4
+
+
 def test_columns_that_nobody_wants_may_hold_anything(tmp_path):
     file = write(tmp_path / "a.csv", "who,x,y,kind\nann,1,2,a\nbob,3,,b\ncid,5,6,a\ndan,7,8,b\n")
     records = read_table(file, columns=["x"])
