@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin", ".pkl", ".pickle")
 """Endings of checkpoints; those that could execute code are refused by name."""
+_BARE = re.compile(r"student_(\d+|best|latest)")  # of mdistiller, whose epoch_40 beside student_40 holds the same network, with the teacher
 _COPIES = re.compile(r"(^|[^a-z])(best|last|latest)([^a-z]|$)", re.IGNORECASE)
 
 
@@ -80,9 +81,14 @@ def import_route(
 
 
 def find_checkpoints(path: str) -> list[Path]:
-    """Find checkpoints by a file, a folder or a pattern; a folder's copies (best, last, latest) are left out, unless there is nothing else."""
-    _, files = find_files(path, ENDINGS, "checkpoint", "checkpoints", "out/ckpt_epoch_*.pth")
-    copies = [file for file in files if _COPIES.search(file.name)] if Path(path).expanduser().is_dir() else []
+    """Find checkpoints by a file, a folder or a pattern; a folder's copies (best, last, latest) are left out, unless there is nothing else.
+
+    Of a folder of mdistiller's, whose files have no endings, those named student_<epoch> are taken.
+    """
+    given = Path(path).expanduser()
+    bare = sorted(file for file in given.iterdir() if _BARE.fullmatch(file.name)) if given.is_dir() else []
+    files = bare or find_files(path, ENDINGS, "checkpoint", "checkpoints", "out/ckpt_epoch_*.pth")[1]
+    copies = [file for file in files if _COPIES.search(file.name)] if given.is_dir() else []
     if not copies or len(copies) == len(files):
         return files
     left = ", ".join(spelt(Path(file.name)) for file in copies)

@@ -54,6 +54,17 @@ def write_timm(folder):
     return folder
 
 
+def write_mdistiller(folder):
+    folder.mkdir()
+    for epoch, name in ((2, "2"), (10, "10"), (12, "latest"), (10, "best")):
+        weights = net(epoch).state_dict()
+        torch.save({"model": weights}, folder / f"student_{name}")
+        whole = {f"module.student.{key}": value for key, value in weights.items()}
+        torch.save({"epoch": epoch, "model": whole, "best_acc": torch.tensor(70.0)}, folder / (f"epoch_{name}" if name.isdigit() else name))
+    (folder / "worklog.txt").write_text("lr: 0.1\n")
+    return folder
+
+
 def write_lightning(folder):
     folder.mkdir()
     for number, name in ((0, "epoch=0-step=9"), (2, "epoch=2-step=27"), (2, "last")):
@@ -64,8 +75,13 @@ def write_lightning(folder):
 
 @pytest.mark.parametrize(
     ("write", "options", "epochs"),
-    [(write_repdistiller, {}, [2, 4, 6]), (write_timm, {}, [1, 2]), (write_lightning, {"prefix": "net."}, [1, 3])],
-    ids=["repdistiller", "timm", "lightning"],
+    [
+        (write_repdistiller, {}, [2, 4, 6]),
+        (write_timm, {}, [1, 2]),
+        (write_mdistiller, {}, [2, 10]),
+        (write_lightning, {"prefix": "net."}, [1, 3]),
+    ],
+    ids=["repdistiller", "timm", "mdistiller", "lightning"],
 )
 def test_a_folder_of_another_program_becomes_a_run_that_students_follow(write, options, epochs, trainer, tmp_path, capsys):
     told = data(50)
