@@ -62,6 +62,13 @@ def test_damage_is_named(tmp_path, name):
         load_tensors(tmp_path / "absent.ckpt")
 
 
+def test_a_file_of_an_early_torch_that_could_execute_code_is_not_called_damaged(tmp_path):
+    path = tmp_path / "early.pth"
+    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="could execute code"):
+        load_checkpoint(path)
+
+
 def test_a_cut_file_is_damaged(tmp_path):
     torch.save({"a": torch.zeros(10_000)}, tmp_path / "w.ckpt")
     (tmp_path / "w.ckpt").write_bytes((tmp_path / "w.ckpt").read_bytes()[:20_000])
