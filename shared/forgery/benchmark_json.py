@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.data.files import BadFileError, first_few, read_image, read_json
-from shared.forgery.layouts import ARCHIVE, Clips, check_there
+from shared.forgery.listing import ARCHIVE, Clips, check_there
 from shared.forgery.sets import REAL, Clip, Reader, Video, natural, stretched
 from shared.forgery.splits import identities
 from shared.forgery.stores import Store, open_store
@@ -31,11 +31,14 @@ FAKE_LABELS = {
     "FF-F2F": "Face2Face",
     "FF-FS": "FaceSwap",
     "FF-NT": "NeuralTextures",
-    "FF-FH": "FF-FH",
+    "FF-FH": "FaceShifter",
     "FF-SH": "FaceShifter",
     **{name: name for name in ("DFD_fake", "CelebDFv1_fake", "CelebDFv2_fake", "DFDCP_FakeA", "DFDCP_FakeB", "DFDC_Fake", "DF_fake", "UADFV_Fake")},
 }
 """Labels of fake videos, with the manipulations' names as other layouts have them."""
+
+OF_FACEFORENSICS = ("FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter", "DeepFakeDetection")
+"""Lists whose frames lie with those of FaceForensics++, also in its store."""
 
 _MARK = "datasets/rgb/"
 _log = logging.getLogger(__name__)
@@ -70,8 +73,8 @@ def find_places(root: Path) -> Places:
 def benchmark(places: Places, dataset: str, compression: str = "c23", rewrite: tuple[str, str] | None = None, in_store: bool = False) -> Clips:
     """Read one set's list.
 
-    Test videos are taken out of train and val with a warning, and a val whose videos are the test's is left out: Celeb-DF's training list holds all
-    videos, and DeepFakeDetection's three lists are the same.
+    Test videos are taken out of train and val with a warning, and a val whose videos are the test's, or all of train's, is left out: Celeb-DF's
+    training list holds all videos, DeepFakeDetection's three lists are the same, and DFDC's val is its train where no test set was there.
 
     Args:
         places: where lists and frames lie.
@@ -111,6 +114,10 @@ def without_test(clips: Clips, dataset: str) -> Clips:
     """Take test videos out of train and val, and validation videos out of train; say how many."""
     taken = {clip.video.key for clip in clips["test"]}
     kept: Clips = {"test": clips["test"]}
+    learnt, chosen = ({clip.video.key for clip in clips[split]} - taken for split in ("train", "val"))
+    if learnt and learnt <= chosen:
+        _log.warning("%s: val holds all videos of train, and is left out", dataset)
+        clips = clips | {"val": []}
     for split in ("val", "train"):
         kept[split] = [clip for clip in clips[split] if clip.video.key not in taken]
         if len(kept[split]) < len(clips[split]):
@@ -162,6 +169,8 @@ def _rewritten(frame: str, root: Path, rewrite: tuple[str, str] | None, path: Pa
         name = new + name[len(old) :]
     elif _MARK in name:
         name = name.split(_MARK, 1)[1]
+    else:
+        name = name.removeprefix("./datasets/")
     if ".." in name.split("/"):
         raise BadFileError(f"{path}: the frame {frame} leads out of its folder with '..'; write its path out")
     return str(root / name)
@@ -205,14 +214,18 @@ class StoredFrames:
             raise BadFileError(f"cannot read the frame {key.decode(errors='replace')} of {self.store}: make the store anew") from error
 
 
-def stored(store: Path) -> Reader:
-    """Return what makes readers of a store's frames from keys and size."""
-    return partial(StoredFrames, store=store)
+def stored(places: Places, dataset: str) -> Reader:
+    """Return what makes readers of the frames in a set's store from keys and size."""
+    own, shared = (places.stores / f"{name}_lmdb" for name in (dataset, "FaceForensics++"))
+    return partial(StoredFrames, store=shared if dataset in OF_FACEFORENSICS and not own.is_dir() else own)
 
 
 def _spellings(name: str) -> Iterator[bytes]:
-    """Give the keys that a path may be stored under: as it is, or from `datasets` on, or below it, with either slash."""
+    """Give the keys that a path may be stored under: as it is, or from `datasets` on, or below it, with either slash.
+
+    DeepfakeBench's own script joins a set's name and the path in it by a backslash, whatever slashes the path has.
+    """
     path = name.replace("\\", "/").removeprefix("./")
     parts = [path, *(path.split(mark, 1)[1] for mark in ("datasets/", _MARK) if mark in path)]
-    for spelling in (name, *(one for part in parts for one in (part, part.replace("/", "\\")))):
+    for spelling in (name, *(one for part in parts for one in (part, part.replace("/", "\\"), part.replace("/", "\\", 1)))):
         yield spelling.encode("utf-8", "surrogatepass")

@@ -16,6 +16,7 @@ from shared.forgery.augmentation import Augmentation, TrainingFrames
 from shared.forgery.benchmark_json import benchmark, find_places, stored
 from shared.forgery.confounds import confounds
 from shared.forgery.faces import MANIPULATIONS, faces
+from shared.forgery.listing import Clips
 from shared.forgery.npy_lists import npy_lists
 from shared.forgery.sets import REAL, Clip, ForgerySet, FrameFiles, Reader, check_kinds, frames_of, identity
 from shared.forgery.splits import divide, guard
@@ -107,7 +108,7 @@ class ForgeryData(DataModule):
         self.augmentation, self.self_blended, self.on_leak = augmentation, self_blended, on_leak
         self.rewrite, self.in_store, self.on_bad_file = rewrite, in_store, on_bad_file
         self.test_names = test_sets or (list(MANIPULATIONS) if source == "faces" else [train_set] if self._has_sets else ["test"])
-        self._read: dict[str, layouts.Clips] = {}
+        self._read: dict[str, Clips] = {}
         self._check()
 
     @property
@@ -189,7 +190,7 @@ class ForgeryData(DataModule):
         self._check_validation({clip.video.label for clip in train}, {clip.video.label for clip in val})
         return train, val
 
-    def _to_learn(self, dataset: str, mend: str) -> layouts.Clips:
+    def _to_learn(self, dataset: str, mend: str) -> Clips:
         """Return the clips of a set that has some to learn from; refuse another one, with what to do about it."""
         found = self._layout(dataset)
         if not found.get("train"):
@@ -225,7 +226,7 @@ class ForgeryData(DataModule):
         dataset, _, kind = name.partition(":") if self._has_sets else (self.train_name, "", "" if name == "test" else name)
         return dataset, kind
 
-    def _layout(self, dataset: str) -> layouts.Clips:
+    def _layout(self, dataset: str) -> Clips:
         if dataset not in self._read:
             found = self._read_layout(dataset)
             if check := self.on_bad_file:
@@ -240,7 +241,7 @@ class ForgeryData(DataModule):
     def _called(self, dataset: str) -> str:
         return f"{dataset} in {self.root}" if self._has_sets else str(self.root)
 
-    def _read_layout(self, dataset: str) -> layouts.Clips:
+    def _read_layout(self, dataset: str) -> Clips:
         match self.source:
             case "reference":
                 return layouts.reference(self.root, dataset, self.compression)
@@ -256,7 +257,7 @@ class ForgeryData(DataModule):
                 return layouts.table(self.root)
 
     def _reader(self, dataset: str) -> Reader:
-        return stored(find_places(self.root).stores / f"{dataset}_lmdb") if self.in_store else FrameFiles
+        return stored(find_places(self.root), dataset) if self.in_store else FrameFiles
 
     # ---- the loaders
 

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from shared.data.arrays import read_npy
 from shared.data.files import BadFileError
-from shared.forgery.layouts import Clips, check_there
+from shared.forgery.listing import Clips, check_there
 from shared.forgery.sets import REAL, Clip, Video, natural
 from shared.forgery.splits import identities
 

@@ -22,10 +22,13 @@ FAMILIES = {
     "FF-FS": "FaceForensics++",
     "FF-NT": "FaceForensics++",
     "FaceShifter": "FaceForensics++",
+    "Celeb-DF-v1": "Celeb-DF-v2",
 }
 """Names of sets that hold the videos of another one."""
 NUMBERED = ("WildDeepfake", "WDF")
 """Sets whose videos have plain numbers, which begin anew in every class and do not tell who is seen; sequences of faces lie below them."""
+DEEPER = ("DeeperForensics-1.0", "DeeperForensics", "DFR")
+"""Sets whose fakes, `000_M101`, show an actor's face in a video of FaceForensics++, and whose real videos are those of FaceForensics++."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +37,9 @@ def identities(dataset: str, name: str) -> frozenset[str]:
     """Return who or what a video shows, as far as its name tells.
 
     `000` and `000_003` of FaceForensics++ show the videos 000 and 003, `id0_id16_0002` of Celeb-DF the people id0 and id16,
-    `26_18__walking_fast__8RMVXQ9P` of DeepFakeDetection the actors 26 and 18, and `1255229_1003254_A_001` of DFDC's preview the people 1255229 and
-    1003254; any other video shows itself, and a sequence of a set in `NUMBERED` the video that it was cut from: `fake_train/12/fake/3` shows
-    `fake_train/12`.
+    `26_18__walking_fast__8RMVXQ9P` of DeepFakeDetection the actors 26 and 18, `1255229_1003254_A_001` of DFDC's preview the people 1255229 and
+    1003254, and `000_M101` of a set in `DEEPER` the actor M101 and FaceForensics++'s video 000; any other video shows itself, and a sequence of a set
+    in `NUMBERED` the video that it was cut from: `fake_train/12/fake/3` shows `fake_train/12`.
 
     Args:
         dataset: name of the data set.
@@ -47,6 +50,8 @@ def identities(dataset: str, name: str) -> frozenset[str]:
     patterns = (r"(\d{3})(?:_(\d{3}))?", r"(id\d+)(?:_(id\d+))?_\d+", r"(\d\d)(?:_(\d\d))?__.*", r"(\d{4,})(?:_(\d{4,}))?_[A-Z](?:_\d+)?")
     if dataset in NUMBERED and (whole := re.match(r"(?:.*?/)?\d+(?=/|$)", name)):
         return frozenset({f"{family}/{whole[0]}"})
+    if dataset in DEEPER and (match := re.fullmatch(r"(\d{3})?(?:(?:^|_)([MW]\d{3}))?(?:_\D.*)?", stem)) and any(match.groups()):
+        return frozenset(f"{of}/{one}" for of, one in zip(("FaceForensics++", family), match.groups(), strict=True) if one)
     for pattern in patterns:
         if match := re.fullmatch(pattern, stem):
             return frozenset(f"{family}/{part}" for part in match.groups() if part)

@@ -82,6 +82,83 @@ def test_reference_with_other_names_and_celeb_df_s_list(tmp_path, caplog):
         reference(root, "CDF")
 
 
+def test_celeb_df_s_list_in_other_letters_and_with_videos_that_are_not_there(tmp_path, caplog):
+    root = write_reference(tmp_path)
+    with write_celeb_list(root).open("a") as listed:
+        listed.write("0 Celeb-synthesis/id7_id8_0003.mp4\n")
+    (root / "CDF" / "YouTube-real").rename(root / "CDF" / "Youtube-real")
+    parts = reference(root, "CDF")
+    assert found(parts["test"]) == [("Celeb-synthesis", "Celeb-synthesis/id0_id1_0001"), (REAL, "Youtube-real/00170")]
+    assert "List_of_testing_videos.txt: 1 of 3 videos to test on have no frames beside it: Celeb-synthesis/id7_id8_0003" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("real", "fake"),
+    [("DFD_original sequences", "DFD_manipulated_sequences/DFD_manipulated_sequences"), ("source", "target"), ("real/frames", "fake/frames")],
+)
+def test_classes_as_copies_call_them(tmp_path, real, fake):
+    """DeepFakeDetection on Kaggle, FFIW as it is released, UADFV as DeepfakeBench cuts it out."""
+    video(tmp_path / "set" / real / "01__kitchen")
+    video(tmp_path / "set" / fake / "01_02__kitchen__ABC")
+    assert [clip.video.label for clip in reference(tmp_path, "set")["test"]] in ([0, 1], [1, 0])
+    assert {clip.video.label for clip in reference(tmp_path, "set")["test"] if clip.video.name.endswith("ABC")} == {1}
+
+
+def test_ffiw_has_its_splits_below_its_classes(tmp_path):
+    for kind in ("source", "target"):
+        for split in ("train", "val", "test"):
+            video(tmp_path / "FFIW" / kind / split / f"{split}_0001")
+    assert {split: [clip.video.label for clip in clips] for split, clips in reference(tmp_path, "FFIW").items()} == {
+        "train": [0, 1],
+        "val": [0, 1],
+        "test": [0, 1],
+    }
+
+
+def write_dfdc_parts(root):
+    """Write DFDC as DeepfakeBench lays it out: parts to train on with what each fake was made of, and the test set's labels."""
+    for part in range(2):
+        place = root / "DFDC" / "train" / f"dfdc_train_part_{part}"
+        content = {}
+        for number in range(3):
+            real, fake = f"r{part}{number}", f"f{part}{number}"
+            content |= {f"{real}.mp4": {"label": "REAL", "split": "train"}, f"{fake}.mp4": {"label": "FAKE", "original": f"{real}.mp4"}}
+            for name in (real, fake):
+                video(place / "frames" / name)
+        (place / "metadata.json").write_text(json.dumps(content | {"uncut.mp4": {"label": "REAL"}}))
+    for name in ("aaa", "bbb"):
+        video(root / "DFDC" / "test" / "frames" / name)
+    (root / "DFDC" / "test" / "labels.csv").write_text("filename,label\naaa.mp4,0\nbbb.mp4,1\n")
+    return root
+
+
+def test_dfdc_in_parts(tmp_path):
+    data = loaded(write_dfdc_parts(tmp_path), source="reference", train_set="DFDC", batch_size=2)
+    assert seen(data.test_sets[0]) == [("DFDC", "bbb"), (REAL, "aaa")]
+    assert len(seen(data.train_set.frames) + seen(data.val_set)) == 12
+    for part in (data.train_set.frames, data.val_set):
+        fakes, originals = ({name[1:] for kind, name in seen(part) if (kind == REAL) == is_real} for is_real in (False, True))
+        assert fakes == originals, "fakes stay with what they were made of"
+    file = tmp_path / "DFDC" / "train" / "dfdc_train_part_1" / "metadata.json"
+    file.write_text(file.read_text().replace('"FAKE"', '"FORGED"'))
+    with pytest.raises(BadFileError, match=r"metadata\.json, f10\.mp4: 'FORGED' is no label"):
+        reference(tmp_path, "DFDC")
+    file.write_text('{"f10.mp4": ["FAKE"]}')
+    with pytest.raises(BadFileError, match=r'metadata\.json does not say \{"f10\.mp4": .*take it from its archive anew'):
+        reference(tmp_path, "DFDC")
+    shutil.rmtree(tmp_path / "DFDC" / "train")
+    assert list(reference(tmp_path, "DFDC")) == ["test"]
+
+
+def test_dfdc_whose_parts_have_no_frames(tmp_path):
+    write_dfdc_parts(tmp_path)
+    shutil.rmtree(tmp_path / "DFDC" / "test")
+    for place in (tmp_path / "DFDC" / "train").iterdir():
+        shutil.rmtree(place / "frames")
+    with pytest.raises(FileNotFoundError, match=r"no frames: expected .*DFDC/train/<part>/frames/<video>"):
+        reference(tmp_path, "DFDC")
+
+
 def test_classes_that_name_their_split(tmp_path, caplog):
     """WildDeepfake as it is downloaded: what is for training is not tested on."""
     for kind in ("real", "fake"):
@@ -221,6 +298,17 @@ def test_faceforensics(tmp_path):
         loaded(tmp_path, source="faceforensics")
 
 
+def test_faceforensics_as_its_own_script_cuts_it_out(tmp_path, caplog):
+    root = write_faceforensics(tmp_path / "FaceForensics++")
+    for place in root.rglob("frames"):
+        place.rename(place.with_name("images"))
+    (root / "manipulated_sequences" / "FaceSwap" / "c23" / "videos").mkdir(parents=True)
+    assert {clip.video.manipulation for clip in faceforensics(root)["test"]} == {"Deepfakes", "NeuralTextures", REAL}
+    assert "FaceSwap is left out: there are no frames in" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"no c23 in .*read it with data\.source faceforensics and data\.root .*FaceForensics"):
+        reference(tmp_path, "FaceForensics++")
+
+
 def test_leaking_pairs_are_removed_or_refused(tmp_path, caplog):
     root = write_faceforensics(tmp_path)
     (root / "splits" / "train.json").write_text(json.dumps([["000", "003"], ["004", "030"]]))
@@ -265,6 +353,21 @@ def test_deepfakebench_paths(tmp_path):
         loaded(root, source="deepfakebench", rewrite=("/nowhere/", ""))
 
 
+def test_deepfakebench_s_oddities(tmp_path, caplog):
+    """FaceShifter goes by FF-FH, paths may begin with ./datasets, and DFDC's val is its train where there was no test set."""
+    root = write_benchmark(tmp_path, prefix=".\\datasets\\")
+    content = json.loads((root / "dataset_json" / "FaceForensics++.json").read_text())["FaceForensics++"]
+    (root / "dataset_json" / "FaceShifter.json").write_text(json.dumps({"FaceShifter": {"FF-real": content["FF-real"], "FF-FH": content["FF-DF"]}}))
+    assert loaded(root, source="deepfakebench", test_sets=["FaceShifter:FaceShifter"]).test_sets[0].kinds == ("FaceShifter",)
+    content = json.loads((root / "dataset_json" / "DFDC.json").read_text())["DFDC"]
+    for splits in content.values():
+        splits |= {"train": splits["test"], "val": splits["test"], "test": {}}
+    (root / "dataset_json" / "DFDC.json").write_text(json.dumps({"DFDC": content}))
+    parts = benchmark(find_places(root), "DFDC")
+    assert {split: len(clips) for split, clips in parts.items()} == {"train": 4}
+    assert "DFDC: val holds all videos of train, and is left out" in caplog.text
+
+
 def test_deepfakebench_with_parts_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset_json in"):
         loaded(tmp_path, source="deepfakebench")
@@ -303,6 +406,22 @@ def test_deepfakebench_in_a_store(tmp_path):
     assert torch.equal(batches[0]["image"], batches[1]["image"]), "also in another process"
     with pytest.raises(FileNotFoundError, match=r"no store .*DFDC_lmdb"):
         loaded(root, source="deepfakebench", in_store=True, test_sets=["DFDC"])
+
+
+def test_deepfakebench_s_own_stores(tmp_path):
+    """Its script joins the set's name by a backslash, and keeps all that was made of FaceForensics++ in one store."""
+    lmdb = pytest.importorskip("lmdb")
+    root = write_benchmark(tmp_path, prefix="")
+    content = json.loads((root / "dataset_json" / "FaceForensics++.json").read_text())["FaceForensics++"]
+    (root / "dataset_json" / "FF-DF.json").write_text(json.dumps({"FF-DF": {label: content[label] for label in ("FF-real", "FF-DF")}}))
+    (root / "lmdb").mkdir()
+    frames = root / "rgb" / "FaceForensics++"
+    with lmdb.open(str(root / "lmdb" / "FaceForensics++_lmdb"), map_size=2**24) as store, store.begin(write=True) as writing:
+        for path in sorted(frames.rglob("*.png")):
+            writing.put(f"FaceForensics++\\{path.relative_to(frames)}".encode(), path.read_bytes())
+    data = loaded(root, source="deepfakebench", in_store=True, test_sets=["FF-DF"])
+    in_files = loaded(root, source="deepfakebench", test_sets=["FF-DF"])
+    assert torch.equal(data.test_sets[0].__getitems__([0, 5, 40])["image"], in_files.test_sets[0].__getitems__([0, 5, 40])["image"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no store" * 1000])

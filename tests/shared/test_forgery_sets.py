@@ -87,6 +87,11 @@ def test_who_is_seen():
     assert identities("WDF", "fake_train/170") == identities("WDF", "fake_train/170/fake/3") == {"WDF/fake_train/170"}
     assert identities("WDF", "12") == {"WDF/12"}
     assert identities("WDF", "fake/a1") == {"WDF/fake/a1"}
+    assert identities("DFR", "fake/000_M101") == {"FaceForensics++/000", "DFR/M101"}, "DeeperForensics swaps faces in FaceForensics++'s videos"
+    assert identities("DeeperForensics-1.0", "W136_light_up_surprise_camera_down") == {"DeeperForensics-1.0/W136"}
+    assert identities("DFR", "real/000") == {"FaceForensics++/000"}
+    assert identities("DFR", "real/some video") == {"DFR/real/some video"}
+    assert identities("Celeb-DF-v1", "id0_0001") == identities("Celeb-DF-v2", "id0_0007"), "the first version is a part of the second"
 
 
 def test_both_orders_of_a_pair_belong_to_its_split(tmp_path):
