@@ -63,12 +63,16 @@ def kvasir(root: Path) -> Items:
 
 
 def isic(root: Path) -> Items:
-    """Read ISIC-2018 task 1, `ISIC2018_Task1-2_*_Input/<id>.jpg` and `ISIC2018_Task1_*_GroundTruth/<id>_segmentation.png`; strays are ignored."""
+    """Read ISIC-2018 task 1, `ISIC2018_Task1-2_*_Input/<id>.jpg` and `ISIC2018_Task1_*_GroundTruth/<id>_segmentation.png`; strays are ignored.
+
+    Each folder may lie in one of the same name.
+    """
     found: Items = {}
     for split, name in (("train", "Training"), ("val", "Validation"), ("test", "Test")):
         images, masks = root / f"ISIC2018_Task1-2_{name}_Input", root / f"ISIC2018_Task1_{name}_GroundTruth"
         if not images.is_dir():
             continue
+        images, masks = _repeated(images), _repeated(masks)
         items: list[Item] = []
         missing = []
         for path in sorted(path for path in images.iterdir() if re.fullmatch(r"ISIC_\d+\.jpe?g", path.name, re.IGNORECASE)):
@@ -88,7 +92,7 @@ def covid(root: Path, region: Region = "infection") -> Items:
 
     Args:
         root: the folder that holds the three splits, or one of the two above it.
-        region: infection, whose masks are empty but for COVID-19, or lung.
+        region: infection, whose masks are empty but for COVID-19, or lung, of the larger `Lung Segmentation Data` where that is there.
 
     Raises:
         ValueError: if `region` is unknown.
@@ -96,8 +100,8 @@ def covid(root: Path, region: Region = "infection") -> Items:
     """
     if region not in ("infection", "lung"):
         raise ValueError(f"data.region must be infection or lung, got {region!r}")
-    folder = "Infection Segmentation Data"
-    root = _below(root, f"{folder}/{folder}", "Train") if (root / folder / folder).is_dir() else _below(root, folder, "Train")
+    larger = "Lung Segmentation Data"
+    root = _below(root, larger if region == "lung" and (root / larger).is_dir() else "Infection Segmentation Data", "Train")
     found: Items = {}
     for split, name in (("train", "Train"), ("val", "Val"), ("test", "Test")):
         kinds = [kind for kind in ("COVID-19", "Non-COVID", "Normal") if (root / name / kind / "images").is_dir()]
@@ -115,7 +119,8 @@ def covid(root: Path, region: Region = "infection") -> Items:
 
 def glas(root: Path) -> Items:
     """Read GlaS, `{train,testA,testB}_<n>.bmp` with `_anno.bmp`, which numbers the glands; groups are the patients of `Grade.csv`, where there."""
-    root = _below(root, "Warwick QU Dataset (Released 2016_07_08)", "train_1.bmp")
+    unpacked = sorted(path.name for path in root.glob("Warwick?QU?Dataset*") if path.is_dir())  # with spaces or underscores, dated or not
+    root = _below(root, unpacked[0], "train_1.bmp") if unpacked else root
     patients = _patients(root / "Grade.csv")
     found: Items = {"train": [], "test": []}
     missing = []
@@ -132,6 +137,8 @@ def glas(root: Path) -> Items:
 def folder(root: Path, code: MaskCode, window: tuple[float, float] | None = None) -> Items:
     """Read `images/` and `masks/` with the same names but for the ending, in root or in its folders train, val and test.
 
+    Masks may have `_mask` or `_segmentation` behind their names, and lie in `masks/0/`, as the packs of UNet++, UNeXt and EGE-UNet have them.
+
     Args:
         root: the folder.
         code: how classes are written in the masks.
@@ -144,23 +151,28 @@ def folder(root: Path, code: MaskCode, window: tuple[float, float] | None = None
 
 
 def _pairs(images: Path, masks: Path, code: MaskCode, prefix: str = "", window: tuple[float, float] | None = None) -> list[Item]:
-    """Pair files that have the same path but for the ending; each image is its own group.
+    """Pair files that have the same path but for the ending and a word behind the names of masks; each image is its own group.
 
     Raises:
         FileNotFoundError: if a folder is missing or empty, or an image has no mask; names it.
         ValueError: if masks have no image, or two have the same name but for the ending.
     """
+    if masks.is_dir() and not (images / "0").is_dir() and [path.name for path in masks.iterdir() if not path.name.startswith(".")] == ["0"]:
+        masks /= "0"
     tree = f"{images}/<name>.png and {masks}/<name>.png"
     files, found = list_images(images, tree), _by_stem(masks, list_images(masks, tree))
-    pairs = [(path.relative_to(images), path) for path in files]
-    missing = [f"{path}: no {masks / name.with_suffix('.*')}" for name, path in pairs if name.with_suffix("").as_posix() not in found]
-    _refuse(missing, images.parent, "images have no mask")
-    owned = {found[name.with_suffix("").as_posix()] for name, _ in pairs}
-    _no_strays(set(found.values()) - owned)
+    pairs = [(name, path, _mask_of(name.with_suffix("").as_posix(), found)) for path in files for name in [path.relative_to(images)]]
+    _refuse([f"{path}: no {masks / name.with_suffix('.*')}" for name, path, mask in pairs if mask is None], images.parent, "images have no mask")
+    _no_strays(set(found.values()) - {mask for _, _, mask in pairs if mask is not None})
     return [
-        PictureItem(prefix + name.as_posix(), path, (found[name.with_suffix("").as_posix()],), code, prefix + name.with_suffix("").as_posix(), window)
-        for name, path in pairs
+        PictureItem(prefix + name.as_posix(), path, (mask,), code, prefix + name.with_suffix("").as_posix(), window)
+        for name, path, mask in pairs
+        if mask is not None
     ]
+
+
+def _mask_of(name: str, found: Mapping[str, Path]) -> Path | None:
+    return next((found[name + word] for word in ("", "_mask", "_segmentation") if name + word in found), None)
 
 
 def _by_stem(root: Path, paths: Sequence[Path]) -> Mapping[str, Path]:
@@ -179,8 +191,14 @@ def _named(found: Items) -> Items:
 
 
 def _below(root: Path, folder: str, mark: str) -> Path:
-    """Return the folder that holds `mark`: the one that was named, or the one below it that the archive unpacks to."""
-    return root / folder if not (root / mark).exists() and (root / folder).is_dir() else root
+    """Return the folder that holds `mark`: the one that was named, or the one below it that the archive unpacks to, once or twice."""
+    places = [root, root / folder, root / folder / folder]
+    return next((place for place in places if (place / mark).exists()), places[1] if places[1].is_dir() else root)
+
+
+def _repeated(folder: Path) -> Path:
+    """Return the folder of the same name in a folder, where there is one, as archives of Kaggle have it."""
+    return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
 def _some(items: list[Item], root: Path, expected: str) -> list[Item]:

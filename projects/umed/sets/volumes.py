@@ -83,6 +83,8 @@ class Volume:
 def acdc(root: Path) -> Items:
     """Find the end-diastolic and end-systolic slices of ACDC, `{training,testing}/patientNNN/patientNNN_frameKK.nii.gz` with `_gt.nii.gz`.
 
+    Each of these may be a folder `patientNNN_frameKK.nii/` that holds one volume of another name, as Kaggle unpacks them.
+
     Returns:
         `all` if there is no testing folder, else `train` and `test`; slices are grouped by patient.
 
@@ -90,7 +92,8 @@ def acdc(root: Path) -> Items:
         FileNotFoundError: if there are none, or a volume has no labels; names it.
         BadFileError: if a header cannot be read.
     """
-    root = root / "database" if (root / "database").is_dir() else root
+    places = [root, root / "database", root / "ACDC", root / "ACDC" / "database"]
+    root = next((place for place in places if (place / "training").is_dir()), root)
     found = {split: _patients(root / folder, split) for split, folder in (("train", "training"), ("test", "testing")) if (root / folder).is_dir()}
     if not found.get("train"):
         tree = f"{root}/training/patient001/patient001_frame01.nii.gz with patient001_frame01_gt.nii.gz"
@@ -107,16 +110,24 @@ def _patients(folder: Path, split: str) -> list[Item]:
             continue
         ending = path.name[match.end(2) :]
         stem = path.name.removesuffix(ending)
-        mask = path.with_name(f"{stem}_gt{ending}")
+        image, mask = _unpacked(path), _unpacked(path.with_name(f"{stem}_gt{ending}"))
         if not mask.is_file():
             missing.append(f"{path}: no {mask.name} beside it")
             continue
-        shape = volume_shape(path)
-        items += [SliceItem(f"{split}/{match[1]}/{stem}_z{place:02d}{ending}", path, mask, place, match[1]) for place in range(shape[2])]
+        shape = volume_shape(image)
+        items += [SliceItem(f"{split}/{match[1]}/{stem}_z{place:02d}{ending}", image, mask, place, match[1]) for place in range(shape[2])]
     if missing:
         lines = [f"{len(missing)} volumes have no labels in {folder}:", *first_few(missing), "add the files, or remove the volumes"]
         raise FileNotFoundError("\n  ".join(lines))
     return items
+
+
+def _unpacked(path: Path) -> Path:
+    """Return a volume, or the only one in a folder of its name."""
+    inside = sorted(path.glob("[!.]*.nii*")) if path.is_dir() else []
+    if len(inside) > 1:
+        raise BadFileError(f"{path} holds several volumes, {', '.join(first_few(one.name for one in inside))}: keep the one that it is named for")
+    return inside[0] if inside else path
 
 
 @lru_cache(maxsize=4)

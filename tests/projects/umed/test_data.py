@@ -1,6 +1,7 @@
 """The real layouts in miniature, with the odd cases they are known for, and the messages for what is missing or does not fit."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -114,6 +115,53 @@ def test_kvasir(tmp_path):
         )
 
 
+def in_itself(folder):
+    """Put a folder into one of the same name, as archives of Kaggle have it."""
+    inside = folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    inside.rename(folder / folder.name)
+
+
+@pytest.mark.parametrize("source", ["kvasir", "isic", "glas", "covid"])
+def test_folders_may_lie_in_one_of_the_same_name(tmp_path, source):
+    write = {"kvasir": write_kvasir, "isic": write_isic, "glas": write_glas, "covid": write_covid}[source]
+    plain, twice = write(tmp_path / "plain"), write(tmp_path / "twice")
+    if source == "glas":
+        (twice / "Warwick QU Dataset (Released 2016_07_08)").rename(twice / "Warwick_QU_Dataset")
+    for folder in sorted(twice.iterdir()) if source != "covid" else ():
+        in_itself(folder)
+    found, expected = (loaded(source=source, root=str(root)) for root in (twice, plain))
+    assert [name.rpartition("/")[2] for name in found.train_set.names] == [name.rpartition("/")[2] for name in expected.train_set.names]
+    assert torch.equal(found.train_set.masks, expected.train_set.masks)
+    assert counts(found) == counts(expected)
+
+
+def test_lungs_are_those_of_the_larger_set_where_that_is_there(tmp_path):
+    smaller, larger = write_covid(tmp_path) / "Infection Segmentation Data", tmp_path / "Lung Segmentation Data"
+    write_covid(tmp_path / "other", 4)
+    (tmp_path / "other" / "Infection Segmentation Data").rename(larger)
+    (larger / "Infection Segmentation Data").rename(larger / "Lung Segmentation Data")
+    for folder in larger.glob("*/*/*/infection masks"):
+        shutil.rmtree(folder)
+    for root in (tmp_path, larger, larger / "Lung Segmentation Data"):
+        assert counts(loaded(source="covid", root=str(root), region="lung")) == (12, 12, 12)
+    assert counts(loaded(source="covid", root=str(smaller), region="lung")) == (9, 9, 9)
+    assert counts(loaded(source="covid", root=str(tmp_path))) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(("place", "word"), [("masks/0", ""), ("masks/0", "_mask"), ("masks", "_segmentation")])
+def test_masks_may_have_a_word_behind_their_names_and_lie_in_a_folder_of_their_class(tmp_path, place, word):
+    for number in range(10):
+        save(tmp_path / "images" / f"benign ({number}).png", textured(32, 32, 3, number))
+        save(tmp_path / place / f"benign ({number}){word}.png", disc(32, 32, number))
+    everything = loaded(source="folder", root=str(tmp_path), channels=3).all_files()
+    assert all(np.array_equal(everything.original(number).mask.numpy(), disc(32, 32, number)) for number in range(10))
+    if place == "masks/0":
+        save(tmp_path / "masks" / "1" / "benign (0).png", disc(32, 32, 0))
+        with pytest.raises(FileNotFoundError, match="10 images have no mask"):  # one folder for each of several classes
+            loaded(source="folder", root=str(tmp_path), channels=3)
+
+
 def test_kvasir_with_files_missing(tmp_path):
     write_kvasir(tmp_path)
     (tmp_path / "Kvasir-SEG" / "masks" / "cju3.jpg").unlink()
@@ -182,6 +230,24 @@ def test_acdc(tmp_path):
     assert original.bits == 16
     with_test = loaded(source="acdc", root=str(write_acdc(tmp_path / "both", 8, 2) / "database"), size=24)
     assert counts(with_test) == (7 * 6, 6, 12)
+
+
+def test_acdc_as_kaggle_unpacks_it(tmp_path):
+    pytest.importorskip("nibabel")
+    expected = loaded(source="acdc", root=str(write_acdc(tmp_path / "plain")), size=24)
+    for path in sorted(write_acdc(tmp_path / "ACDC").rglob("*.nii.gz")):
+        folder = path.with_suffix("")
+        folder.mkdir()
+        (folder / ("DCM04-OH-AL_V2_1.nii" if "_gt" in path.name else "DCM04Gate1.nii")).write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    found = loaded(source="acdc", root=str(tmp_path), size=24)
+    assert [f"{name}.gz" for name in found.train_set.names] == expected.train_set.names
+    assert torch.equal(found.train_set.masks, expected.train_set.masks)
+    assert torch.equal(found.test_set.images, expected.test_set.images)
+    first = tmp_path / "ACDC/database/training/patient001/patient001_frame01.nii"
+    shutil.copy(first / "DCM04Gate1.nii", first / "DCM04Gate2.nii")
+    with pytest.raises(BadFileError, match=r"patient001_frame01\.nii holds several volumes, DCM04Gate1\.nii, DCM04Gate2\.nii: keep the one"):
+        loaded(source="acdc", root=str(tmp_path))
 
 
 def test_volumes_of_floats_and_of_negative_numbers(tmp_path):
