@@ -276,7 +276,7 @@ def _chosen_lists(root: Path, lists: Sequence[str] | None, lying: Mapping[str, P
 
 def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Utterance]:
     """List the training utterances of one of the two, in the order of their names; warns of .m4a files that were not converted."""
-    parts = [home for home in homes if name == "voxceleb1" or not any(map(_TEST_PART.search, home.relative_to(root).parts))]
+    parts = [home for home in homes if name == "voxceleb1" or not _is_test_part(home, root, homes)]
     found: list[Utterance] = []
     unread: list[str] = []
     for utterance in (each for home in parts for each in scan(home, _BEGINNINGS[name], (*EXTENSIONS, _UNREAD))):
@@ -291,6 +291,11 @@ def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Uttera
     if unread:
         raise BadFileError(f"{name} in {root} has only .m4a files, which are not read; {_CONVERT}")
     raise FileNotFoundError(f"no {name} in {root} to train on: expected {LAYOUTS['voxceleb']}; correct the root, or set data.corpora")
+
+
+def _is_test_part(home: Path, root: Path, homes: Sequence[Path]) -> bool:
+    """Tell whether VoxCeleb2's test part lies in a folder: by its name, or as its archive's `aac/` beside `dev/aac/` of the other one."""
+    return any(map(_TEST_PART.search, home.relative_to(root).parts)) or home.parent / "dev" / home.name in homes
 
 
 def _warn_of_unconverted(name: str, root: Path, unread: Sequence[str], found: Sequence[Utterance]) -> None:
