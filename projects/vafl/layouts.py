@@ -16,7 +16,7 @@ from shared.data.files import EXTENSIONS, BadFileError, first_few, read_image
 from shared.data.folders import fit_square
 from shared.seeding import derive_seed, generator
 from shared.vertical.records import Records, Split, check_split
-from shared.vertical.tables import Cells, column_places, even_cells, is_missing, numbered, read_lines, refuse_many_labels
+from shared.vertical.tables import Cells, column_places, even_cells, is_missing, numbered, read_lines, refuse_many_labels, refuse_unnamed
 
 SPEECH = "pd_speech_features.csv"
 _SPEECH_TREE = f"{SPEECH} of UCI's Parkinson's Disease Classification, with the columns id, gender, 752 features, class"
@@ -206,12 +206,13 @@ def read_party(root: Path, party: int, columns: Sequence[str] | None = None) -> 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        BadFileError: if a value is no number, a column is missing, or an id is used twice.
+        BadFileError: if a value is no number, a column is missing or has no name, or an id is used twice.
     """
     cells, ids, order = _identified(root / f"party-{party}.csv")
     places = [place for place, name in enumerate(cells.names) if name != "id"] if columns is None else places_of(cells, columns)
     if not places:
         raise BadFileError(f"{cells.path} has the column id only: expected {_PARTIES_TREE}")
+    refuse_unnamed(cells.path, [cells.names[place] for place in places], "write it with index=False")
     return ids, cells.numbers(places)[order]
 
 

@@ -94,9 +94,9 @@ def read_table(path: Path, label: int | str = -1, columns: Sequence[int | str] |
 
     Raises:
         FileNotFoundError: if there is no such file.
-        BadFileError: naming the lines and columns where a value is missing, not finite, or text; or if lines differ in length, none is a record, or
-            the first one counts the columns.
-        ValueError: if there is no such column, one has no name, one is wanted twice, or more than half of the labels differ.
+        BadFileError: naming the lines and columns where a value is missing, not finite, or text; or if lines differ in length, none is a record,
+            the first one counts the columns, or one has no name.
+        ValueError: if there is no such column, one is wanted twice, or more than half of the labels differ.
     """
     cells = read_cells(path)
     names = cells.names
@@ -106,12 +106,17 @@ def read_table(path: Path, label: int | str = -1, columns: Sequence[int | str] |
     others = [column for column in range(len(names)) if column != place] if columns is None else column_places(names, columns)
     if place in others:
         raise ValueError(f"column {names[place]!r} of {path} is that of the labels, which no party holds: take it out of the columns")
-    if unnamed := [column for column in others if _UNNAMED.fullmatch(names[column])] if columns is None else []:
-        what = f"column {unnamed[0]} of {path} has no name ({names[unnamed[0]]!r}), as that of the row numbers which pandas writes"
-        raise ValueError(f"{what}: write the table with index=False, or choose the columns of numbers by data.columns")
+    if columns is None:
+        refuse_unnamed(path, [names[column] for column in others], "write it with index=False, or choose the columns of numbers by data.columns")
     records = cells.records(others, place)
     refuse_many_labels(f"column {names[place]!r} of {path}", len(records.class_names), len(records))
     return records
+
+
+def refuse_unnamed(path: Path, names: Sequence[str], mend: str) -> None:
+    """Raise a BadFileError if a column of a file has no name, as that of the row numbers which pandas writes, or has one that pandas made up."""
+    if unnamed := [name for name in names if _UNNAMED.fullmatch(name)]:
+        raise BadFileError(f"{path} has a column without a name ({unnamed[0]!r}), as that of the row numbers which pandas writes: {mend}")
 
 
 def refuse_many_labels(what: str, classes: int, records: int) -> None:

@@ -255,6 +255,7 @@ def test_files_of_parties_that_cannot_be_used_are_refused(tmp_path):
         "id,x\na,1\na,2\n": "ids twice, a",
         "id,x\n,1\n": "lacks ids in line 2",
         "id\na\n": "the column id only",
+        ",id,x\n0,a,1\n": r"party-0\.csv has a column without a name \(''\), as that of the row numbers .* writes: write it with index=False",
         "id,x\na,high\n": "line 2, column 'x': the text 'high'",
         "id,x\n": "no records",
     }.items():

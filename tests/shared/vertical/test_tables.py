@@ -31,7 +31,7 @@ def test_tables_are_read_with_names_or_without(tmp_path):
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
 def test_row_numbers_of_pandas_are_no_features(tmp_path, name):
     file = write(tmp_path / "a.csv", f"{name},x,y,kind\n0,1,2,a\n1,3,4,a\n2,5,6,b\n3,7,8,b\n")
-    with pytest.raises(ValueError, match=rf"column 0 of .*a\.csv has no name \('{name}'\), .* index=False, or choose the columns of numbers"):
+    with pytest.raises(BadFileError, match=rf"a\.csv has a column without a name \('{name}'\), .* index=False, or choose the columns of numbers"):
         read_table(file)
     assert read_table(file, columns=["y", "x"]).features.tolist() == [[2, 1], [4, 3], [6, 5], [8, 7]]
 
