@@ -17,7 +17,7 @@ from shared.data.files import BadFileError, blamed, check_images, first_few, lis
 from shared.data.folders import ImageFolderDataset, OnBadFile
 
 _WNID = re.compile(r"n\d{8}")
-_FLAT = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
+_FLAT = re.compile(r"ILSVRC2012_val_(\d{8})(?:_(n\d{8}))?\.JPEG", re.IGNORECASE)  # with its class in the name where it comes from Hugging Face
 _KITS = ("ILSVRC2012_devkit_t12/data", "devkit/data", "data")
 _ANSWERS = "ILSVRC2012_validation_ground_truth.txt"
 
@@ -46,7 +46,8 @@ def imagenet_classes(root: Path) -> list[str]:
 def read_imagenet(root: Path) -> tuple[Listing, Listing]:
     """List the training and the validation images of ImageNet-1k.
 
-    Validation images lie in `val/<wnid>/`, or in `val/` itself; then the development kit must lie beside, as `ILSVRC2012_devkit_t12/data/`.
+    Validation images lie in `val/<wnid>/`, or in `val/` itself; then their names tell their classes (`ILSVRC2012_val_00000001_n01751748.JPEG`), or
+    the development kit must lie beside, as `ILSVRC2012_devkit_t12/data/`.
 
     Raises:
         FileNotFoundError: if images or the kit are missing.
@@ -131,7 +132,10 @@ def _labelled(paths: list[Path], wanted: list[str], names: list[str]) -> Listing
 
 
 def _flat_wnids(root: Path, paths: list[Path]) -> list[str]:
-    """Look up the classes of `ILSVRC2012_val_<number>.JPEG` in the development kit, whose answers are in the order of the numbers, from 1."""
+    """Take the classes from names that all end in them, or look them up in the kit, whose answers are in the order of the images' numbers, from 1."""
+    told = [_FLAT.fullmatch(path.name)[2] for path in paths]  # type: ignore[index]
+    if all(told):
+        return told
     kit = next((root / name for name in _KITS if (root / name / _ANSWERS).is_file()), None)
     if kit is None or not (kit / "meta.mat").is_file():
         raise FileNotFoundError(

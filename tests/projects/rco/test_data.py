@@ -1,5 +1,6 @@
 """Data modules: layouts as they lie on disk, parts held out, augmentation, and what is refused."""
 
+import shutil
 from types import SimpleNamespace
 
 import lightning as L
@@ -147,6 +148,16 @@ def test_imagenet_in_folders_of_classes(tmp_path):
 def test_imagenet_as_flat_files_with_the_development_kit(tmp_path):
     data = loaded(source="imagenet", root=str(write_flat_imagenet(tmp_path)), size=28)
     assert joined(data.test_dataloader())["label"].tolist() == [0, 1, 2, 0]
+
+
+def test_imagenet_as_flat_files_whose_names_tell_their_classes(tmp_path):
+    root = write_flat_imagenet(tmp_path)
+    shutil.rmtree(root / "ILSVRC2012_devkit_t12")
+    wnids = sorted(folder.name for folder in (root / "train").glob("n*"))
+    for file, wnid in zip(sorted((root / "val").glob("*.JPEG")), (wnids[1], wnids[1], wnids[2], wnids[0]), strict=True):
+        file.rename(file.with_name(f"{file.stem}_{wnid}.JPEG"))
+    data = loaded(source="imagenet", root=str(root), size=28)
+    assert joined(data.test_dataloader())["label"].tolist() == [1, 1, 2, 0]
 
 
 def test_random_crops_are_a_function_of_epoch_and_sample(tmp_path):
