@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from projects.comad.defects import Defect, DefectType
-from projects.comad.layouts import CAD_SD, Catalogue, Group, Picture, Split, check_sizes, compare, read_folders, read_loco
+from projects.comad.layouts import Catalogue, Group, Picture, Split, cad_sd_folders, check_sizes, compare, read_folders, read_loco
 from projects.comad.traysim import LOGICAL, STRUCTURAL, Kind, Tray, draw_tray
 from shared.data.base import DataModule
 from shared.data.files import check_images, image_size, read_levels
@@ -154,7 +154,7 @@ class InspectionData(DataModule):
     sources: ClassVar[dict[str, str]] = {
         "traysim": "drawn on the spot: trays with fruit, pins, rings and grain",
         "loco": "MVTec LOCO AD: <category>/{train,validation,test,ground_truth}/ and defects_config.json",
-        "cad_sd": "CAD-SD: train/good and test/{good,scratch,paint,over,lack}, or the folders of data.folders",
+        "cad_sd": "CAD-SD: train/good and test/{good,scratch,paint,over,lack}, numbered as in 1_scratch or not, or the folders of data.folders",
         "folder": "train/good, perhaps validation/good and test/<kind>, with or without ground_truth/<kind>; or good, and perhaps bad",
     }
 
@@ -247,7 +247,7 @@ class InspectionData(DataModule):
             return read_loco(self.root, options.category)
         if self.source == "folder":
             return read_folders(self.root, options.folders, options.groups)
-        catalogue = read_folders(self.root, options.folders or CAD_SD, options.groups)
+        catalogue = read_folders(self.root, options.folders or cad_sd_folders(self.root), options.groups)
         compare("CAD-SD", "cad_sd", catalogue.pictures)
         return replace(catalogue, name="cad_sd")
 

@@ -32,7 +32,16 @@ CATEGORIES = ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicin
 """Categories of MVTec LOCO AD."""
 
 CAD_SD = {"train": "train/good", GOOD: "test/good", "scratch": "test/scratch", "paint": "test/paint", "over": "test/over", "lack": "test/lack"}
-"""Folders of CAD-SD, unless the user names others: `train`, perhaps `validation`, and kinds of test pictures."""
+"""Folders of CAD-SD, unless they are numbered or the user names others: `train`, perhaps `validation`, and kinds of test pictures."""
+
+CAD_SD_NUMBERED = {
+    GOOD: "test/0_good",
+    "scratch": "test/1_scratch",
+    "paint": "test/2_paint",
+    "over": "test/3_over-coupling",
+    "lack": "test/4_lacking",
+}
+"""Folders of its test pictures as the authors' code reads them."""
 
 GROUPS: dict[str, Group] = {
     "scratch": "structural", "paint": "structural", "over": "logical", "lack": "logical", "logical": "logical", "structural": "structural",
@@ -162,6 +171,13 @@ def read_folders(root: Path, folders: Mapping[str, str] | None = None, groups: M
     return Catalogue(root.name, pictures)
 
 
+def cad_sd_folders(root: Path) -> dict[str, str]:
+    """Return the folders of CAD-SD: numbered ones if they are there, and `train/0_good` or `train/good` with them."""
+    if not (root / CAD_SD_NUMBERED[GOOD]).is_dir():
+        return CAD_SD
+    return {"train": "train/0_good" if (root / "train/0_good").is_dir() else "train/good", **CAD_SD_NUMBERED}
+
+
 def check_sizes(pictures: Iterable[Picture], types: Mapping[int, DefectType] | None) -> None:
     """Read all masks, and compare their sizes with those of their pictures.
 
@@ -194,6 +210,7 @@ def _category(root: Path, category: str | None) -> Path:
     if category is None and len(there) > 1:
         raise ValueError(f"{root} holds several categories: choose one with data.category ({', '.join(there)})")
     folder = root / (category or there[0])
+    folder = folder / folder.name if (folder / folder.name / "train").is_dir() else folder  # as some unpack it
     if not folder.is_dir():
         raise FileNotFoundError(f"no category {category} in {root}: there are {', '.join(there) or 'none'}; expected {root}/{_LOCO_TREE}")
     return folder
@@ -206,7 +223,9 @@ def _found(root: Path) -> dict[str, str]:
         return {"train": f"train/{GOOD}", **validation, **{name: f"test/{name}" for name in _kinds(root / "test")}}
     if (root / GOOD).is_dir():
         return {"train": GOOD, **{name: name for name in _kinds(root) if name != GOOD}}
-    raise FileNotFoundError(f"no good pictures in {root}: expected {root}/train/good and perhaps test/<kind>, or {root}/good and perhaps bad")
+    categories = [path.name for path in (sorted(root.iterdir()) if root.is_dir() else ()) if (path / "train" / GOOD).is_dir()]
+    mend = f"; choose one of its categories with data.root {root}/<category>: {', '.join(first_few(categories))}" if categories else ""
+    raise FileNotFoundError(f"no good pictures in {root}: expected {root}/train/good and perhaps test/<kind>, or {root}/good and perhaps bad{mend}")
 
 
 def _kinds(folder: Path) -> list[str]:

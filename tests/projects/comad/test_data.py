@@ -160,6 +160,16 @@ def test_cad_sd_is_read_and_validation_held_out(tmp_path, caplog):
     assert {picture.path for picture in other.val_set.pictures} != held_out
 
 
+@pytest.mark.parametrize("train", ["train/0_good", "train/good"])
+def test_cad_sd_is_read_in_the_numbered_folders_of_its_authors(tmp_path, train):
+    numbered = {"good": "0_good", "scratch": "1_scratch", "paint": "2_paint", "over": "3_over-coupling", "lack": "4_lacking"}
+    write_rods(tmp_path, {"train": train, **{kind: f"test/{folder}" for kind, folder in numbered.items()}})
+    data = set_up(source="cad_sd", root=str(tmp_path), size=64, val_fraction=0.3)
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (7, 3, 14)
+    groups = {data.test_set[index]["kind"]: data.test_set.group(index) for index in range(14)}
+    assert groups == {"good": "good", "scratch": "structural", "paint": "structural", "over": "logical", "lack": "logical"}
+
+
 def test_folders_of_cad_sd_may_have_other_names(tmp_path):
     names = {"train": "ok", "good": "normal", "scratch": "co occurrence/1", "over": "x"}
     write_rods(tmp_path, names)

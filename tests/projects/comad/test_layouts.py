@@ -82,6 +82,15 @@ def test_a_category_is_read_as_it_lies_on_disk(loco):
     assert read_loco(loco / "screw_bag").pictures == catalogue.pictures
 
 
+def test_a_category_may_lie_in_a_folder_of_its_name(loco):
+    expected = [each.name for each in read_loco(loco).pictures]
+    (loco / "screw_bag").rename(loco / "moved")
+    (loco / "screw_bag").mkdir()
+    (loco / "moved").rename(loco / "screw_bag" / "screw_bag")
+    for root, category in ((loco, "screw_bag"), (loco / "screw_bag", None)):
+        assert [each.name for each in read_loco(root, category).pictures] == expected
+
+
 def test_each_defect_has_its_own_mask_name_and_saturation_area(loco):
     catalogue = read_loco(loco)
     first, second = catalogue.of("test")[1].defects(catalogue.types)
@@ -270,3 +279,11 @@ def test_folders_that_are_not_there_or_not_clear_are_named(tmp_path):
 
 def test_good_pictures_have_no_defects(tmp_path):
     assert Picture(tmp_path / "absent.png", "test").defects(None) == []
+
+
+def test_a_folder_of_several_products_says_how_to_choose_one(tmp_path):
+    for name in ("bottle", "cable"):
+        write_folders(tmp_path / name, ("good", "scratch"))
+    with pytest.raises(FileNotFoundError, match=r"no good pictures in .*; choose one of its categories with data\.root .*/<category>: bottle, cable"):
+        read_folders(tmp_path)
+    assert len(read_folders(tmp_path / "cable").pictures) == 9
