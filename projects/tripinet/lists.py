@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from projects.tripinet.pairs import Picture, by_stem, check_there, files_in, paired
+from projects.tripinet.pairs import Picture, by_stem, check_there, files_in, paired, rule_of
 from projects.tripinet.sources import sources_of
 from shared.data.files import BadFileError
 
@@ -52,7 +52,7 @@ def read_folder(root: Path) -> list[Picture]:
     images, masks = files_in(root / "Tp", expected), by_stem(files_in(root / "Gt", expected))
     if len(images) != len(masks):
         raise ValueError(f"{len(images)} images in {root / 'Tp'}, but {len(masks)} masks in {root / 'Gt'}: there must be one mask an image")
-    forged = [Picture(image, mask, _UNKNOWN, root.name, sources_of(image)) for image, mask in paired(images, masks)]
+    forged = [Picture(image, mask, _UNKNOWN, root.name, sources_of(image), rule_of(mask)) for image, mask in paired(images, masks)]
     real = files_in(root / "Au", expected) if (root / "Au").is_dir() else []
     return forged + [Picture(image, dataset=root.name, sources=sources_of(image)) for image in real]
 
@@ -82,10 +82,10 @@ def read_mixture(file: Path) -> dict[str, list[Picture]]:
 
 
 def read_text_list(file: Path) -> list[Picture]:
-    """Read lines of `image mask label`, `image mask edge label`, or `image,mask[,jpg]`; "None" stands for no mask, label 0 for authentic.
+    """Read lines of `image mask label`, `image mask edge label`, or `image,mask[[,original],jpg]`; "None" stands for no mask, label 0 for authentic.
 
     Labels above 0 number manipulations in a way that each list has of its own, and are all read as `manipulated`. Edge masks follow from the masks,
-    and the third field of CAT-Net's form, a copy in JPEG, is left aside. Empty lines are passed over.
+    and the last field of CAT-Net's form, a copy in JPEG, is left aside; the original is what its pictures share. Empty lines are passed over.
 
     Raises:
         BadFileError: if a line has another form.
@@ -101,10 +101,11 @@ def read_text_list(file: Path) -> list[Picture]:
 
 def _from_line(line: str, file: Path, where: str) -> Picture:
     fields = [field.strip() for field in line.split(",")] if "," in line else line.split()
-    if "," in line and len(fields) in (2, 3):
-        return _picture(file, fields[0], fields[1])
-    if "," in line or len(fields) not in (3, 4) or not fields[-1].isdigit():
-        forms = "'image mask label', 'image mask edge label' or 'image,mask,jpg'"
+    is_labelled = fields[-1].isdigit()
+    if "," in line and len(fields) in (2, 3, 4) and not is_labelled:
+        return _picture(file, fields[0], fields[1], fields[2] if len(fields) == 4 else "")
+    if len(fields) not in (3, 4) or not is_labelled:
+        forms = "'image mask label', 'image mask edge label' or 'image,mask[[,original],jpg]'"
         raise BadFileError(f"{where}: {line!r} is not like {forms} with a number as label; correct it, or use commas if names have spaces")
     is_forged = int(fields[-1]) > 0
     if is_forged and fields[1].lower() in _NO_MASK:
@@ -112,12 +113,14 @@ def _from_line(line: str, file: Path, where: str) -> Picture:
     return _picture(file, fields[0], fields[1] if is_forged else "")
 
 
-def _picture(file: Path, image: str, mask: str) -> Picture:
-    """Make a picture of the paths that a list names."""
+def _picture(file: Path, image: str, mask: str, original: str = "") -> Picture:
+    """Make a picture of the paths that a list names, and of the original that it was made of, if the list names one."""
     path = file.parent / image.replace("\\", "/")
+    sources = sources_of(path) | ({str(file.parent / original.replace("\\", "/"))} if original else set())
     if mask.lower() in _NO_MASK:
-        return Picture(path, dataset=file.stem, sources=sources_of(path))
-    return Picture(path, file.parent / mask.replace("\\", "/"), _UNKNOWN, file.stem, sources_of(path))
+        return Picture(path, dataset=file.stem, sources=sources)
+    truth = file.parent / mask.replace("\\", "/")
+    return Picture(path, truth, _UNKNOWN, file.stem, sources, rule_of(truth))
 
 
 def _checked(pictures: list[Picture], file: Path) -> list[Picture]:

@@ -72,6 +72,16 @@ class Picture:
         return int(self.kind != AUTHENTIC)
 
 
+def rule_of(mask: Path) -> MaskRule:
+    """Return how a mask is read that lies, or is called, as published sets have it: Columbia's are coloured, DSO-1's and NIST16's inverted."""
+    if mask.suffix.lower() == ".npz":
+        return "array"
+    if mask.stem.lower().endswith("edgemask"):
+        return "green"
+    is_inverted = mask.parent.name == "DSO-1-Fake-Images-Masks" or (mask.parent.name == "mask" and mask.parent.parent.parent.name == "reference")
+    return "inverted" if is_inverted else "half"
+
+
 def read_pixels(path: Path) -> Tensor:
     """Read a picture as (3, H, W) uint8, without any resizing.
 
@@ -129,7 +139,8 @@ def read_mask(picture: Picture, size: tuple[int, int], mask_fix: bool = False) -
         mask = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
     marked = (mask > 0.5).byte()
     if not marked.any():
-        raise BadFileError(f"the mask {picture.mask} marks no pixel of {picture.image}: correct it, or list the picture as authentic")
+        mend = "correct it, list the picture as authentic, or set data.on_bad_file: skip"
+        raise BadFileError(f"the mask {picture.mask} marks no pixel of {picture.image}: {mend}")
     return marked
 
 
@@ -251,5 +262,6 @@ def paired(images: Sequence[Path], masks: dict[str, Path], lacking: OnBadFile = 
         lines = [f"{len(alone)} of {len(stems)} images have no mask of the same stem (a mask that is there: {example}):", *first_few(alone)]
         raise ValueError("\n  ".join([*lines, "add the masks, or remove the images"]))
     if alone:
-        _log.warning("%d of %d images have no mask and are left out: %s", len(alone), len(stems), ", ".join(first_few(alone, 3)))
+        said = "%d of %d images have no mask of the same stem and are left out: %s; rename them like their masks, or add masks"
+        _log.warning(said, len(alone), len(stems), ", ".join(first_few(alone, 3)))
     return [(path, masks[stem]) for stem, path in stems.items() if stem in masks]

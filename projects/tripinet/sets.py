@@ -47,11 +47,13 @@ def read_set(name: str, root: Path) -> list[Picture]:
 def casia_v1(root: Path) -> list[Picture]:
     """Read `Tp/{Sp,CM}/*`, `Au/*` with masks `CASIA 1.0 groundtruth/{Sp,CM}/<stem>_gt.png`; what has no mask is left out.
 
-    `Tp` may lie in `Modified Tp`, where its archive holds it, and `CASIA 1.0 groundtruth` be called `groundtruth`. The first edition's authentic
-    pictures are in CASIA v2 too: replace them as CASIAv1plus does, or `leaks` takes their copies out of training.
+    The archive has them in `CASIA 1.0 dataset`, with a second `Tp` in `Modified Tp`, whose names were corrected to those of the masks: it is taken if
+    it is there. `CASIA 1.0 groundtruth` may be called `groundtruth`. The first edition's authentic pictures are in CASIA v2 too: replace them as
+    CASIAv1plus does, or `leaks` takes their copies out of training.
     """
-    tampered = _first(root, "Tp", "Modified Tp/Tp")
-    masks = _first(root, "CASIA 1.0 groundtruth", "groundtruth")
+    masks = _first(root, "CASIA 1.0 groundtruth", "groundtruth", "CASIA 1.0 dataset/CASIA 1.0 groundtruth")
+    root = _first(root, "CASIA 1.0 dataset", ".")
+    tampered = _first(root, "Modified Tp/Tp", "Modified Tp", "Tp")
     forged: list[Picture] = []
     for part, kind in (("Sp", "splice"), ("CM", "copymove")):
         expected = f"{tampered}/{part}/<name>.jpg with masks {masks}/{part}/<name>_gt.png"
@@ -61,8 +63,13 @@ def casia_v1(root: Path) -> list[Picture]:
 
 
 def casia_v2(root: Path) -> list[Picture]:
-    """Read `Tp/*`, `Au/*` with masks `CASIA 2 Groundtruth/<stem>_gt.png`; what has no mask is left out, and the name tells the kind."""
-    folder = root / "CASIA 2 Groundtruth"
+    """Read `Tp/*`, `Au/*` with masks `CASIA 2 Groundtruth/<stem>_gt.png`; what has no mask is left out, and the name tells the kind.
+
+    `Tp` and `Au` may lie in `CASIA2.0_revised`, whose names were corrected to those of the masks, or in `CASIA 2.0`, and the masks in
+    `CASIA2.0_Groundtruth`, in `Gt` as the corrected ones are shared, or in `groundtruth`.
+    """
+    folder = _first(root, "CASIA 2 Groundtruth", "CASIA2.0_Groundtruth", "Gt", "groundtruth")
+    root = _first(root, "CASIA2.0_revised", "CASIA 2.0", ".")
     expected = f"{root}/Tp/Tp_*.jpg|tif with masks {folder}/Tp_*_gt.png, and authentic pictures {root}/Au/Au_*.jpg"
     images = files_in(root / "Tp", expected)
     pairs = paired(images, by_stem(files_in(folder, expected)), "skip")
@@ -72,11 +79,15 @@ def casia_v2(root: Path) -> list[Picture]:
 
 
 def columbia(root: Path) -> list[Picture]:
-    """Read `4cam_splc/*.tif`, `4cam_auth/*.tif` with masks `4cam_splc/edgemask/<stem>_edgemask.jpg` in three colours, green being spliced."""
+    """Read `4cam_splc/*.tif`, `4cam_auth/*.tif` with masks `4cam_splc/edgemask/<stem>_edgemask.jpg` in three colours, green being spliced.
+
+    Either folder may hold one of its name, as some programs unpack the archives.
+    """
     expected = f"{root}/4cam_splc/<name>.tif with masks {root}/4cam_splc/edgemask/<name>_edgemask.jpg"
-    images = files_in(root / "4cam_splc", expected)
-    forged = _forged(images, root / "4cam_splc" / "edgemask", "splice", "columbia", expected, "green")
-    folder = root / "4cam_auth"  # whose own edgemask/ holds no pictures
+    spliced, folder = (_first(root, f"{name}/{name}", name) for name in ("4cam_splc", "4cam_auth"))
+    masks = _first(root, f"{spliced.relative_to(root)}/edgemask", "4cam_splc/edgemask")
+    forged = _forged(files_in(spliced, expected), masks, "splice", "columbia", expected, "green")
+    # the authentic pictures' own edgemask/ holds no pictures
     return forged + [picture for picture in _authentic(folder, "columbia") if picture.image.parent == folder]
 
 
@@ -98,7 +109,7 @@ def nist16(root: Path) -> list[Picture]:
     """Read `probe/*` and its masks, black where manipulated, as the list `reference/manipulation/*.csv` with `|` between columns names them.
 
     `IsTarget` tells what was manipulated; a target without a mask is left out. The list's base file, where given, is the scene: there are many
-    near-duplicates of each.
+    near-duplicates of each, and an authentic control, which the list names too.
     """
     lists = sorted((root / "reference" / "manipulation").glob("*.csv"))
     if len(lists) != 1:
@@ -124,18 +135,23 @@ def nist16(root: Path) -> list[Picture]:
 
 def _probe(root: Path, row: dict[str, str]) -> Picture:
     """Read a line of NIST16's list."""
-    image, sources = root / row["ProbeFileName"], frozenset({f"nist16/{row['BaseFileName']}"} if row.get("BaseFileName") else ())
-    if row["IsTarget"] != "Y":
+    image, is_target = root / row["ProbeFileName"], row["IsTarget"] == "Y"
+    scenes = [row.get("BaseFileName"), row.get("CorrespondingControlFileName"), "" if is_target else row["ProbeFileName"]]
+    sources = frozenset(f"nist16/{scene}" for scene in scenes if scene)
+    if not is_target:
         return Picture(image, dataset="nist16", sources=sources)
     kind = next((kind for column, kind in _NIST_KINDS.items() if row.get(column) == "Y"), "manipulated")
     return Picture(image, root / row["ProbeMaskFileName"], kind, "nist16", sources, "inverted")
 
 
 def imd2020(root: Path) -> list[Picture]:
-    """Read a folder a case: `<case>/<name>.*` with masks `<case>/<name>_mask.png`, and originals `<case>/*_orig.*`; a case is one scene."""
+    """Read a folder a case: `<case>/<name>.*` with masks `<case>/<name>_mask.png`, and originals `<case>/*_orig.*`; a case is one scene.
+
+    Copies of pictures that CAT-Net makes in `0jpg` are passed over.
+    """
     expected = f"{root}/<case>/<name>.jpg with masks {root}/<case>/<name>_mask.png, and originals {root}/<case>/<name>_orig.jpg"
     cases: dict[Path, list[Path]] = {}
-    for path in list_images(root, expected):
+    for path in (path for path in list_images(root, expected) if path.parent.name != "0jpg"):
         cases.setdefault(path.parent, []).append(path)
     forged, real = [], []
     for case, paths in cases.items():
@@ -153,14 +169,15 @@ _DEFACTO_KINDS = {"splic": "splice", "copymove": "copymove", "inpaint": "inpaint
 def defacto(root: Path) -> list[Picture]:
     """Read `<part>_img/img/*` with masks `<part>_annotations/probe_mask/*`, and authentic pictures of COCO in `coco`.
 
-    Parts are `copymove`, `inpainting` and `splicing_1` to `splicing_7`. The lists of MVSS-Net have other names for the same folders, such as
-    `Copy-Move-images` with `Copy-Move-annotations`, or `Splicing-images-2` with `Splicing-annotations-2`.
+    Parts are `copymove`, `inpainting` and `splicing_1` to `splicing_7`, and may lie in folders such as `defacto-splicing`, as on Kaggle. The lists of
+    MVSS-Net have other names for the same folders, such as `Copy-Move-images` with `Copy-Move-annotations`, or `Splicing-images-2` with
+    `Splicing-annotations-2`.
     """
     expected = f"{root}/copymove_img/img/<name>.tif with masks {root}/copymove_annotations/probe_mask/<name>.jpg (likewise splicing_1, inpainting)"
     forged: list[Picture] = []
-    for folder in sorted(root.glob("*/img")):
+    for folder in sorted([*root.glob("*/img"), *root.glob("*/*/img")]):
         part = folder.parent.name
-        masks = root / re.sub("images|img", "annotations", part) / "probe_mask"
+        masks = folder.parent.parent / re.sub("images|img", "annotations", part) / "probe_mask"
         kind = next((kind for beginning, kind in _DEFACTO_KINDS.items() if part.lower().replace("-", "").startswith(beginning)), "manipulated")
         forged += _forged(files_in(folder, expected), masks, kind, "defacto", expected)
     if not forged:
@@ -206,7 +223,11 @@ def compraise(root: Path) -> list[Picture]:
 
 
 def dso1(root: Path) -> list[Picture]:
-    """Read `splicing-NN.png` and `normal-NN.png` in `DSO-1`, with masks of the same name in `DSO-1-Fake-Images-Masks`, black where spliced."""
+    """Read `splicing-NN.png` and `normal-NN.png` in `DSO-1`, with masks of the same name in `DSO-1-Fake-Images-Masks`, black where spliced.
+
+    The two may lie in `tifs-database`, as in the archive.
+    """
+    root = _first(root, "tifs-database", ".")
     expected = f"{root}/DSO-1/splicing-01.png and normal-01.png with masks {root}/DSO-1-Fake-Images-Masks/splicing-01.png"
     images = files_in(root / "DSO-1", expected)
     spliced = [path for path in images if path.stem.startswith("splicing")]

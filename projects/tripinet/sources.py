@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_CASIA = re.compile(r"(?:^|_)(ani|arc|art|cha|ind|nat|pla|sec|txt)_?(\d{4,5})(?=[_.]|$)")
+_CASIA = re.compile(r"(?:^|_)(ani|arc|art|cha|ind|nat|obj|pla|sec|txt)_?(\d{4,5})(?=[_.]|$)")
 _CASIA_NAMES = ("Au_", "Tp_", "Sp_")
 _COCO = re.compile(r"(?<!\d)(\d{12})(?!\d)|val2017_(\d+)")
 

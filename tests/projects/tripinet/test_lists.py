@@ -69,6 +69,8 @@ TEXT = {
     "black masks": "a.jpg a.png 1\nb.jpg black.png 0\n",
     "commas": "a.jpg,a.png,a.jpg\nb.jpg,None,None\r\n",
     "two with commas": "a.jpg, a.png\nb.jpg, None",
+    "labels with commas": "a.jpg,a.png,1\nb.jpg,black.png,None,0",
+    "tabs": "a.jpg\ta.png\t1\nb.jpg\tNone\t0",
 }
 
 
@@ -79,6 +81,27 @@ def test_text_lists(tmp_path, content):
     assert told(read_text_list(tmp_path / "list.txt")) == [("a.jpg", "a.png", 1), ("b.jpg", None, 0)]
 
 
+def test_what_cat_net_s_lists_of_imd2020_share(tmp_path):
+    names = [tmp_path / "1bl55t" / name for name in ("a.png", "a_mask.png", "b.jpg", "b_mask.png")]
+    draw(*names)
+    lines = ("1bl55t/a.png,1bl55t/a_mask.png,1bl55t/1bl55t_orig.jpg,0jpg/a.jpg", "1bl55t/b.jpg,1bl55t/b_mask.png,1bl55t/1bl55t_orig.jpg,1bl55t/b.jpg")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    pictures = read_text_list(tmp_path / "list.txt")
+    assert told(pictures) == [("a.png", "a_mask.png", 1), ("b.jpg", "b_mask.png", 1)]
+    assert pictures[0].sources == pictures[1].sources != frozenset(), "they belong in one split"
+
+
+def test_masks_of_published_sets_are_read_by_their_own_rules(tmp_path):
+    """Columbia's are coloured, in lists and in folders too, and DSO-1's and NIST16's are black where manipulated."""
+    places = ("4cam_splc/edgemask/a_edgemask.jpg", "DSO-1-Fake-Images-Masks/a.png", "reference/manipulation/mask/a.png", "mask/a.png")
+    draw(tmp_path / "a.png", *[tmp_path / place for place in places])
+    (tmp_path / "list.json").write_text(json.dumps([["a.png", place] for place in places]))
+    (tmp_path / "list.txt").write_text("\n".join(f"a.png,{place},a.jpg" for place in places))
+    for pictures in (read_json_list(tmp_path / "list.json"), read_text_list(tmp_path / "list.txt")):
+        assert [picture.rule for picture in pictures] == ["green", "inverted", "inverted", "half"]
+    assert [picture.rule for picture in read_folder(folder(tmp_path / "mine", masks=("a_gt", "b_edgemask")))] == ["half", "green"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -86,7 +109,7 @@ def test_text_lists(tmp_path, content):
         ("my a.jpg my a.png 1", "use commas if names have spaces"),
         ("a.jpg a.png yes", "a number as label"),
         ("a.jpg None 1", "no mask; name one, or write label 0"),
-        ("a.jpg,b,c,d", "is not like"),
+        ("a.jpg,b,c,d,e", "is not like"),
         ("\n", "names no pictures"),
     ],
 )

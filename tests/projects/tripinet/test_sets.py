@@ -24,29 +24,32 @@ def save(path, array=PIXELS):
     Image.fromarray(array).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
 
 
-def casia_v1(root, tampered="Tp", masks="CASIA 1.0 groundtruth"):
+def casia_v1(root, tampered="Tp", masks="CASIA 1.0 groundtruth", authentic="Au"):
     for part, stem in (("Sp", "Sp_D_NNN_A_ani0099_ani0100.0288"), ("CM", "Sp_S_CNN_A_nat0013_nat0013_0100")):
         save(root / tampered / part / f"{stem}.jpg")
         save(root / masks / part / f"{stem}_gt.png", WHITE)
     save(root / tampered / "Sp" / f"{NO_MASK[0]}.jpg")
-    save(root / "Au" / "Au_ani_0032.jpg")
+    save(root / authentic / "Au_ani_0032.jpg")
     return {"splice": 1, "copymove": 1, "authentic": 1}
 
 
-def casia_v2(root):
+def casia_v2(root, pictures=".", masks="CASIA 2 Groundtruth"):
     for stem, ending in zip(TP, (".jpg", ".tif", ".tif"), strict=True):
-        save(root / "Tp" / f"{stem}{ending}")
+        save(root / pictures / "Tp" / f"{stem}{ending}")
+    (root / pictures / "Tp" / "Thumbs.db").write_bytes(b"no picture")
+    (root / pictures / "Tp" / "_list.txt").write_text("no picture")
     for stem in TP[:2]:
-        save(root / "CASIA 2 Groundtruth" / f"{stem}_gt.png", WHITE)
-    save(root / "Au" / "Au_ani_00058.jpg")
-    return {"splice": 1, "copymove": 1, "authentic": 1}
+        save(root / masks / f"{stem}_gt.png", WHITE)
+    save(root / pictures / "Au" / "Au_ani_00058.jpg")
+    save(root / pictures / "Au" / "Au_ani_00061.bmp")
+    return {"splice": 1, "copymove": 1, "authentic": 2}
 
 
-def columbia(root):
-    save(root / "4cam_splc" / "canong3_canonxt_sub_01.tif")
-    save(root / "4cam_splc" / "edgemask" / "canong3_canonxt_sub_01_edgemask.jpg", GREEN)
-    save(root / "4cam_auth" / "canong3_02_sub_01.tif")
-    save(root / "4cam_auth" / "edgemask" / "canong3_02_sub_01_edgemask.jpg", GREEN)
+def columbia(root, spliced="4cam_splc", authentic="4cam_auth", masks="4cam_splc/edgemask"):
+    save(root / spliced / "canong3_canonxt_sub_01.tif")
+    save(root / masks / "canong3_canonxt_sub_01_edgemask.jpg", GREEN)
+    save(root / authentic / "canong3_02_sub_01.tif")
+    save(root / authentic / "edgemask" / "canong3_02_sub_01_edgemask.jpg", GREEN)
     return {"splice": 1, "authentic": 1}
 
 
@@ -60,17 +63,16 @@ def coverage(root):
 
 
 def nist16(root):
-    columns = (
-        "TaskID|ProbeFileName|ProbeMaskFileName|IsTarget|BaseFileName|IsManipulationTypeRemoval|IsManipulationTypeSplice|IsManipulationTypeCopyClone"
-    )
-    rows = [columns]
+    columns = "TaskID|ProbeFileName|ProbeMaskFileName|IsTarget|BaseFileName|CorrespondingControlFileName|"
+    rows = [columns + "IsManipulationTypeRemoval|IsManipulationTypeSplice|IsManipulationTypeCopyClone"]
     for number, flags in enumerate(("Y|N|N", "N|Y|N", "N|N|Y", "N|N|N")):
         save(root / "probe" / f"NC2016_{number}.jpg")
         save(root / "reference" / "manipulation" / "mask" / f"m{number}.png", BLACK)
-        rows.append(f"manipulation|probe/NC2016_{number}.jpg|reference/manipulation/mask/m{number}.png|Y|world/{number // 2}.jpg|{flags}")
+        mask, base = f"reference/manipulation/mask/m{number}.png", f"world/{number // 2}.jpg"
+        rows.append(f"Manipulation|probe/NC2016_{number}.jpg|{mask}|Y|{base}|{'probe/NC2016_9.jpg' if number < 2 else ''}|{flags}")
     save(root / "probe" / "NC2016_9.jpg")
-    rows.append("manipulation|probe/NC2016_9.jpg||N|world/9.jpg|N|N|N")
-    rows.append("manipulation|probe/NC2016_10.jpg||Y|world/9.jpg|N|Y|N")
+    rows.append("Manipulation|probe/NC2016_9.jpg||N|||N|N|N")
+    rows.append("Manipulation|probe/NC2016_10.jpg||Y|world/9.jpg||N|Y|N")
     (root / "reference" / "manipulation" / "NC2016-manipulation-ref.csv").write_text("\n".join(rows))
     return {"inpaint": 1, "splice": 1, "copymove": 1, "manipulated": 1, "authentic": 1}
 
@@ -81,10 +83,11 @@ def imd2020(root):
         for name in ("c8tf5mh", "c8tfaix")[: 1 + (case == "1a")]:
             save(root / case / f"{name}_0.png")
             save(root / case / f"{name}_0_mask.png", WHITE)
+            save(root / "0jpg" / f"{name}_0.jpg")
     return {"manipulated": 3, "authentic": 2}
 
 
-def defacto(root):
+def defacto(root, above=""):
     parts = {
         "splicing_1_img": "splicing_1_annotations",
         "copymove_img": "copymove_annotations",
@@ -93,9 +96,9 @@ def defacto(root):
         "Copy-Move-images": "Copy-Move-annotations",
     }
     for images, masks in parts.items():
-        save(root / images / "img" / "0_000000000071.tif")
-        save(root / masks / "probe_mask" / "0_000000000071.jpg", WHITE)
-        save(root / masks / "donor_mask" / "0_000000000071.tif", BLACK)
+        save(root / above / images / "img" / "0_000000000071.tif")
+        save(root / above / masks / "probe_mask" / "0_000000000071.jpg", WHITE)
+        save(root / above / masks / "donor_mask" / "0_000000000071.tif", BLACK)
     save(root / "coco" / "COCO_test2014_000000000071.jpg")
     return {"splice": 2, "copymove": 2, "inpaint": 1, "authentic": 1}
 
@@ -133,10 +136,10 @@ def compraise(root):
     return {"authentic": 2}
 
 
-def dso1(root):
-    save(root / "DSO-1" / "splicing-01.png")
-    save(root / "DSO-1" / "normal-01.png")
-    save(root / "DSO-1-Fake-Images-Masks" / "splicing-01.png", BLACK)
+def dso1(root, above=""):
+    save(root / above / "DSO-1" / "splicing-01.png")
+    save(root / above / "DSO-1" / "normal-01.png")
+    save(root / above / "DSO-1-Fake-Images-Masks" / "splicing-01.png", BLACK)
     return {"splice": 1, "authentic": 1}
 
 
@@ -185,13 +188,41 @@ def test_a_set_that_is_not_there_says_what_is_expected(tmp_path, writer):
 
 @pytest.mark.parametrize(
     ("writer", "folders"),
-    [(casia_v1, ("Modified Tp/Tp", "CASIA 1.0 groundtruth")), (casia_v1, ("Tp", "groundtruth")), (fantastic_reality, (".",))],
+    [
+        (casia_v1, ("Modified Tp/Tp", "CASIA 1.0 groundtruth")),
+        (casia_v1, ("Modified Tp", "CASIA 1.0 groundtruth")),
+        (casia_v1, ("Tp", "groundtruth")),
+        (casia_v1, ("CASIA 1.0 dataset/Modified Tp/Tp", "CASIA 1.0 groundtruth", "CASIA 1.0 dataset/Au")),
+        (casia_v1, ("CASIA 1.0 dataset/Tp", "CASIA 1.0 dataset/CASIA 1.0 groundtruth", "CASIA 1.0 dataset/Au")),
+        (casia_v2, (".", "Gt")),
+        (casia_v2, (".", "groundtruth")),
+        (casia_v2, ("CASIA2.0_revised", "CASIA2.0_Groundtruth")),
+        (casia_v2, ("CASIA 2.0", "CASIA 2 Groundtruth")),
+        (columbia, ("4cam_splc/4cam_splc", "4cam_auth/4cam_auth", "4cam_splc/4cam_splc/edgemask")),
+        (columbia, ("4cam_splc/4cam_splc", "4cam_auth/4cam_auth")),
+        (defacto, ("defacto-all",)),
+        (dso1, ("tifs-database",)),
+        (fantastic_reality, (".",)),
+    ],
 )
 def test_folders_may_lie_as_the_archive_has_them_or_as_peers_do(tmp_path, writer, folders):
     root = tmp_path / writer.__name__
     root.mkdir()
     expected = writer(root, *folders)
-    assert len(read_set(writer.__name__, tmp_path)) == sum(expected.values())
+    pictures = read_set(writer.__name__, tmp_path)
+    kinds = [picture.kind for picture in pictures]
+    assert {kind: kinds.count(kind) for kind in kinds} == expected
+    assert all(read_pair(picture)[1].any() == bool(picture.label) for picture in pictures)
+
+
+def test_the_corrected_names_of_casia_v1_are_taken_where_both_are_there(tmp_path):
+    written(casia_v1, tmp_path)
+    root = tmp_path / "casia_v1"
+    (root / "Modified Tp").mkdir()
+    (root / "Tp").rename(root / "Modified Tp" / "Tp")
+    for part in ("Sp", "CM"):
+        save(root / "Tp" / part / f"Sp_D_NNN_A_wrong_{part}.jpg")
+    assert sum(picture.label for picture in read_set("casia_v1", tmp_path)) == 2
 
 
 def test_names_of_sets(tmp_path):
@@ -217,13 +248,15 @@ def test_scenes(tmp_path):
         return {source for picture in read_set(name, tmp_path) for source in picture.sources}
 
     assert scenes("coverage") == {"coverage/1", "coverage/12"}
-    assert scenes("nist16") == {"nist16/world/0.jpg", "nist16/world/1.jpg", "nist16/world/9.jpg"}
+    assert scenes("nist16") == {"nist16/world/0.jpg", "nist16/world/1.jpg", "nist16/probe/NC2016_9.jpg"}
+    controlled = [picture for picture in read_set("nist16", tmp_path) if "nist16/probe/NC2016_9.jpg" in picture.sources]
+    assert sorted(picture.kind for picture in controlled) == ["authentic", "inpaint", "splice"], "a control goes with what was made of it"
     assert scenes("imd2020") == {"imd2020/1a", "imd2020/2b"}
     assert scenes("defacto") == {"coco/71"}
     assert scenes("casia_v1") == {"casia/ani0099", "casia/ani0100", "casia/nat0013", "casia/ani0032"}
     assert {"coco/135275", "coco/565194", "coco/550540"} <= scenes("tampcoco")
     assert scenes("cocoglide") == {"coco/114871", "coco/49269"}
-    assert scenes("casia_v2") == {"casia/nat10130", "casia/ani00058", "casia/cha00010"}
+    assert scenes("casia_v2") == {"casia/nat10130", "casia/ani00058", "casia/cha00010", "casia/ani00061"}
 
 
 def test_a_manipulated_picture_of_nist16_without_a_mask_is_left_out(tmp_path, caplog):
