@@ -125,13 +125,13 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
                     file.create_dataset(name, data=_plain(array))
 
 
-def check_room(name: str, shape: Collection[int], itemsize: int) -> None:
-    """Raise a `BadFileError` if an array is too large for memory, before it is read."""
+def check_room(name: str, shape: Collection[int], itemsize: int, mend: str = "split it into files of fewer sequences") -> None:
+    """Raise a `BadFileError` that says how to mend it if an array is too large for memory, before it is read."""
     size = float(np.prod([float(side) for side in shape])) * itemsize
     room = MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > room:
         text = " x ".join(map(str, shape))
-        raise BadFileError(f"{name} ({text}) takes {size / 2**30:.1f} GB, more than fits into memory: split it into files of fewer sequences")
+        raise BadFileError(f"{name} ({text}) takes {size / 2**30:.1f} GB, more than fits into memory: {mend}")
 
 
 def _stored(content: Mapping[str, Any], name: str) -> Any:

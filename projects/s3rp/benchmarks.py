@@ -96,7 +96,8 @@ def _taken(content: Mapping[str, Any], name: str, rows: tuple[Any, ...]) -> NDAr
     stored = content[name]
     limits = [part.stop for part in rows if isinstance(part, slice)]
     taken = [side if limit is None else min(side, limit) for side, limit in zip(stored.shape, limits, strict=False)]
-    check_room(name, (*taken, *stored.shape[len(taken) :]), stored.dtype.itemsize)
+    mend = "read fewer by the options sequences and frames"
+    check_room(name, (*taken, *stored.shape[len(taken) :]), stored.dtype.itemsize, mend)
     return np.asarray(stored[rows])
 
 
@@ -133,9 +134,9 @@ def _compressible(content: Mapping[str, Any], rows: Rows, reading: Reading) -> d
 
 def _reaction(content: Mapping[str, Any], rows: Rows) -> dict[str, NDArray[Any]]:
     groups = [content[name] for name in sorted(name for name in content if name.isdigit())[rows[0]]]
+    if (shape := groups[0]["data"].shape) != (*shape[:3], 2):  # shallow water has one channel, diffusion and sorption one place less
+        raise ValueError(f"data has the shape {shape}: of files with a group for each sequence, diffusion-reaction (T, X, Y, 2) alone is read")
     truth = np.stack([_taken(group, "data", (rows[1], Ellipsis, 0)) for group in groups]).swapaxes(-1, -2)
-    if truth.ndim != 4:
-        raise ValueError(f"data has the shape {truth.shape[1:]} without channels: expected (T, X, Y, 2)")
     x, y, times = (_taken(groups[0]["grid"], name, ()) for name in ("x", "y", "t"))
     still = np.zeros((1, 1, *truth.shape[-2:]), np.float32)
     grid = _grid(x, y, times, truth.shape[1]) | {"D": np.array(REACTION_DIFFUSIVITY)}

@@ -1,6 +1,6 @@
 """The layout of files: coarse frames and winds in one file a split, and the truth in another, which training never opens.
 
-root/train.npz  val.npz  test.npz              or .h5, .zarr, .nc
+root/train.npz  val.npz  test.npz              or .h5, .zarr, .nc; or a file in train/, valid/ and test/ each, as in The Well
 root/truth/<split>.npz                         or root/truth.npz, of the test split
 
 y            (B, T, n, n) coarse frames, NaN where missing; or (T, n, n) of one sequence
@@ -25,7 +25,7 @@ from torch import Tensor
 from projects.s3rp.arrays import ENDINGS, HDF5, read_arrays, write_arrays
 from projects.s3rp.assembling import Reading, assemble
 from projects.s3rp.sets import Observations
-from shared.data.files import BadFileError
+from shared.data.files import BadFileError, first_few
 
 NAMES = (
     *("y", "mask", "u", "v", "u_centre", "v_centre", "dt", "D"),
@@ -181,7 +181,7 @@ def read_split(root: str | Path, split: str, reading: Reading | None = None) -> 
     file = split_file(root, split)
     if file is None:
         state = "" if Path(root).expanduser().is_dir() else " (there is no such folder)"
-        expected = f"{split}.npz with y, u, v, dt and D (or {', '.join(READABLE[1:])})"
+        expected = f"{split}.npz with y, u, v, dt and D (or {', '.join(READABLE[1:])}; link a file of PDEBench or The Well as {split}.hdf5)"
         raise FileNotFoundError(f"no sequences of the {split} split in {root}{state}: expected {expected}; the verb simulate draws an example")
     return read_observations(file, reading)
 
@@ -221,13 +221,19 @@ def _benchmark_truth(path: Path, observations: Observations | None, reading: Rea
 
 
 def split_file(root: str | Path, split: str) -> Path | None:
-    """Find the file of a split; None if there is none.
+    """Find the file of a split, in root or in a folder of the split's name, of validation also `valid`; None if there is none.
 
     Raises:
         ValueError: if there are several.
     """
     root = Path(root).expanduser()
     found = [path for ending in READABLE if (path := root / f"{split}{ending}").exists()]
+    for folder in () if found else (root / split, *((root / "valid",) if split == "val" else ())):
+        within = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in HDF5)
+        if len(within) > 1:
+            names = ", ".join(first_few((path.name for path in within), 3))
+            raise ValueError(f"{folder} has several files, {names}: a network learns from one; keep it alone, or link it as {root / split}.hdf5")
+        found += within
     if len(found) > 1:
         raise ValueError(f"{root} has several files for {split}: keep one of {', '.join(file.name for file in found)}")
     return found[0] if found else None

@@ -497,6 +497,34 @@ def test_the_well_is_read_with_its_own_diffusivity(tmp_path):
     assert found.physics.boundary == "periodic"
 
 
+def test_the_wells_folders_of_splits_are_read_where_each_holds_one_file(tmp_path):
+    rng = np.random.default_rng(0)
+    grid = {"dimensions/time": np.arange(3) * 0.1, "dimensions/x": CENTRES, "dimensions/y": 2 * CENTRES}
+    for count, split in enumerate(("train", "valid", "test"), start=1):
+        content = {"t0_fields/tracer": rng.random((count, 3, 8, 8)), "t1_fields/velocity": 0.01 * rng.random((count, 3, 8, 8, 2))} | grid
+        (tmp_path / split).mkdir()
+        file = _hdf5(tmp_path / split / "shear_flow_Reynolds_1e4_Schmidt_1e-1.hdf5", content, {"Reynolds": 1e4, "Schmidt": 0.1})
+    data = PlumeData("files", str(tmp_path))
+    data.prepare_data()
+    assert [len(data.observations(split)) for split in ("train", "val", "test")] == [1, 2, 3]
+    torch.testing.assert_close(block_mean(data.truth("test"), 4), data.observations("test").coarse)
+    assert next(iter(data.test_dataloader()))["coarse"].shape[1:] == (3, 2, 2)
+    file.with_name("shear_flow_Reynolds_1e5_Schmidt_1e-1.hdf5").write_bytes(file.read_bytes())
+    with pytest.raises(
+        ValueError, match=r"test has several files, .*1e4.*1e5.*: a network learns from one; keep it alone, or link it as .*test\.hdf5"
+    ):
+        read_split(tmp_path, "test")
+    (tmp_path / "test.hdf5").symlink_to(file)
+    assert len(read_split(tmp_path, "test")) == 3
+
+
+def test_shallow_water_of_pdebench_is_no_diffusion_reaction(tmp_path):
+    grids = {f"0000/grid/{axis}": CENTRES for axis in "xyt"}
+    file = _hdf5(tmp_path / "2D_rdb_NA_NA.h5", {"0000/data": np.ones((3, 8, 8, 1))} | grids)
+    with pytest.raises(BadFileError, match=r"data has the shape \(3, 8, 8, 1\): .* diffusion-reaction \(T, X, Y, 2\) alone is read"):
+        read_observations(file)
+
+
 def test_arrays_that_are_not_wanted_are_not_touched(tmp_path):
     np.savez(tmp_path / "a.npz", y=np.ones(2), other=np.array([object()]))
     assert list(read_arrays(tmp_path / "a.npz", ("y", "u"))) == ["y"]
