@@ -16,7 +16,7 @@ from shared.forgery.augmentation import TrainingFrames
 from shared.forgery.data import ForgeryData, of_kinds
 from shared.forgery.faces import MANIPULATIONS, faces
 from shared.forgery.sets import REAL, Clip, ForgerySet, check_kinds, frames_of, identity
-from shared.forgery.splits import FAMILIES, divide, guard, shown
+from shared.forgery.splits import divide, family_of, guard, shown
 from shared.seeding import derive_seed, generator
 
 MARK = " (searched)"
@@ -103,7 +103,7 @@ class SearchData(ForgeryData):
     def _family(self, name: str) -> tuple[str, str]:
         """Return the family of sets and the manipulation that a name stands for, "" being all manipulations."""
         dataset, kind = self._parsed(name)
-        return FAMILIES.get(dataset, dataset), kind
+        return family_of(dataset), kind
 
     # ---- who learns what
 

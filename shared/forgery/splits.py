@@ -33,6 +33,12 @@ DEEPER = ("DeeperForensics-1.0", "DeeperForensics", "DFR")
 _log = logging.getLogger(__name__)
 
 
+def family_of(dataset: str) -> str:
+    """Return the set whose videos a set holds, by its name: copies of one compression, such as `FaceForensics++_C23`, hold those of the whole set."""
+    whole = re.sub(r"_(raw|c\d+)$", "", dataset, flags=re.IGNORECASE)
+    return FAMILIES.get(whole, whole)
+
+
 def identities(dataset: str, name: str) -> frozenset[str]:
     """Return who or what a video shows, as far as its name tells.
 
@@ -45,7 +51,7 @@ def identities(dataset: str, name: str) -> frozenset[str]:
         dataset: name of the data set.
         name: name of the video, a path before it being left out.
     """
-    family = FAMILIES.get(dataset, dataset)
+    family = family_of(dataset)
     stem = name.replace("\\", "/").rsplit("/", 1)[-1]
     patterns = (r"(\d{3})(?:_(\d{3}))?", r"(id\d+)(?:_(id\d+))?_\d+", r"(\d\d)(?:_(\d\d))?__.*", r"(\d{4,})(?:_(\d{4,}))?_[A-Z](?:_\d+)?")
     if dataset in NUMBERED and (whole := re.match(r"(?:.*?/)?\d+(?=/|$)", name)):
@@ -215,7 +221,7 @@ def _share(kept: list[Clip], shared: list[Clip], people: set[str], on_leak: OnLe
 
 
 def _family_key(video: Video) -> tuple[str, str, str]:
-    return replace(video, dataset=FAMILIES.get(video.dataset, video.dataset)).key
+    return replace(video, dataset=family_of(video.dataset)).key
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def test_frames_of_files_are_read_when_their_turn_comes(tmp_path):
 
 def test_who_is_seen():
     assert identities("FF-DF", "000_003") == {"FaceForensics++/000", "FaceForensics++/003"}
+    assert identities("FaceForensics++_C23", "original/000") == identities("FF-DF_c40", "000") == {"FaceForensics++/000"}
     assert identities("Celeb-DF-v2", "Celeb-synthesis/id0_id16_0002") == {"Celeb-DF-v2/id0", "Celeb-DF-v2/id16"}
     assert identities("DeepFakeDetection", "26_18__walking_fast__8RMVXQ9P") == {"DeepFakeDetection/26", "DeepFakeDetection/18"}
     assert identities("DFDCP", "1255229_1003254_A_001") == {"DFDCP/1255229", "DFDCP/1003254"}
