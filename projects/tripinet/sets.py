@@ -66,9 +66,9 @@ def casia_v2(root: Path) -> list[Picture]:
     """Read `Tp/*`, `Au/*` with masks `CASIA 2 Groundtruth/<stem>_gt.png`; what has no mask is left out, and the name tells the kind.
 
     `Tp` and `Au` may lie in `CASIA2.0_revised`, whose names were corrected to those of the masks, or in `CASIA 2.0`, and the masks in
-    `CASIA2.0_Groundtruth`, in `Gt` as the corrected ones are shared, or in `groundtruth`.
+    `CASIA2.0_Groundtruth`, in `Gt` as the corrected ones are shared, or in `groundtruth` or `Groundtruth`.
     """
-    folder = _first(root, "CASIA 2 Groundtruth", "CASIA2.0_Groundtruth", "Gt", "groundtruth")
+    folder = _first(root, "CASIA 2 Groundtruth", "CASIA2.0_Groundtruth", "Gt", "groundtruth", "Groundtruth")
     root = _first(root, "CASIA2.0_revised", "CASIA 2.0", ".")
     expected = f"{root}/Tp/Tp_*.jpg|tif with masks {folder}/Tp_*_gt.png, and authentic pictures {root}/Au/Au_*.jpg"
     images = files_in(root / "Tp", expected)
