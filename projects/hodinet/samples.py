@@ -24,6 +24,7 @@ from shared.data.selection import evenly_spaced
 
 _MARKED = 128  # of 255
 _POLARITY = 50  # pictures of a set
+_STRETCHED = (256, 256)  # height and width of DUT-RGBD's first depth maps, whose pictures have 400 x 600 pixels
 _log = logging.getLogger(__name__)
 
 
@@ -43,15 +44,16 @@ class Reading:
 
     def depth(self, sample: Sample, size: tuple[int, int]) -> Tensor:
         """Read the depth of a picture of a set, see `read`."""
-        return self.read(sample.depth, is_inverted(sample, self.inverted, self.thermal), size)
+        return self.read(sample.depth, is_inverted(sample, self.inverted, self.thermal), size, sample.dataset == "DUT-RGBD")
 
-    def read(self, path: Path | None, invert: bool, size: tuple[int, int]) -> Tensor:
+    def read(self, path: Path | None, invert: bool, size: tuple[int, int], may_be_stretched: bool = False) -> Tensor:
         """Read the depth of a picture.
 
         Args:
             path: its map, an image or `ARRAY`, whose numbers of any unit are stretched to [0, 1]; None is 0 everywhere.
             invert: the map has far = 1.
             size: height and width of the picture.
+            may_be_stretched: the map may show the whole picture in a square of 256 pixels, whatever its proportions.
 
         Returns:
             (1, H, W) in [0, 1] with near = 1.
@@ -64,7 +66,8 @@ class Reading:
             return torch.zeros(1, *size)
         is_array = path.suffix.lower() == ARRAY
         depth = nearness(read_array(path), invert) if is_array else read_depth(path, invert, self.normalise, self.thermal)
-        check_proportions((depth.shape[1], depth.shape[2]), size, path)
+        if not (may_be_stretched and tuple(depth.shape[1:]) == _STRETCHED):
+            check_proportions((depth.shape[1], depth.shape[2]), size, path)
         return fitted(depth, size)
 
 

@@ -1,5 +1,7 @@
 """What is learnt, what is tested on, and in what form, for scenes and for every layout."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -316,6 +318,18 @@ def test_masks_and_depth_of_another_size_are_refused_or_skipped(tmp_path, caplog
         SampleFiles([turned], Reading()).read(0)
     with pytest.raises(BadFileError, match="1 of 1"):
         check_samples([bad], Reading(), "skip")
+
+
+def test_depth_of_dut_rgbd_may_be_a_square_of_the_whole_picture(tmp_path):
+    far, near = np.zeros((256, 256), np.uint8), np.zeros((400, 600), np.uint8)
+    far[:128, :64], near[:200, :150] = 255, 255
+    save(tmp_path / "depth.png", far)
+    save(tmp_path / "image.png", near)
+    square = Sample(tmp_path / "image.png", tmp_path / "depth.png", None, "DUT-RGBD", "train", "0004")
+    depth = SampleFiles(check_samples([square], Reading()), Reading()).read(0).depth
+    assert (depth[0] - torch.from_numpy(near) / 255).abs().mean() < 0.01
+    with pytest.raises(BadFileError, match=r"depth\.png has 256 x 256 pixels .*align it with the picture"):
+        check_samples([replace(square, dataset="mine")], Reading())
 
 
 def test_a_broken_file_is_named(spnet, tmp_path):
