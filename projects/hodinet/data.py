@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from projects.hodinet.augmentation import Augmentation, Layers, augment
 from projects.hodinet.duplicates import guard
 from projects.hodinet.layouts import LAYOUTS, PICTURES, Inverted, MissingDepth, Modality, Sample, by_set, read_layout, set_name, set_of
-from projects.hodinet.samples import DrawnScenes, Reading, SampleFiles, check_samples, polarity_report
+from projects.hodinet.samples import DrawnScenes, Reading, SampleFiles, check_samples, polarity_report, warn_of_distances
 from projects.hodinet.scenes import Variant
 from shared.data.base import DataModule
 from shared.data.folders import OnBadFile
@@ -230,6 +230,7 @@ class SaliencyData(DataModule):
         train, tests = ({name: check_samples(own, reading, options.on_bad_file) for name, own in sets.items()} for sets in (train, tests))
         _check_releases(train, tests)
         _check_apart(train, tests)
+        warn_of_distances(_joined(tests), reading)
         if options.duplicates is not None and train:
             train = by_set(guard(_joined(train), _joined(tests), options.duplicates, options.on_duplicate))
         self.train_names = list(train)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from projects.hodinet.augmentation import Layers
@@ -182,6 +183,15 @@ def _complaint(files: SampleFiles, index: int) -> str:
     except (BadFileError, FileNotFoundError) as error:
         return str(error)
     return ""
+
+
+def warn_of_distances(samples: Sequence[Sample], reading: Reading) -> None:
+    """Warn of sets whose depth has 16 bits and is read with near = 1, for sensors give distances, such as those of DES as its authors publish it."""
+    for name, own in by_set(sample for sample in samples if sample.depth is not None).items():
+        with Image.open(str(own[0].depth)) as picture:
+            is_deep = picture.mode.startswith("I;16")
+        if is_deep and not reading.thermal and not is_inverted(own[0], reading.inverted, reading.thermal):
+            _log.warning("%s: its depth has 16 bits, as distances have, whose far is 1: look at it, and add the set to data.invert if so", name)
 
 
 def polarity_report(samples: Sequence[Sample], reading: Reading, limit: int = _POLARITY) -> list[dict[str, Any]]:

@@ -320,6 +320,22 @@ def test_masks_and_depth_of_another_size_are_refused_or_skipped(tmp_path, caplog
         check_samples([bad], Reading(), "skip")
 
 
+def test_test_sets_whose_depth_may_be_distances_are_told(tmp_path, caplog):
+    write(tmp_path / "RGBD135", ("a", "b"))
+    write(tmp_path / "SIP", ("a", "b"))
+    for name, levels in (("a", 4000), ("b", 900)):
+        save(tmp_path / "RGBD135" / "depth" / f"{name}.png", np.where(MARKED, 700, levels).astype(np.uint16))
+    set_up(source="auto", root=str(tmp_path))
+    assert "DES: its depth has 16 bits, as distances have, whose far is 1: look at it, and add the set to data.invert if so" in caplog.text
+    assert "SIP: its depth" not in caplog.text
+    caplog.clear()
+    (loader, _) = set_up(source="auto", root=str(tmp_path), invert=["RGBD135"]).test_dataloader()
+    assert "16 bits" not in caplog.text
+    first = next(iter(loader))
+    assert first["depth"][first["mask"] > 0].min() == 1
+    assert first["depth"][first["mask"] == 0].max() == 0
+
+
 def test_depth_of_dut_rgbd_may_be_a_square_of_the_whole_picture(tmp_path):
     far, near = np.zeros((256, 256), np.uint8), np.zeros((400, 600), np.uint8)
     far[:128, :64], near[:200, :150] = 255, 255
