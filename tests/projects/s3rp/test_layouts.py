@@ -484,6 +484,19 @@ def test_pdebench_advection_of_one_dimension_is_one_coarse_row(tmp_path):
     assert float((carried - truth[:, 1]).abs().max()) < 2e-3  # the wind is beta, in the direction that the data move
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.4, 7.0])
+def test_advection_of_pdebenchs_first_release_which_moves_twice_as_fast_is_refused(tmp_path, beta):
+    places, times = (np.arange(64) + 0.5) / 64, np.arange(6) * 0.01
+    for speed in (1, 2):
+        line = np.stack([np.sin(2 * np.pi * wave * (places - speed * beta * times[:5, None])) for wave in (1, 3)])
+        content = {"tensor": line.astype(np.float32), "x-coordinate": places, "t-coordinate": times}
+        file = _hdf5(tmp_path / f"1D_Advection_Sols_beta{beta}.hdf5", content)
+        if speed == 1:
+            assert read_observations(file).frames == 5
+    with pytest.raises(BadFileError, match=f"move twice as fast as the wind {beta} of its name, .* download the file anew"):
+        read_observations(file)
+
+
 def test_the_well_is_read_with_its_own_diffusivity(tmp_path):
     rng = np.random.default_rng(0)
     tracer, velocity = rng.random((2, 3, 8, 8)), 0.01 * rng.random((2, 3, 8, 8, 2))
