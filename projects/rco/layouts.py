@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ _WNID = re.compile(r"n\d{8}")
 _FLAT = re.compile(r"ILSVRC2012_val_(\d{8})(?:_(n\d{8}))?\.JPEG", re.IGNORECASE)  # with its class in the name where it comes from Hugging Face
 _KITS = ("ILSVRC2012_devkit_t12/data", "devkit/data", "data")
 _ANSWERS = "ILSVRC2012_validation_ground_truth.txt"
+_SOLUTION = "LOC_val_solution.csv"  # of Kaggle's archive, three folders above ILSVRC/Data/CLS-LOC
 
 
 class Listing(NamedTuple):
@@ -47,7 +49,7 @@ def read_imagenet(root: Path) -> tuple[Listing, Listing]:
     """List the training and the validation images of ImageNet-1k.
 
     Validation images lie in `val/<wnid>/`, or in `val/` itself; then their names tell their classes (`ILSVRC2012_val_00000001_n01751748.JPEG`), or
-    the development kit must lie beside, as `ILSVRC2012_devkit_t12/data/`.
+    the development kit must lie beside, as `ILSVRC2012_devkit_t12/data/`, or Kaggle's `LOC_val_solution.csv` beside or at most three folders above.
 
     Raises:
         FileNotFoundError: if images or the kit are missing.
@@ -136,11 +138,14 @@ def _flat_wnids(root: Path, paths: list[Path]) -> list[str]:
     told = [_FLAT.fullmatch(path.name)[2] for path in paths]  # type: ignore[index]
     if all(told):
         return told
+    places = [root.resolve(), *root.resolve().parents[:3]]
+    if solution := next((place / _SOLUTION for place in places if (place / _SOLUTION).is_file()), None):
+        return _solved_wnids(solution, paths)
     kit = next((root / name for name in _KITS if (root / name / _ANSWERS).is_file()), None)
     if kit is None or not (kit / "meta.mat").is_file():
         raise FileNotFoundError(
             f"the images of {root}/val lie in no folders of classes, and {root}/{_KITS[0]}/ with {_ANSWERS} and meta.mat is missing: "
-            "unpack ILSVRC2012_devkit_t12.tar.gz there, or move the images to val/<wnid>/"
+            f"unpack ILSVRC2012_devkit_t12.tar.gz there, put Kaggle's {_SOLUTION} there, or move the images to val/<wnid>/"
         )
     wnids = _synsets(kit / "meta.mat")
     with blamed(kit / _ANSWERS, "unpack ILSVRC2012_devkit_t12.tar.gz anew"):
@@ -154,6 +159,15 @@ def _flat_wnids(root: Path, paths: list[Path]) -> list[str]:
             raise BadFileError(f"{path} has no class: {what} is no class of meta.mat; unpack ILSVRC2012_devkit_t12.tar.gz anew")
         found.append(wnids[int(answer)])
     return found
+
+
+def _solved_wnids(file: Path, paths: list[Path]) -> list[str]:
+    """Look up the classes in Kaggle's list, `ImageId,PredictionString` with the class and boxes of objects, such as `n01751748 111 108 462 368`."""
+    with blamed(file, "take it from Kaggle's archive anew"), file.open(encoding="utf-8-sig", newline="") as lines:
+        told = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(lines)}
+    if missing := [path.name for path in paths if path.stem not in told]:
+        raise BadFileError(f"{file} does not list {', '.join(first_few(missing))}: take it from Kaggle's archive anew, or remove the images")
+    return [told[path.stem] for path in paths]
 
 
 def _synsets(path: Path) -> dict[int, str]:

@@ -160,6 +160,21 @@ def test_imagenet_as_flat_files_whose_names_tell_their_classes(tmp_path):
     assert joined(data.test_dataloader())["label"].tolist() == [1, 1, 2, 0]
 
 
+def test_imagenet_as_kaggle_has_it(tmp_path):
+    root = write_flat_imagenet(tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
+    shutil.rmtree(root / "ILSVRC2012_devkit_t12")
+    wnids = sorted(folder.name for folder in (root / "train").glob("n*") if folder.is_dir())
+    with pytest.raises(FileNotFoundError, match=r"put Kaggle's LOC_val_solution\.csv there"):
+        loaded(source="imagenet", root=str(root), size=28)
+    rows = [f"ILSVRC2012_val_{number:08d},{wnids[label]} 10 20 30 40 " for number, label in ((3, 1), (1, 2), (4, 0), (2, 2))]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))
+    data = loaded(source="imagenet", root=str(root), size=28)
+    assert joined(data.test_dataloader())["label"].tolist() == [2, 2, 1, 0]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows[:2]]))
+    with pytest.raises(BadFileError, match=r"LOC_val_solution\.csv does not list ILSVRC2012_val_00000002\.JPEG"):
+        loaded(source="imagenet", root=str(root), size=28)
+
+
 def test_random_crops_are_a_function_of_epoch_and_sample(tmp_path):
     write_imagenet(tmp_path, classes=3, per_class=2)
 
