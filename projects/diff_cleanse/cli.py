@@ -23,6 +23,7 @@ class Trainer(ProjectTrainer):
     """Lightning's trainer with this project's verbs."""
 
     outside = frozenset({"pipeline"})
+    makes_run = frozenset({"fit", "convert", "reproduce"})
     independent = frozenset({"scan", "cleanse"})
     resumable = frozenset({"fit", "scan", "cleanse", "reproduce"})
     follow_up = MappingProxyType({"fit": "test", "test": "predict"})
@@ -43,6 +44,21 @@ class Trainer(ProjectTrainer):
             model.save_pipeline(self.run.path / "pipeline")
         self.strategy.barrier("pipeline")
         self._evaluate(model, datamodule, None)
+
+    def convert(self, model: DiffusionTraining, datamodule: DiffusionData, path: str, size: int | None = None) -> None:
+        """Make a run of a checkpoint of DDIM's or TrojDiff's code, for scan and cleanse; with --config paper or the like for predict and test too.
+
+        Args:
+            model: supplied.
+            datamodule: supplied.
+            path: the file, such as ckpt.pth; the running average of its weights is taken where there is one.
+            size: side of the pictures in pixels; by default the one that the network's attention tells.
+        """
+        from projects.diff_cleanse.importing import convert_into
+        from shared.distributed import in_one_process
+
+        in_one_process(self)
+        convert_into(self.run, model, path, size)
 
     def test(self, model: DiffusionTraining, datamodule: DiffusionData, pipeline: str | None = None) -> None:  # type: ignore[override]
         """Measure a pipeline under both sampler families: Fréchet distance, and success of the attack that model.attack describes.

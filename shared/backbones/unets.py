@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 _DOWN, _UP, _ATTENTION_DOWN, _ATTENTION_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
-_DDPM = {"layers_per_block": 2, "attention_head_dim": None, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
+DDPM: dict[str, Any] = {
+    "layers_per_block": 2,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+"""`UNet2DModel` settings that all nets of Ho et al. 2020 share, as their code and DDIM's build them."""
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "layers_per_block": 1,
@@ -26,13 +34,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "add_attention": False,
         "norm_num_groups": 4,
     },
-    "cifar10": _DDPM
+    "cifar10": DDPM
     | {
         "block_out_channels": (128, 256, 256, 256),
         "down_block_types": (_DOWN, _ATTENTION_DOWN, _DOWN, _DOWN),
         "up_block_types": (_UP, _UP, _ATTENTION_UP, _UP),
     },
-    "celebahq256": _DDPM
+    "celebahq256": DDPM
     | {
         "block_out_channels": (128, 128, 256, 256, 512, 512),
         "down_block_types": (_DOWN, _DOWN, _DOWN, _DOWN, _ATTENTION_DOWN, _DOWN),

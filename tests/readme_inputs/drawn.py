@@ -36,6 +36,7 @@ INPUTS: Mapping[str, list[Input]] = {
         Input("MODEL_FOLDER", pictures.pipeline),
     ],
     "diff_cleanse": [
+        Input("CKPT.pth", pictures.network_of_ddim),
         Input("FOLDER", pictures.pipeline),
         Input("runs/diff_cleanse/RUN/artefacts/scan/trigger.safetensors", pictures.last_artefact),
         Input("runs/diff_cleanse/RUN/artefacts/cleanse/pipeline", pictures.last_artefact),

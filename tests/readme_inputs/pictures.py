@@ -79,6 +79,13 @@ def checkpoints_of_a_teacher(folder: Path) -> None:
         torch.save({"epoch": epoch, "model": weights, "accuracy": torch.tensor(float(epoch))}, folder / f"ckpt_epoch_{epoch}.pth")
 
 
+def network_of_ddim(file: Path) -> None:
+    import torch
+    from helpers.ddim import weights
+
+    torch.save([weights(), {"state": {}}, 1, 5000], file)
+
+
 def pipeline(folder: Path) -> None:
     """A saved diffusion model of 16 pixels, as diffusers writes it, with random weights."""
     from diffusers import DDPMScheduler

@@ -199,7 +199,7 @@ def test_errors_say_what_is_wrong(pictures):
     broken[1:3, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="2 of 7 recovered records hold values that are not finite: the attack diverged"):
         psnr(broken, truth)
-    with pytest.raises(ValueError, match="SSIM needs images of at least 11 pixels"):
+    with pytest.raises(ValueError, match=r"SSIM needs images \(B, C, H, W\) of at least 11 pixels"):
         ssim(recovered[..., :10], truth[..., :10])
     with pytest.raises(ValueError, match=r"attack must be in \[0, 1\], got 38.9: bring it there by a stated map"):
         defence_score(38.9, 0.9, 0.95)
