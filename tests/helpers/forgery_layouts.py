@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shared.forgery.data import ForgeryData
+
 PAIRS = {"train": [["000", "003"], ["004", "007"], ["010", "011"]], "val": [["020", "021"]], "test": [["030", "031"]]}
 METHODS = ("Deepfakes", "NeuralTextures")
 
@@ -170,3 +172,21 @@ def write_preview(root: Path, place: str = "frames/{key}") -> Path:
         video(root / "DFDCP" / place.format(key=key, first=first, name=name), 4, 100 * (first != "original_videos"))
     (root / "DFDCP" / "dataset.json").write_text(json.dumps(PREVIEW))
     return root
+
+
+def loaded(root, **options):
+    """Read a set through the data module, small pictures in small batches."""
+    data = ForgeryData(root=str(root), **({"size": 16, "batch_size": 4} | options))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def found(clips):
+    """Return manipulations and names of clips, sorted."""
+    return sorted((clip.video.manipulation, clip.video.name) for clip in clips)
+
+
+def seen(frames):
+    """Return manipulations and names of the videos that frames are of, sorted."""
+    return sorted({(video.manipulation, video.name) for video in frames.videos})

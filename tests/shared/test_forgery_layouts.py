@@ -7,38 +7,22 @@ import shutil
 import pytest
 import torch
 from helpers.forgery_layouts import (
-    PREVIEW,
+    found,
     frame,
+    loaded,
+    seen,
     video,
-    write_benchmark,
     write_celeb_list,
     write_faceforensics,
     write_folder,
-    write_preview,
     write_reference,
     write_table,
 )
 
 from shared.data.files import BadFileError
-from shared.forgery.benchmark_json import benchmark, find_places
 from shared.forgery.data import ForgeryData
 from shared.forgery.layouts import celeb_df_list, faceforensics, folder, reference, table
 from shared.forgery.sets import REAL
-
-
-def loaded(root, **options):
-    data = ForgeryData(root=str(root), **({"size": 16, "batch_size": 4} | options))
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def found(clips):
-    return sorted((clip.video.manipulation, clip.video.name) for clip in clips)
-
-
-def seen(frames):
-    return sorted({(video.manipulation, video.name) for video in frames.videos})
 
 
 def test_reference(tmp_path, caplog):
@@ -115,50 +99,6 @@ def test_ffiw_has_its_splits_below_its_classes(tmp_path):
     }
 
 
-def write_dfdc_parts(root):
-    """Write DFDC as DeepfakeBench lays it out: parts to train on with what each fake was made of, and the test set's labels."""
-    for part in range(2):
-        place = root / "DFDC" / "train" / f"dfdc_train_part_{part}"
-        content = {}
-        for number in range(3):
-            real, fake = f"r{part}{number}", f"f{part}{number}"
-            content |= {f"{real}.mp4": {"label": "REAL", "split": "train"}, f"{fake}.mp4": {"label": "FAKE", "original": f"{real}.mp4"}}
-            for name in (real, fake):
-                video(place / "frames" / name)
-        (place / "metadata.json").write_text(json.dumps(content | {"uncut.mp4": {"label": "REAL"}}))
-    for name in ("aaa", "bbb"):
-        video(root / "DFDC" / "test" / "frames" / name)
-    (root / "DFDC" / "test" / "labels.csv").write_text("filename,label\naaa.mp4,0\nbbb.mp4,1\n")
-    return root
-
-
-def test_dfdc_in_parts(tmp_path):
-    data = loaded(write_dfdc_parts(tmp_path), source="reference", train_set="DFDC", batch_size=2)
-    assert seen(data.test_sets[0]) == [("DFDC", "bbb"), (REAL, "aaa")]
-    assert len(seen(data.train_set.frames) + seen(data.val_set)) == 12
-    for part in (data.train_set.frames, data.val_set):
-        fakes, originals = ({name[1:] for kind, name in seen(part) if (kind == REAL) == is_real} for is_real in (False, True))
-        assert fakes == originals, "fakes stay with what they were made of"
-    file = tmp_path / "DFDC" / "train" / "dfdc_train_part_1" / "metadata.json"
-    file.write_text(file.read_text().replace('"FAKE"', '"FORGED"'))
-    with pytest.raises(BadFileError, match=r"metadata\.json, f10\.mp4: 'FORGED' is no label"):
-        reference(tmp_path, "DFDC")
-    file.write_text('{"f10.mp4": ["FAKE"]}')
-    with pytest.raises(BadFileError, match=r'metadata\.json does not say \{"f10\.mp4": .*take it from its archive anew'):
-        reference(tmp_path, "DFDC")
-    shutil.rmtree(tmp_path / "DFDC" / "train")
-    assert list(reference(tmp_path, "DFDC")) == ["test"]
-
-
-def test_dfdc_whose_parts_have_no_frames(tmp_path):
-    write_dfdc_parts(tmp_path)
-    shutil.rmtree(tmp_path / "DFDC" / "test")
-    for place in (tmp_path / "DFDC" / "train").iterdir():
-        shutil.rmtree(place / "frames")
-    with pytest.raises(FileNotFoundError, match=r"no frames: expected .*DFDC/train/<part>/frames/<video>"):
-        reference(tmp_path, "DFDC")
-
-
 def test_classes_that_name_their_split(tmp_path, caplog):
     """WildDeepfake as it is downloaded: what is for training is not tested on."""
     for kind in ("real", "fake"):
@@ -215,69 +155,6 @@ def test_reference_with_parts_missing(tmp_path):
         ForgeryData(source="reference").prepare_data()
 
 
-@pytest.mark.parametrize("place", ["frames/{key}", "{key}", "{first}/frames/{name}"])
-def test_dfdc_preview(tmp_path, caplog, place):
-    root = write_preview(tmp_path, place)
-    with caplog.at_level(logging.WARNING):
-        parts = reference(root, "DFDCP")
-    assert "1 of 10 videos have no frames and are left out: method_B/2040724/2040724_C/1795659_2040724_C_000.mp4" in caplog.text
-    assert {split: [clip.video.manipulation for clip in clips] for split, clips in parts.items()} == {
-        "train": [REAL, REAL, REAL, "method_A", "method_B", "method_A", "method_B"],
-        "test": [REAL, "method_A"],
-    }
-    assert {clip.video.name.rsplit("/", 1)[-1]: sorted(clip.video.identities) for clip in parts["train"]} == {
-        "643093_F": ["DFDCP/643093"],
-        "1003254_A": ["DFDCP/1003254"],
-        "2059066_B": ["DFDCP/2059066"],
-        "1255229_643093_F_001": ["DFDCP/1255229", "DFDCP/643093"],
-        "643093_1003254_A_001": ["DFDCP/1003254", "DFDCP/643093"],
-        "3001001_2059066_B_001": ["DFDCP/2059066", "DFDCP/3001001"],
-        "2040724_1003254_A_002": ["DFDCP/1003254", "DFDCP/2040724"],
-    }
-    assert [len(clip.frames) for clip in parts["test"]] == [4, 4]
-
-
-def test_training_on_dfdc_preview_leaves_out_people_of_its_test_set(tmp_path, caplog):
-    data = loaded(write_preview(tmp_path), source="reference", train_set="DFDCP", train_frames=2, batch_size=2)
-    learnt = {name.rsplit("/", 1)[-1] for _, name in seen(data.train_set.frames) + seen(data.val_set)}
-    assert learnt == {"643093_F", "1003254_A", "2059066_B", "1255229_643093_F_001", "643093_1003254_A_001", "3001001_2059066_B_001"}
-    assert "1 of 7 training videos show people or source videos that are held out: DFDCP/2040724" in caplog.text
-    people = [{person for video in part.videos for person in video.identities} for part in (data.train_set.frames, data.val_set)]
-    assert not people[0] & people[1]
-
-
-@pytest.mark.parametrize(
-    ("key", "entry", "message"),
-    [
-        ("method_A/a.mp4", {"label": "forged", "set": "train"}, "'forged' is no label"),
-        ("method_A/a.mp4", {"label": "fake", "set": "dev"}, "'dev' is no split"),
-        ("method_A/a.mp4", {"label": "fake"}, "is not like"),
-        ("method_A/a.mp4", ["fake"], "is not like"),
-        ("method_A/a.mp4", {"label": "real", "set": "train"}, "called real but lies in method_A"),
-        ("original_videos/a.mp4", {"label": "fake", "set": "train"}, "called fake but lies in original_videos"),
-        ("method_A/a.mp4", {"label": "fake", "set": "train", "target_id": [1]}, r"target_id and swapped_id \[\[1\]\]"),
-        ("../a.mp4", {"label": "fake", "set": "train"}, "is no path like"),
-        ("a.mp4", {"label": "fake", "set": "train"}, "is no path like"),
-        ("", {"label": "fake", "set": "train"}, "is no path like"),
-    ],
-)
-def test_entries_of_dfdc_preview_that_will_not_do(tmp_path, key, entry, message):
-    (tmp_path / "DFDCP" / "frames").mkdir(parents=True)
-    (tmp_path / "DFDCP" / "dataset.json").write_text(json.dumps({key: entry}))
-    with pytest.raises(BadFileError, match=rf"dataset\.json, {key}: .*{message}"):
-        reference(tmp_path, "DFDCP")
-
-
-def test_dfdc_preview_without_frames(tmp_path):
-    (tmp_path / "DFDCP" / "frames").mkdir(parents=True)
-    (tmp_path / "DFDCP" / "dataset.json").write_text(json.dumps(PREVIEW))
-    with pytest.raises(FileNotFoundError, match=r"no frames: expected .*DFDCP/frames/<class>"):
-        reference(tmp_path, "DFDCP")
-    (tmp_path / "DFDCP" / "dataset.json").write_text("[]")
-    with pytest.raises(BadFileError, match=r"dataset\.json is not like"):
-        reference(tmp_path, "DFDCP")
-
-
 def test_faceforensics(tmp_path):
     data = loaded(
         write_faceforensics(tmp_path),
@@ -319,118 +196,6 @@ def test_leaking_pairs_are_removed_or_refused(tmp_path, caplog):
     assert {name for _, name in seen(data.train_set.frames)} == {"000", "003", "000_003", "003_000", "004"}
     with pytest.raises(ValueError, match="held out too: 030; divide them otherwise"):
         loaded(root, source="faceforensics", on_leak="refuse")
-
-
-def test_deepfakebench(tmp_path, caplog):
-    root = write_benchmark(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        data = loaded(root, source="deepfakebench", train_frames=4, test_frames=4, test_sets=["FaceForensics++", "Celeb-DF-v2", "DFDC"])
-    assert data.train_set.frames.kinds == ("Deepfakes", "NeuralTextures")
-    assert [len(part) for part in data.test_sets] == [6 * 4, 2 * 4, 4 * 4]
-    assert data.test_sets[1].__getitems__([0, 1, 2, 3])["image"][:, 0, 0, 0].tolist() == [0, 3, 6, 9], "not the first four"
-    assert "Celeb-DF-v2: 2 of 6 videos in train are also in a held-out split" in caplog.text
-    assert "Celeb-DF-v2: 2 of 2 videos in val" in caplog.text
-    assert "the val split of DFDC_Real is malformed" in caplog.text
-    part = benchmark(find_places(root), "FaceForensics++", "c40")["train"][0]
-    assert all("/c40/" in path for path in part.frames)
-
-
-def test_deepfakebench_trained_on_celeb_df(tmp_path, caplog):
-    root = write_benchmark(tmp_path)
-    data = loaded(root, source="deepfakebench", train_set="Celeb-DF-v2", batch_size=2)
-    learnt = {name for _, name in seen(data.train_set.frames)} | {name for _, name in seen(data.val_set)}
-    assert learnt == {"id5_0000", "id6_0000", "id5_id7_0000", "id6_id8_0000"}
-    people = [{person for video in part.videos for person in video.identities} for part in (data.train_set.frames, data.val_set)]
-    assert not people[0] & people[1]
-
-
-def test_deepfakebench_paths(tmp_path):
-    root = write_benchmark(tmp_path, prefix="/elsewhere/faces/")
-    with pytest.raises(FileNotFoundError, match="frames are missing"):
-        loaded(root, source="deepfakebench")
-    assert len(loaded(root, source="deepfakebench", rewrite=("/elsewhere/faces/", "")).test_sets[0]) == 6 * 12
-    with pytest.raises(ValueError, match="does not begin with '/nowhere/'"):
-        loaded(root, source="deepfakebench", rewrite=("/nowhere/", ""))
-
-
-def test_deepfakebench_s_oddities(tmp_path, caplog):
-    """FaceShifter goes by FF-FH, paths may begin with ./datasets, and DFDC's val is its train where there was no test set."""
-    root = write_benchmark(tmp_path, prefix=".\\datasets\\")
-    content = json.loads((root / "dataset_json" / "FaceForensics++.json").read_text())["FaceForensics++"]
-    (root / "dataset_json" / "FaceShifter.json").write_text(json.dumps({"FaceShifter": {"FF-real": content["FF-real"], "FF-FH": content["FF-DF"]}}))
-    assert loaded(root, source="deepfakebench", test_sets=["FaceShifter:FaceShifter"]).test_sets[0].kinds == ("FaceShifter",)
-    content = json.loads((root / "dataset_json" / "DFDC.json").read_text())["DFDC"]
-    for splits in content.values():
-        splits |= {"train": splits["test"], "val": splits["test"], "test": {}}
-    (root / "dataset_json" / "DFDC.json").write_text(json.dumps({"DFDC": content}))
-    parts = benchmark(find_places(root), "DFDC")
-    assert {split: len(clips) for split, clips in parts.items()} == {"train": 4}
-    assert "DFDC: val holds all videos of train, and is left out" in caplog.text
-
-
-def test_deepfakebench_with_parts_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no dataset_json in"):
-        loaded(tmp_path, source="deepfakebench")
-    root = write_benchmark(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no list .*UADFV.json: there are Celeb-DF-v2, DFDC, FaceForensics"):
-        loaded(root, source="deepfakebench", test_sets=["UADFV"])
-    with pytest.raises(ValueError, match="no compression 'raw' for FF-real: set it to one of c23, c40"):
-        loaded(root, source="deepfakebench", compression="raw")
-    path = root / "dataset_json" / "DFDC.json"
-    for content, message in (
-        ({"DFDC": {"unknown": {}}}, "the label 'unknown' is not known"),
-        ({"DFDC": {"DFDC_Real": {"test": [1]}}}, "DFDC_Real, test is not"),
-        ([1], "is not like"),
-        ({"DFDC": {"DFDC_Real": {"test": {"a": {"frames": ["datasets/rgb/../../secret.png"]}}}}}, "leads out of its folder"),
-    ):
-        path.write_text(json.dumps(content))
-        with pytest.raises(BadFileError, match=message):
-            loaded(root, source="deepfakebench", test_sets=["DFDC"])
-    path.write_text("{")
-    with pytest.raises(BadFileError, match="is not JSON"):
-        loaded(root, source="deepfakebench", test_sets=["DFDC"])
-
-
-def test_deepfakebench_in_a_store(tmp_path):
-    lmdb = pytest.importorskip("lmdb")
-    root = write_benchmark(tmp_path)
-    (root / "lmdb").mkdir()
-    with lmdb.open(str(root / "lmdb" / "FaceForensics++_lmdb"), map_size=2**24) as store, store.begin(write=True) as writing:
-        for path in sorted((root / "rgb" / "FaceForensics++").rglob("*.png")):
-            writing.put(str(path.relative_to(root / "rgb")).replace("/", "\\").encode(), path.read_bytes())
-    data = loaded(root, source="deepfakebench", in_store=True)
-    in_files = loaded(root, source="deepfakebench")
-    assert torch.equal(data.test_sets[0].__getitems__([0, 5, 40])["image"], in_files.test_sets[0].__getitems__([0, 5, 40])["image"])
-    loaders = (one.train_dataloader() for one in (data, loaded(root, source="deepfakebench", in_store=True, num_workers=1)))
-    batches = [next(iter(loader)) for loader in loaders]
-    assert torch.equal(batches[0]["image"], batches[1]["image"]), "also in another process"
-    with pytest.raises(FileNotFoundError, match=r"no store .*DFDC_lmdb"):
-        loaded(root, source="deepfakebench", in_store=True, test_sets=["DFDC"])
-
-
-def test_deepfakebench_s_own_stores(tmp_path):
-    """Its script joins the set's name by a backslash, and keeps all that was made of FaceForensics++ in one store."""
-    lmdb = pytest.importorskip("lmdb")
-    root = write_benchmark(tmp_path, prefix="")
-    content = json.loads((root / "dataset_json" / "FaceForensics++.json").read_text())["FaceForensics++"]
-    (root / "dataset_json" / "FF-DF.json").write_text(json.dumps({"FF-DF": {label: content[label] for label in ("FF-real", "FF-DF")}}))
-    (root / "lmdb").mkdir()
-    frames = root / "rgb" / "FaceForensics++"
-    with lmdb.open(str(root / "lmdb" / "FaceForensics++_lmdb"), map_size=2**24) as store, store.begin(write=True) as writing:
-        for path in sorted(frames.rglob("*.png")):
-            writing.put(f"FaceForensics++\\{path.relative_to(frames)}".encode(), path.read_bytes())
-    data = loaded(root, source="deepfakebench", in_store=True, test_sets=["FF-DF"])
-    in_files = loaded(root, source="deepfakebench", test_sets=["FF-DF"])
-    assert torch.equal(data.test_sets[0].__getitems__([0, 5, 40])["image"], in_files.test_sets[0].__getitems__([0, 5, 40])["image"])
-
-
-@pytest.mark.parametrize("content", [b"", b"no store" * 1000])
-def test_damaged_stores_are_named(tmp_path, content):
-    path = write_benchmark(tmp_path, in_files=False) / "lmdb" / "FaceForensics++_lmdb" / "data.mdb"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    with pytest.raises(BadFileError, match=r"cannot use .*FaceForensics\+\+_lmdb.data\.mdb: .*make the store anew"):
-        loaded(tmp_path, source="deepfakebench", in_store=True)
 
 
 def test_folder(tmp_path):
