@@ -9,7 +9,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import lightning as L
 import torch
@@ -21,6 +21,7 @@ from shared.runs import atomic
 _Module = TypeVar("_Module", bound=nn.Module)
 
 UNSAFE = {".bin", ".pkl", ".pickle"}
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
 _TODAYS_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -112,6 +113,19 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{path} is no table of tensors: it holds a {type(content).__name__}" + (f" of {list(content)[:8]}" if content else ""))
     return tensors
+
+
+def is_table(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    """Tell whether something is a table of weights: tensors by their names, and at least one."""
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(k, str) and isinstance(entry, Tensor) for k, entry in value.items())
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights without what DataParallel and torch.compile put before the names of all of them."""
+    found = dict(tensors)
+    while wrapper := next((one for one in _WRAPPERS if found and all(name.startswith(one) for name in found)), None):
+        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    return found
 
 
 def with_todays_names(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

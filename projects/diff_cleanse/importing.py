@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from shared.backbones.unets import DDPM, save_pipeline
-from shared.checkpoints import describe_mismatch, load_checkpoint
+from shared.checkpoints import describe_mismatch, is_table, load_checkpoint, unwrapped
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -56,10 +57,11 @@ def convert(file: Path, folder: Path, size: int | None = None) -> UNet2DModel:
     settings = _settings(weights, file, size)
     unet = UNet2DModel(**settings)
     expected, levels = unet.state_dict(), len(settings["block_out_channels"])
-    found = {_todays_name(name, levels): tensor.float() for name, tensor in weights.items()}
-    found = {
-        name: tensor.flatten(1) if ".attentions." in name and tensor.ndim == 4 else tensor for name, tensor in found.items()
-    }  # 1 x 1 convolutions
+    found = {}
+    for name, tensor in weights.items():
+        today = _todays_name(name, levels)
+        is_pointwise = ".attentions." in today and tensor.ndim == 4  # a convolution of one pixel, which is a linear layer today
+        found[today] = (tensor.flatten(1) if is_pointwise else tensor).float()
     if mismatch := describe_mismatch(expected, found):
         raise ValueError(f"{file} holds no network of DDIM's code with convolutions between its levels; {_MEND}:\n{mismatch}")
     unet.load_state_dict(found)
@@ -79,24 +81,21 @@ def convert_into(run: Run, module: DiffusionTraining, path: str, size: int | Non
 
 def _weights_in(content: Any, file: Path) -> dict[str, Tensor]:
     """Return the averaged weights of a checkpoint, or those of the network, without the word of data parallelism before their names."""
-    states = [state for state in content if isinstance(state, Mapping)] if isinstance(content, list) else [content]
-    tables = [state for state in states if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())]
+    tables = [state for state in (content if isinstance(content, list) else [content]) if is_table(state)]
     if not tables:
         raise ValueError(f"{file} holds no table of tensors; {_MEND}")
-    weights = {str(name).removeprefix("module."): tensor for name, tensor in tables[-1].items()}
+    weights = unwrapped(tables[-1])
     weights.pop("logvar", None)  # of the variances that DDIM's code can learn, and does not use
     return weights
 
 
 def _settings(weights: Mapping[str, Tensor], file: Path, size: int | None) -> dict[str, Any]:
     """Read the settings of `UNet2DModel` off the weights."""
-    channels: list[int] = []
-    while (kernel := weights.get(f"down.{len(channels)}.block.0.conv1.weight")) is not None:
-        channels.append(len(kernel))
+    levels, blocks = (_count(weights, name) for name in ("down.{}.block.0.conv1.weight", "down.0.block.{}.conv1.weight"))
     first, last = weights.get("conv_in.weight"), weights.get("conv_out.weight")
-    if not channels or first is None or last is None or first.ndim != 4:
+    if not levels or first is None or last is None or first.ndim != 4:
         raise ValueError(f"{file} holds no network of DDIM's code, but {', '.join(list(weights)[:4])} ...; {_MEND}")
-    attends = [f"down.{level}.attn.0.q.weight" in weights for level in range(len(channels))]
+    attends = [f"down.{level}.attn.0.q.weight" in weights for level in range(levels)]
     if size is None and not any(attends):
         raise ValueError(f"{file} has no attention to tell the size of its pictures by: pass --size PIXELS")
     kinds = ["Attn" * is_attended for is_attended in attends]
@@ -104,11 +103,16 @@ def _settings(weights: Mapping[str, Tensor], file: Path, size: int | None) -> di
         "sample_size": size or ATTENDED * 2 ** attends.index(True),
         "in_channels": first.shape[1],
         "out_channels": len(last),
-        "layers_per_block": sum(f"down.0.block.{number}.conv1.weight" in weights for number in range(len(weights))),
-        "block_out_channels": tuple(channels),
+        "layers_per_block": blocks,
+        "block_out_channels": tuple(len(weights[f"down.{level}.block.0.conv1.weight"]) for level in range(levels)),
         "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
         "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
     }
+
+
+def _count(weights: Mapping[str, Tensor], name: str) -> int:
+    """Return how many weights there are whose name has 0, 1, 2, ... in a place."""
+    return next(number for number in count() if name.format(number) not in weights)
 
 
 def _todays_name(name: str, levels: int) -> str:

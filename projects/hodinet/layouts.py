@@ -65,6 +65,7 @@ _IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs", "rgb_left"), ("gt", 
 _MODALITIES: dict[Modality, tuple[str, ...]] = {"depth": ("depth", "depths"), "thermal": ("t", "thermal")}
 _DEPTH = re.compile(r"_depth$", re.IGNORECASE)  # behind the stems of RGBD135 in some releases
 _SPLIT = re.compile(r"(train|test|val)(?:ing|id|idation)?(?:data)?(?:set)?")  # a word of a folder's name
+_USED = ({"train"}, {"test"})  # what the name of a folder tells whose pictures are read
 _FILLING = {"for", "in", "data", "dataset", "set", "rgbd", "fast", "ori"}  # words beside it that name no set
 _MERGED = re.compile(r"nju.*nlpr|nlpr.*nju")
 _DEEPEST = 3  # folders between the root and those of pictures
@@ -224,10 +225,10 @@ def _named(parts: Sequence[str], prefix: str, root: Path, images: Path, depths: 
         None for pictures of no split that is used: those of `val`, and of BBS-Net's `test_in_train`, lie in other folders too.
     """
     own = root.resolve().name
-    if _splits_in(own) in ({"train"}, {"test"}) and _set_in(own) != own:
+    if _splits_in(own) in _USED and _set_in(own) != own:
         parts, own = [own, *parts], root.resolve().parent.name
     splits = [told for told in map(_splits_in, parts) if told]
-    if any(told not in ({"train"}, {"test"}) for told in splits):
+    if any(told not in _USED for told in splits):
         return None
     words = {part.lower() for part in parts}
     names = [name for name in map(_set_in, parts) if name is not None]

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from projects.rco.anchors import ROUTE, Route, State, store_state, write_route
-from shared.checkpoints import UNSAFE, describe_mismatch, load_checkpoint, load_tensors
+from shared.checkpoints import UNSAFE, describe_mismatch, is_table, load_checkpoint, load_tensors, unwrapped
 from shared.data.files import BadFileError
 from shared.runs import atomic, claim_folder
 
 KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "state_dict_ema", "model_ema")
 """Entries of a checkpoint under which weights are looked for, in this order."""
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
 
 
 def collect(
@@ -117,12 +116,12 @@ def _weights(content: dict[str, Any], file: Path, key: str | None, prefix: str) 
     if key is not None and key not in content:
         raise BadFileError(f"{file} has no entry {key!r}: choose key among {_names(content)}")
     tables = [content[key]] if key is not None else [content, *(content[name] for name in KEYS if name in content)]
-    table = next((table for table in tables if _is_table(table)), None)
+    table = next((table for table in tables if is_table(table)), None)
     if table is None:
         where = f"entry {key!r}" if key is not None else f"entries {', '.join(KEYS)}"
         raise BadFileError(f"{file} holds no table of weights in {where}: name the right one of {_names(content)} as key")
-    named = _unwrapped(dict(table))
-    chosen = _unwrapped({name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)})
+    named = unwrapped(table)
+    chosen = unwrapped({name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)})
     if not chosen:
         raise BadFileError(f"no weight in {file} has a name that begins with {prefix!r}: correct prefix; the names are {_names(named)}")
     return chosen
@@ -133,16 +132,6 @@ def _prefix_of(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     last = list(expected)[-1]
     prefixes = [name.removesuffix(last) for name in tensors if name.endswith(last)]
     return next((prefix for prefix in prefixes if all(prefix + name in tensors for name in expected)), "")
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(entry, Tensor) for entry in value.values())
-
-
-def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
-        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _names(table: Mapping[str, Any]) -> str:

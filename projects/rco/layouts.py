@@ -134,7 +134,7 @@ def _labelled(paths: list[Path], wanted: list[str], names: list[str]) -> Listing
 
 
 def _flat_wnids(root: Path, paths: list[Path]) -> list[str]:
-    """Take the classes from names that all end in them, or look them up in the kit, whose answers are in the order of the images' numbers, from 1."""
+    """Take the classes from names that all end in them, from Kaggle's list, or from the kit, whose answers are in the order of numbers from 1."""
     told = [_FLAT.fullmatch(path.name)[2] for path in paths]  # type: ignore[index]
     if all(told):
         return told

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from shared.data.files import BadFileError, check_images, first_few
 from shared.data.folders import OnBadFile
 from shared.forgery.dfdc import dfdc, dfdc_parts, dfdc_preview
-from shared.forgery.listing import SPLITS, Clips, check_there, clip_of, folders_in, frames_in, label_of, rows_of, split_name, text_of
+from shared.forgery.listing import SPLITS, Clips, check_there, clip_of, find_split, folders_in, frames_in, label_of, rows_of, split_name, text_of
 from shared.forgery.sets import REAL, Clip, Video, natural
 from shared.forgery.splits import official_pairs
 
@@ -71,8 +71,7 @@ def _split_of(name: str) -> str:
     """Return the split of a video that `<class>_<split>/<video>` or `<class>/<split>/<video>` names; others are to be tested on."""
     kind, *below = name.split("/")
     found = _CLASS_OF_SPLIT.fullmatch(kind)
-    told = found[2] if found else below[0] if len(below) > 1 else ""
-    return next((split for split, spellings in SPLITS.items() if told.lower() in spellings), "test")
+    return find_split(found[2] if found else below[0] if len(below) > 1 else "") or "test"
 
 
 def lacks_celeb_list(folder: Path) -> bool:

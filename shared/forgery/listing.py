@@ -21,16 +21,20 @@ ARCHIVE = "take it from its archive anew"
 """What to do about a damaged list."""
 
 
+def find_split(name: str) -> str | None:
+    """Return the split that a word stands for; None for other words."""
+    return next((split for split, spellings in SPLITS.items() if name.strip().lower() in spellings), None)
+
+
 def split_name(name: str, where: str | Path) -> str:
     """Return the split that a word in a list stands for.
 
     Raises:
         BadFileError: if it stands for none; `where` names its place.
     """
-    for split, spellings in SPLITS.items():
-        if name.strip().lower() in spellings:
-            return split
-    raise BadFileError(f"{where}: {name!r} is no split; write train, val or test")
+    if (split := find_split(name)) is None:
+        raise BadFileError(f"{where}: {name!r} is no split; write train, val or test")
+    return split
 
 
 def check_there(paths: Iterable[str], source: Path) -> None:
