@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from projects.rsknet.audio import EXTENSIONS
+from projects.rsknet.leaks import VOX2_META, check_voxceleb2, read_voxceleb2_tested
 from projects.rsknet.lists import (
     Trials,
     Utterance,
@@ -103,12 +104,12 @@ def voxceleb(root: Path, train: VoxCelebTrain = "voxceleb2", lists: Sequence[str
 
     Args:
         root: folder above both, or one of them.
-        train: what to train on; the 40 test speakers of VoxCeleb1 and the test part of VoxCeleb2 are left out.
+        train: what to train on; the 40 test speakers of VoxCeleb1 and the test part of VoxCeleb2, a folder or by `vox2_meta.csv`, are left out.
         lists: names of `LISTS`, or paths of other lists; None takes all cleaned ones that are there, or else the uncleaned ones.
         train_list: path of a list of `speaker file` lines, which are what to train on whatever `train` says; None scans the folders.
 
     Raises:
-        FileNotFoundError: if what is asked for, or files that the lists name, are missing.
+        FileNotFoundError: if what is asked for, or files that the lists name, are missing, or who is in the test part of VoxCeleb2 cannot be told.
         BadFileError: if a list is damaged, gives files to other speakers than their folders do, or all that is there are .m4a files.
         ValueError: if `train` is none of these.
     """
@@ -118,7 +119,9 @@ def voxceleb(root: Path, train: VoxCelebTrain = "voxceleb2", lists: Sequence[str
     homes, lying = _voxceleb_places(root)
     tests = [read_trials(path, name) for name, path in _chosen_lists(root, lists, lying).items()]
     chosen = [name for name in ("voxceleb1", "voxceleb2") if train in (name, "both")] if train_list is None else []
-    utterances = [utterance for name in chosen for utterance in _voxceleb_train(root, name, homes)]
+    tested = _VOX1_TEST | (read_voxceleb2_tested(lying[VOX2_META]) if VOX2_META in lying else frozenset())
+    utterances = [utterance for name in chosen for utterance in _voxceleb_train(root, name, homes, tested)]
+    check_voxceleb2(utterances, root)
     utterances += [] if train_list is None else _voxceleb_listed(root, root / train_list, homes)
     files = _located_tests(tests, homes, root)
     return Corpus(utterances, tests, files, {name: name.split("/")[-3] for name in files if name.count("/") >= 2})
@@ -237,10 +240,10 @@ def audio_files(folder: str | Path, endings: tuple[str, ...] = EXTENSIONS) -> It
 
 
 def _voxceleb_places(root: Path) -> tuple[list[Path], dict[str, Path]]:
-    """Return the folders of speakers, and the files of trial lists by their names, nearest to the root first."""
+    """Return the folders of speakers, and the files of lists by their names, nearest to the root first."""
     homes: list[Path] = []
     lying: dict[str, Path] = {}
-    known = {file for files in LISTS.values() for file in files}
+    known = {VOX2_META, *(file for files in LISTS.values() for file in files)}
     level = [root]
     for _ in range(_DEEPEST + 1):
         below: list[Path] = []
@@ -274,7 +277,7 @@ def _chosen_lists(root: Path, lists: Sequence[str] | None, lying: Mapping[str, P
     return chosen
 
 
-def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Utterance]:
+def _voxceleb_train(root: Path, name: str, homes: Sequence[Path], tested: frozenset[str]) -> list[Utterance]:
     """List the training utterances of one of the two, in the order of their names; warns of .m4a files that were not converted."""
     parts = [home for home in homes if name == "voxceleb1" or not _is_test_part(home, root, homes)]
     found: list[Utterance] = []
@@ -282,7 +285,7 @@ def _voxceleb_train(root: Path, name: str, homes: Sequence[Path]) -> list[Uttera
     for utterance in (each for home in parts for each in scan(home, _BEGINNINGS[name], (*EXTENSIONS, _UNREAD))):
         if utterance.name.lower().endswith(_UNREAD):
             unread.append(utterance.name)
-        elif utterance.speaker not in _VOX1_TEST:
+        elif utterance.speaker not in tested:
             found.append(utterance)
     if found:
         if unread:

@@ -15,6 +15,12 @@ from shared.seeding import derive_seed
 OVERLAP = "voxceleb1_sitw_overlap.txt"
 """List of the 60 speakers of VoxCeleb1 who occur in SITW, by number or by name."""
 
+VOX2_META = "vox2_meta.csv"
+"""VoxCeleb2's list of its speakers, of whom 118 are for testing."""
+
+_VOX2_KNOWN = frozenset({"id00017", "id00061", "id00081", "id00154", "id00419", "id00562", "id00812", "id00817"})
+"""The first of these 118: where one of them is to be learnt from, the others are, too."""
+
 
 def check_leaks(train: Sequence[Utterance], trials: Sequence[Trials], speakers: Mapping[str, str], overlap: Collection[str] = ()) -> list[str]:
     """Refuse training speakers who are tested on, and remark on trials that are easier than they should be.
@@ -69,6 +75,32 @@ def read_overlap(root: Path) -> frozenset[str]:
         few = ", ".join(first_few(lost, 3))
         raise BadFileError(f"{path} holds {len(lost)} names without a number, such as {few}: put VoxCeleb's vox1_meta.csv beside it")
     return frozenset(numbers.get(entry, entry) for entry in entries)
+
+
+def read_voxceleb2_tested(path: Path) -> frozenset[str]:
+    """Read who is for testing from `vox2_meta.csv`, `id00017 ,n000017 ,m ,test` in a line.
+
+    Raises:
+        BadFileError: if it names nobody.
+    """
+    rows = [[field.strip() for field in line.split(",")] for line in read_text(path).splitlines()]
+    tested = frozenset(field for row in rows if row[-1] == "test" for field in row if re.fullmatch(r"id\d{5}", field))
+    if not tested:
+        raise BadFileError(f"{path} names no test speakers in lines like 'id00017 ,n000017 ,m ,test': take VoxCeleb2's anew")
+    return tested
+
+
+def check_voxceleb2(train: Sequence[Utterance], root: Path) -> None:
+    """Refuse to learn from VoxCeleb2's test speakers, who cannot be told where its two parts lie in one folder.
+
+    Raises:
+        FileNotFoundError: if one of them is among those to train on.
+    """
+    if merged := next((utterance for utterance in train if utterance.speaker in _VOX2_KNOWN), None):
+        raise FileNotFoundError(
+            f"{merged.file} is of VoxCeleb2's test part, which lies among the folders to train on, and no {VOX2_META} in {root} says who else is: "
+            f"put VoxCeleb2's {VOX2_META} there, or move the test speakers into a folder named test"
+        )
 
 
 def without_speakers(train: Sequence[Utterance], speakers: Collection[str]) -> list[Utterance]:

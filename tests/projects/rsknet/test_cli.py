@@ -34,7 +34,7 @@ def real(tmp_path_factory):
     """Miniatures of both VoxCelebs, SITW, MUSAN and RIRS_NOISES."""
     root = tmp_path_factory.mktemp("real")
     write_voxceleb(root / "vox", SAMPLES)
-    write_speakers(root / "vox" / "voxceleb2/dev/wav", ["id00017"], samples=SAMPLES)
+    write_speakers(root / "vox" / "voxceleb2/dev/wav", ["id00018"], samples=SAMPLES)
     write_sitw(root / "sitw", samples=SAMPLES)
     write_musan(root, SAMPLES)
     write_rirs(root, 1600)

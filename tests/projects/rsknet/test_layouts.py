@@ -51,6 +51,19 @@ def test_voxceleb_in_one_merged_folder_as_flac_keeps_its_test_speakers_apart(tmp
     assert corpus.files["id10270/vidA/00001.wav"] == root / "wav/id10270/vidA/00001.flac"
 
 
+def test_voxceleb2_in_one_merged_folder_is_learnt_from_but_for_whom_its_list_has_for_testing(tmp_path):
+    names = write_voxceleb(tmp_path)
+    write_speakers(tmp_path / "voxceleb2/dev/wav", ["id00017", "id00926"])
+    with pytest.raises(FileNotFoundError, match=r"id00017/.*wav is of VoxCeleb2's test part.*no vox2_meta\.csv in .*put VoxCeleb2's vox2_meta\.csv"):
+        voxceleb(tmp_path)
+    head = "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set "
+    (tmp_path / "voxceleb2/vox2_meta.csv").write_text(f"{head}\nid00012 ,n000012 ,m ,dev \nid00017 ,n000017 ,m ,test \nid00926 ,n000926 ,m ,test \n")
+    assert names_of(voxceleb(tmp_path).train) == sorted(names["vox2 dev"])
+    (tmp_path / "voxceleb2/vox2_meta.csv").write_text(head)
+    with pytest.raises(BadFileError, match=r"vox2_meta\.csv names no test speakers"):
+        voxceleb(tmp_path)
+
+
 def test_lists_of_voxceleb_are_chosen_by_name_or_by_path(tmp_path):
     names = write_voxceleb(tmp_path)
     (tmp_path / "lists").mkdir()
