@@ -1,4 +1,4 @@
-"""RGB-D sets as they are downloaded: four layouts that folder names tell apart, and folders of the user's own.
+"""RGB-D sets as they are downloaded: five layouts that the names of folders and lists tell apart, and folders of the user's own.
 
 samples = read_layout(Path("datasets"))     # all that lies there, whatever its layout
 
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from shared.data.files import EXTENSIONS, BadFileError, blamed, first_few, list_images
+from projects.hodinet.lists import read_names, read_pairs
+from shared.data.files import BadFileError, first_few, list_images
 from shared.data.folders import OnBadFile
 
-Layout = Literal["group", "spnet", "caver", "vst", "folder"]
+Layout = Literal["group", "spnet", "caver", "vst", "mobilesal", "folder"]
 """Names of the layouts, see `LAYOUTS`."""
 
 Modality = Literal["depth", "thermal"]
@@ -34,6 +35,7 @@ LAYOUTS: dict[str, str] = {
     "spnet": "TrainDataset/{RGB,depth,GT}/ and TestDataset/<set>/{RGB,depth,GT}/, or RGBD_for_train/ and RGBD_for_test/<set>/",
     "caver": "<set>/{Image,Depth,Mask}/ with lists of names for NJUD_FULL and NLPR_FULL, and <set>/{Train,Test}/{RGB,depth,GT}/",
     "vst": "<set>/{trainset,testset}/{RGB,depth,GT}/ or <set>/{RGB,depth,GT}/, <set> also as NJU2K_TRAIN",
+    "mobilesal": "<set>/{<name>.jpg,<name>_gt.png,<name>_depth.png} and <set>.txt or <set>_{train,test}.txt with a picture and its mask a line",
     "folder": "{train,test}/{RGB,depth,GT}/, or {RGB,depth,GT}/ to test on",
 }
 """What lies in the root."""
@@ -48,6 +50,9 @@ PICTURES: dict[str, dict[str, tuple[int, ...]]] = {
     "DES": {"test": (135,)},
     "LFSD": {"test": (100,)},
     "SSD": {"test": (80,)},
+    "COME15K": {"train": (8025,)},
+    "COME-E": {"test": (4600,)},
+    "COME-H": {"test": (3000,)},
 }
 """Numbers of pictures that the sets were published with; NJU2K and STERE in several releases."""
 
@@ -59,16 +64,19 @@ _NAMES = {
     "STERE-797": ("stereo797",),
     "DES": ("rgbd135", "desrgbd135"),
     "SSD": ("ssd80", "ssd100"),
+    "COME15K": ("come", "come8k"),
 }
 _STEMS = {"NJU2K": r"(?<!\d)\d{6}_left$", "NLPR": r"(?<!\d)\d{1,2}_\d\d-\d\d-\d\d$", "DUT-RGBD": r"^(dut\D*)?\d+$"}
-_IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs", "rgb_left"), ("gt", "mask", "masks")
+_IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs", "rgb_left", "imgs_right"), ("gt", "mask", "masks", "gt_right")
 _MODALITIES: dict[Modality, tuple[str, ...]] = {"depth": ("depth", "depths"), "thermal": ("t", "thermal")}
 _DEPTH = re.compile(r"_depth$", re.IGNORECASE)  # behind the stems of RGBD135 in some releases
 _SPLIT = re.compile(r"(train|test|val)(?:ing|id|idation)?(?:data)?(?:set)?")  # a word of a folder's name
+_SHORT = {"tr": "train", "te": "test"}
 _USED = ({"train"}, {"test"})  # what the name of a folder tells whose pictures are read
 _FILLING = {"for", "in", "data", "dataset", "set", "rgbd", "fast", "ori"}  # words beside it that name no set
 _MERGED = re.compile(r"nju.*nlpr|nlpr.*nju")
 _DEEPEST = 3  # folders between the root and those of pictures
+_Files = dict[str, Path]
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +105,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Place:
-    """Folders of pictures, of depth and of masks, with what their names tell; a set "" is told by stems."""
+    """Folders of pictures, of depth and of masks, with what their names tell; a set "" is told by stems.
+
+    Files by the stem of their picture are those that a list names; None are all that lie in the folders.
+    """
 
     layout: Layout
     dataset: str
@@ -105,6 +116,7 @@ class _Place:
     images: Path
     depths: Path | None
     masks: Path | None
+    files: tuple[_Files, _Files, _Files] | None = None
 
 
 def set_name(folder: str) -> str:
@@ -187,12 +199,12 @@ def _places(root: Path, layout: Layout | Literal["auto"], modality: Modality, mi
     trees = "\n  ".join(f"{name}: {root}/{tree}" for name, tree in LAYOUTS.items() if layout in ("auto", name))
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: correct data.root, or put the sets there as\n  {trees}")
-    found = list(_walk(root, root, modality, 0))
+    found = [*_walk(root, root, modality, 0), *(_side_by_side(root) if modality == "depth" else ())]
     chosen = [place for place in found if layout in ("auto", place.layout)]
     if not chosen:
         others = ", ".join(sorted({place.layout for place in found}))
         there = f"it holds {others}" if found else f"there: {', '.join(first_few(sorted(path.name for path in root.iterdir()))) or 'nothing'}"
-        raise FileNotFoundError(f"no pictures with {modality} and masks in {root} ({there}); expected\n  {trees}")
+        raise FileNotFoundError(f"no pictures with {modality} and masks in {root} ({there}){_unlisted(root)}; expected\n  {trees}")
     for place in chosen:
         _check_place(place, modality, missing_depth, with_masks)
     return chosen
@@ -246,17 +258,57 @@ def _named(parts: Sequence[str], prefix: str, root: Path, images: Path, depths: 
 
 def _splits_in(folder: str) -> set[str]:
     """Return the splits that a folder's name tells: train for `TrainDataset`, `RGBD_for_train` and `NJU2K_TRAIN`."""
-    return {match[1] for word in re.split(r"[^a-z0-9]+", folder.lower()) if (match := _SPLIT.fullmatch(word))}
+    return {split for word in re.split(r"[^a-z0-9]+", folder.lower()) if (split := _split_of(word))}
+
+
+def _split_of(word: str) -> str | None:
+    match = _SPLIT.fullmatch(word)
+    return match[1] if match else _SHORT.get(word)
 
 
 def _set_in(folder: str) -> str | None:
     """Return the name of a set in a folder's name, `NJU2K` of `NJU2K_TRAIN`; None if it only tells the split."""
     if not _splits_in(folder):
         return folder
-    words = [word for word in re.split(r"[^A-Za-z0-9]+", folder) if word and not _SPLIT.fullmatch(word.lower())]
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", folder) if word and not _split_of(word.lower())]
     if all(word.lower() in _FILLING for word in words):
         return None
     return "-".join(words) if set_name("-".join(words)) in PICTURES else folder
+
+
+def _side_by_side(root: Path) -> list[_Place]:
+    """Find pictures that lie beside their masks and depth, by lists in the root such as `NJU2K_NLPR_train.txt`.
+
+    Raises:
+        BadFileError: if a line of such a list is damaged, or pictures of a list are missing or in lists of both splits.
+    """
+    lists = {path: lines for path in sorted(root.glob("*.txt")) if (lines := read_pairs(path))}
+    there = {path.relative_to(root).as_posix(): path for path in list_images(root)} if lists else {}
+    used: dict[str, tuple[str, Path]] = {}
+    found: dict[tuple[str, Path], tuple[_Files, _Files, _Files]] = {}
+    for path, lines in lists.items():
+        split = "train" if "train" in _splits_in(path.stem) else "test"
+        if missing := [image for image, _ in lines if image not in there]:
+            raise BadFileError(f"{len(missing)} of {len(lines)} pictures that {path} names are not in {root}: {', '.join(first_few(missing, 3))}")
+        for image, mask in lines:
+            other = used.setdefault(image, (split, path))
+            if other[0] != split:
+                raise BadFileError(f"{image} is for {other[0]} in {other[1]} and for {split} in {path}: keep one of these lists")
+            files = found.setdefault((split, there[image].parent), ({}, {}, {}))
+            for own, name in zip(files, (image, f"{image.rpartition('.')[0]}_depth.png", mask), strict=True):
+                if name in there:
+                    own[there[image].stem] = there[name]
+    return [_Place("mobilesal", set_name(folder.name), split, folder, folder, folder, files) for (split, folder), files in found.items()]
+
+
+def _unlisted(root: Path) -> str:
+    """Say what pictures that lie beside their depth want; empty without any."""
+    depths = (depth for pattern in ("*_depth.png", "*/*_depth.png") for depth in sorted(root.glob(pattern)))
+    folder = next((depth.parent for depth in depths if depth.with_name(depth.name.replace("_depth.png", ".jpg")).is_file()), None)
+    if folder is None:
+        return ""
+    lists = f"lists such as {folder.name}_test.txt, with a picture and its mask a line"
+    return f"; in {folder} pictures lie beside their depth: they need {lists}, in the folder above, which is then data.root"
 
 
 def _check_place(place: _Place, modality: Modality, missing_depth: MissingDepth, with_masks: bool) -> None:
@@ -274,9 +326,9 @@ def _check_place(place: _Place, modality: Modality, missing_depth: MissingDepth,
 
 def _samples(place: _Place, root: Path, missing_depth: MissingDepth, on_bad_file: OnBadFile, with_masks: bool) -> list[Sample]:
     """Pair the files of a place, and give each its set and split."""
-    images, depths, masks = (_by_stem(folder) for folder in (place.images, place.depths, place.masks))
+    images, depths, masks = place.files or (_by_stem(folder) for folder in (place.images, place.depths, place.masks))
     depths = {stem if stem in images else _DEPTH.sub("", stem): path for stem, path in depths.items()}
-    splits = _listed(place, root, images)
+    splits = dict.fromkeys(images, place.split) if place.files else _listed(place, root, images)
     needed = {"depth map": depths} if missing_depth == "refuse" else {}
     needed |= {"mask": masks} if place.masks and with_masks else {}
     lacking = {stem: what for what, files in needed.items() for stem in splits if stem not in files}
@@ -329,8 +381,7 @@ def _listed(place: _Place, root: Path, images: dict[str, Path]) -> dict[str, str
         return dict.fromkeys(images, place.split)
     splits: dict[str, str] = {}
     for split, path in lists.items():
-        with blamed(path, "save it as UTF-8"):
-            named = [_bare(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        named = read_names(path)
         if missing := [name for name in named if name not in images]:
             raise BadFileError(
                 f"{len(missing)} of {len(named)} pictures that {path} names are not in {place.images}: {', '.join(first_few(missing, 3))}"
@@ -339,8 +390,3 @@ def _listed(place: _Place, root: Path, images: dict[str, Path]) -> dict[str, str
             raise BadFileError(f"{len(twice)} pictures are in both lists {' and '.join(map(str, lists.values()))}: {', '.join(first_few(twice, 3))}")
         splits |= dict.fromkeys(named, split)
     return splits
-
-
-def _bare(line: str) -> str:
-    name = line.strip()
-    return name[: name.rindex(".")] if name.lower().endswith(EXTENSIONS) else name

@@ -204,6 +204,14 @@ def _rgbd(home: Path) -> None:
     (home / "njud_test_jw_name_list.lst").write_text("2.jpg\n")
 
 
+def _side_by_side(home: Path) -> None:
+    for number, stem in enumerate(("1", "2")):
+        layouts.save_picture(home / "STERE" / f"{stem}.jpg", 12, 16, seed=number)
+        layouts.save_picture(home / "STERE" / f"{stem}_depth.png", 12, 16, channels=1, seed=number + 5)
+        segmentation.save(home / "STERE" / f"{stem}_gt.png", segmentation.disc(12, 16, number))
+    (home / "STERE.txt").write_text("STERE/1.jpg STERE/1_gt.png\nSTERE/2.jpg STERE/2_gt.png\n")
+
+
 def _read_rgbd(home: Path) -> None:
     from projects.hodinet.layouts import read_layout
     from projects.hodinet.samples import Reading, SampleFiles
@@ -355,6 +363,7 @@ PICTURES = [
     Reader("dvae-set-png", lambda home: _stored(home / "set", "png"), _read_stored),
     Reader("forgery_nas-genotype", _genotype, _read_genotype),
     Reader("hodinet-layout", _rgbd, _read_rgbd),
+    Reader("hodinet-lists", _side_by_side, _read_rgbd, "*.txt"),
     Reader("hodinet-depth", _depth, _read_depth),
     Reader("moe_ffd-delta", _delta, _read_delta),
     Reader("tripinet-json", _manipulated("json"), _read_manipulated("list.json"), "*.json"),

@@ -53,7 +53,17 @@ def write_vst(root):
     write(root / "LFSD")
 
 
-WRITERS = {"group": write_group, "spnet": write_spnet, "caver": write_caver, "vst": write_vst}
+def write_mobilesal(root):
+    stems = {"NJU2K": (*NJU2K, "000003_left"), "NLPR": (*NLPR, "10_03-02-58"), "STERE": ("7", "8")}
+    for name, own in stems.items():
+        write(root, (name,) * 3, own, (".jpg", "_gt.png", "_depth.png"))
+    lists = {"NJU2K_NLPR_train": {"NJU2K": NJU2K, "NLPR": NLPR}, "NJU2K_test": {"NJU2K": ("000003_left",)}, "NLPR_test": {"NLPR": ("10_03-02-58",)}}
+    for name, sets in {**lists, "STERE": {"STERE": ("7", "8")}}.items():
+        lines = (f"{folder}/{stem}.jpg {folder}/{stem}_gt.png\n" for folder, own in sets.items() for stem in own)
+        (root / f"{name}.txt").write_text("".join(lines))
+
+
+WRITERS = {"mobilesal": write_mobilesal, "group": write_group, "spnet": write_spnet, "caver": write_caver, "vst": write_vst}
 EXPECTED = {
     "group": {
         "train": {"NJU2K": NJU2K, "NLPR": NLPR, "DUT-RGBD": DUT},
@@ -65,6 +75,10 @@ EXPECTED = {
         "test": {"NJU2K": ("000003_left",), "NLPR": ("10_03-02-58",), "DUT-RGBD": ("0500",), "STERE": ("1", "2")},
     },
     "vst": {"train": {"NJU2K": NJU2K}, "test": {"NJU2K": ("000005_left",), "LFSD": ("1", "2")}},
+    "mobilesal": {
+        "train": {"NJU2K": NJU2K, "NLPR": NLPR},
+        "test": {"NJU2K": ("000003_left",), "NLPR": ("10_03-02-58",), "STERE": ("7", "8")},
+    },
 }
 
 
@@ -88,9 +102,10 @@ def test_a_layout_is_told_by_the_names_of_its_folders(tmp_path, layout, named):
     assert contents(samples) == in_order(EXPECTED[layout])
     assert {sample.layout for sample in samples} == {layout}
     for sample in samples:
-        assert sample.image.stem == sample.depth.stem == sample.mask.stem == sample.stem
-        assert "mask" in sample.mask.parent.name.lower() or sample.mask.parent.name == "GT"
-        assert "depth" in sample.depth.parent.name.lower()
+        depth, mask = ("_depth", "_gt") if layout == "mobilesal" else ("", "")
+        assert sample.image.stem == sample.depth.stem.removesuffix(depth) == sample.mask.stem.removesuffix(mask) == sample.stem
+        assert "mask" in sample.mask.parent.name.lower() or sample.mask.parent.name == "GT" or sample.mask.stem.endswith("_gt")
+        assert "depth" in sample.depth.parent.name.lower() or sample.depth.stem.endswith("_depth")
 
 
 def test_dformer_writes_depth_with_a_capital(tmp_path):
@@ -126,6 +141,20 @@ def test_dut_rgbd_is_read_as_its_authors_publish_it(tmp_path):
         write(tmp_path / "DUT-RGBD" / f"{split}_data", tuple(f"{split}_{name}" for name in ("images", "depth", "masks")), stems)
     expected = {"train": {"DUT-RGBD": ("0004", "0012")}, "test": {"DUT-RGBD": ("0001",)}}
     assert contents(read_layout(tmp_path)) == contents(read_layout(tmp_path / "DUT-RGBD")) == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "easy"), [("train", "test/COME-E"), ("COME-TR", "COME-TE/COME-TE-E"), ("train", "COME-E")]
+)  # as published, as CAVER's authors name it, and with test sets beside the training folder
+def test_come15k_is_read_with_the_pictures_that_its_depth_and_masks_belong_to(tmp_path, train, easy):
+    home = tmp_path / "COME15K"
+    write(home / train, ("imgs_right", "depths", "gt_right"), ("COME_Train_1", "COME_Train_2"))
+    write(home / train, ("imgs_left", "gt_left"), ("COME_Train_1", "COME_Train_3"), (".jpg", ".png"))
+    write(home / easy, ("RGB", "depths", "GT"), ("COME_Easy_1",))
+    samples = read_layout(tmp_path)
+    assert contents(samples) == {"train": {"COME15K": ("COME_Train_1", "COME_Train_2")}, "test": {"COME-E": ("COME_Easy_1",)}}
+    assert {sample.image.parent.name for sample in samples} == {"imgs_right", "RGB"}
+    assert contents(read_layout(home)) == contents(samples)
 
 
 def test_pictures_of_neither_split_are_left_out(tmp_path, caplog):
@@ -210,6 +239,7 @@ def test_rgb_t_sets_are_read_by_the_same_reader(tmp_path):
         ("DUTLF-Depth", "DUT-RGBD"),
         ("DUT-RGBD", "DUT-RGBD"),
         ("ReDWeb-S", "ReDWeb-S"),
+        ("COME8K", "COME15K"),
         ("my set", "my_set"),
         ("..", "set"),
     ],
@@ -235,6 +265,27 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
     names.write_text("000001_left\n")
     with pytest.raises(BadFileError, match=r"1 pictures are in both lists .*: 000001_left"):
         read_layout(tmp_path)
+
+
+def test_pictures_beside_their_depth_need_lists_that_fit(tmp_path):
+    write_mobilesal(tmp_path)
+    lists = {path: path.read_text() for path in tmp_path.glob("*.txt")}
+    stere = tmp_path / "STERE.txt"
+    for text, message in (
+        ("STERE/9.jpg STERE/9_gt.png\n", r"1 of 1 pictures that .*STERE\.txt names are not in .*: STERE/9\.jpg"),
+        (lists[stere] + "STERE/7.jpg\n", r"STERE\.txt has the line 'STERE/7\.jpg': expected a picture and its mask"),
+        (lists[tmp_path / "NJU2K_NLPR_train.txt"], r"000001_left\.jpg is for train in .*NLPR_train\.txt and for test in .*STERE\.txt: keep one"),
+        ("STERE/7.jpg STERE/none.png\n", r"7\.jpg has no mask of its stem"),
+    ):
+        stere.write_text(text)
+        with pytest.raises(BadFileError, match=message):
+            read_layout(tmp_path)
+    for path in lists:
+        path.unlink()
+    (tmp_path / "readme.txt").write_text("NJU2K, NLPR and STERE\n")
+    for root in (tmp_path, tmp_path / "NJU2K"):
+        with pytest.raises(FileNotFoundError, match=r"in .*NJU2K pictures lie beside their depth: they need lists such as NJU2K_test\.txt"):
+            read_layout(root)
 
 
 def test_pictures_without_depth_are_refused_skipped_or_taken_with_zeros(tmp_path, caplog):
