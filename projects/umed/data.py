@@ -21,11 +21,11 @@ from projects.umed.sets import (
     perceptual_hash,
     split_groups,
 )
-from projects.umed.sets.layouts import Items, Region, busi, covid, folder, glas, isic, kvasir
+from projects.umed.sets.layouts import Items, Region, busi, covid, folder, glas, isic, kvasir, monuseg
 from projects.umed.worlds import ellipses, micrographs
 from shared.data.base import DataModule
 
-_CLASSES = {"micrographs": 1, "busi": 1, "kvasir": 1, "isic": 1, "covid": 1, "glas": 1, "acdc": 3}  # of sources that have no choice
+_CLASSES = {"micrographs": 1, "busi": 1, "kvasir": 1, "isic": 1, "covid": 1, "glas": 1, "monuseg": 1, "acdc": 3}  # of sources that have no choice
 _FRACTIONS = (0.7, 0.1, 0.2)
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ class ProtectionData(DataModule):
         "kvasir": "Kvasir-SEG, images/ and masks/ in root",
         "isic": "ISIC-2018 task 1, ISIC2018_Task1-2_Training_Input/ and so on in root",
         "covid": "COVID-QU-Ex, {Train,Val,Test}/<class>/{images,infection masks,lung masks}/ in root",
-        "glas": "GlaS, train_1.bmp with train_1_anno.bmp and so on in root",
+        "glas": "GlaS, train_1.bmp with train_1_anno.bmp and so on in root, or Train_Folder/{img,labelcol}/ and so on",
+        "monuseg": "MoNuSeg, {Train,Val,Test}_Folder/{img,labelcol}/ in root",
         "acdc": "cardiac volumes, training/patientNNN/*.nii.gz in root (extra medical)",
         "folder": "images/ and masks/ with the same names, in root or in its train, val and test",
         "protected": "a folder that protect wrote",
@@ -201,6 +202,8 @@ class ProtectionData(DataModule):
                 return covid(self.root, self.region)
             case "glas":
                 return glas(self.root)
+            case "monuseg":
+                return monuseg(self.root)
             case "acdc":
                 from projects.umed.sets.volumes import acdc
 

@@ -118,7 +118,12 @@ def covid(root: Path, region: Region = "infection") -> Items:
 
 
 def glas(root: Path) -> Items:
-    """Read GlaS, `{train,testA,testB}_<n>.bmp` with `_anno.bmp`, which numbers the glands; groups are the patients of `Grade.csv`, where there."""
+    """Read GlaS, `{train,testA,testB}_<n>.bmp` with `_anno.bmp`, which numbers the glands; groups are the patients of `Grade.csv`, where there.
+
+    Folders `{Train,Val,Test}_Folder` are read as those of `monuseg` are; they tell no patients.
+    """
+    if (split := _below(root, "GlaS", "Train_Folder") / "Train_Folder").is_dir():
+        return _split_folders(split.parent)
     unpacked = sorted(path.name for path in root.glob("Warwick?QU?Dataset*") if path.is_dir())  # with spaces or underscores, dated or not
     root = _below(root, unpacked[0], "train_1.bmp") if unpacked else root
     patients = _patients(root / "Grade.csv")
@@ -131,7 +136,19 @@ def glas(root: Path) -> Items:
             found["train" if match[1] == "train" else "test"].append(PictureItem(path.name, path, (mask,), MaskCode("nonzero"), group))
             missing += [] if mask.is_file() else [f"{path}: no {mask.name} beside it"]
     _refuse(missing, root, "images have no annotation")
-    return {split: _some(items, root, "train_1.bmp with train_1_anno.bmp, testA_1.bmp and so on") for split, items in found.items()}
+    expected = "train_1.bmp with train_1_anno.bmp, testA_1.bmp and so on, or Train_Folder/{img,labelcol}/"
+    return {split: _some(items, root, expected) for split, items in found.items()}
+
+
+def monuseg(root: Path) -> Items:
+    """Read MoNuSeg as UCTransNet hands it on, `{Train,Val,Test}_Folder/{img,labelcol}/<name>`; what is not 0 in a mask is a nucleus."""
+    return _split_folders(_below(root, "MoNuSeg", "Train_Folder"))
+
+
+def _split_folders(root: Path) -> Items:
+    places = {split: root / f"{split.capitalize()}_Folder" for split in ("train", "val", "test")}
+    there = {split: path for split, path in places.items() if split == "train" or path.is_dir()}
+    return _named({split: _pairs(path / "img", path / "labelcol", MaskCode("nonzero"), f"{path.name}/") for split, path in there.items()})
 
 
 def folder(root: Path, code: MaskCode, window: tuple[float, float] | None = None) -> Items:
@@ -172,7 +189,7 @@ def _pairs(images: Path, masks: Path, code: MaskCode, prefix: str = "", window: 
 
 
 def _mask_of(name: str, found: Mapping[str, Path]) -> Path | None:
-    return next((found[name + word] for word in ("", "_mask", "_segmentation") if name + word in found), None)
+    return next((found[name + word] for word in ("", "_mask", "_segmentation", "_anno") if name + word in found), None)
 
 
 def _by_stem(root: Path, paths: Sequence[Path]) -> Mapping[str, Path]:

@@ -213,6 +213,27 @@ def test_glas(tmp_path):
         loaded(source="glas", root=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(("source", "name", "ending", "word"), [("glas", "GlaS", ".bmp", "_anno"), ("monuseg", "MoNuSeg", ".tif", "")])
+def test_histology_is_read_as_uctransnet_hands_it_on(tmp_path, source, name, ending, word):
+    for split, count in (("Train", 8), ("Val", 2), ("Test", 3)):
+        for number in range(count):
+            stem = f"{split}-{number}"
+            save(tmp_path / name / f"{split}_Folder" / "img" / f"{stem}{ending if split == 'Test' else '.png'}", textured(32, 32, 3, number))
+            save(tmp_path / name / f"{split}_Folder" / "labelcol" / f"{stem}{word}.png", disc(32, 32, number).astype(np.uint8) * (number + 1))
+    data = loaded(source=source, root=str(tmp_path), channels=3)
+    assert counts(data) == (8, 2, 3)
+    assert data.test_set.names == [f"Test_Folder/Test-{number}{ending}" for number in range(3)]
+    assert data.all_files().original(3).mask.sum() == disc(32, 32, 3).sum(), "instances are numbered from 1"
+    shutil.rmtree(tmp_path / name / "Val_Folder")
+    assert counts(loaded(source=source, root=str(tmp_path / name), channels=3)) == (7, 1, 3)
+    (tmp_path / name / "Test_Folder" / "labelcol" / f"Test-1{word}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 images have no mask in .*Test_Folder:[\s\S]*Test-1\S+: no .*labelcol/Test-1"):
+        loaded(source=source, root=str(tmp_path), channels=3)
+    (tmp_path / name / "Train_Folder").rename(tmp_path / name / "training")
+    with pytest.raises(FileNotFoundError, match=r"expected .*Train_Folder/(img/<name>|\{img,labelcol\})"):
+        loaded(source=source, root=str(tmp_path), channels=3)
+
+
 def test_acdc(tmp_path):
     nibabel = pytest.importorskip("nibabel")
     data = loaded(source="acdc", root=str(write_acdc(tmp_path)), size=24)
