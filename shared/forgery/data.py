@@ -194,8 +194,8 @@ class ForgeryData(DataModule):
         """Return the clips of a set that has some to learn from; refuse another one, with what to do about it."""
         found = self._layout(dataset)
         if not found.get("train"):
-            if self.source == "reference" and layouts.lacks_celeb_list(self.root / dataset):
-                mend = f"put Celeb-DF's {layouts.CELEB_LIST} beside its classes, or {mend}"
+            if self.source == "reference" and (lacking := layouts.lacking_list(self.root / dataset)):
+                mend = f"put {lacking} beside its classes, or {mend}"
             raise ValueError(f"{self._called(dataset)} has no videos to learn from, only to test on: {mend}")
         return found
 

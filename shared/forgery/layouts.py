@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +20,8 @@ _NO_CLASSES = ("landmarks", "masks")  # what tools put beside the classes
 _CLASS_OF_SPLIT = re.compile(rf"(.+)[ _-]({'|'.join(one for spellings in SPLITS.values() for one in spellings)})", re.IGNORECASE)  # fake_train
 CELEB_LIST = "List_of_testing_videos.txt"
 """List by which Celeb-DF tells the videos to test on."""
+_OFFICIAL = "FaceForensics++'s official train.json, val.json and test.json (dataset/splits in its repository)"
+_ACTORS = "DeepFakeDetection"  # of other videos than FaceForensics++'s, which its official splits do not divide
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +32,10 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     `FaceForensics++/<compression>/{train,valid,test}/{original,<manipulation>}/<video>/*` has splits. Other sets, for testing, lie in
     `<dataset>/<class>/<video>/*`, a class being real if its name contains `original` or `real`, or is FFIW's `source`, and of a split if its
     name ends in `_train`, `_val` or `_test`, as WildDeepfake's do, or if folders of these names lie below it or above it; where a
-    `List_of_testing_videos.txt` lies beside the classes, what it leaves out is for training. Videos are the folders that hold images, however deep
-    they lie. `<dataset>/{frames/<video>/*,labels.csv}` is read as DFDC's test set, `<dataset>/{train,test}` with lists of their own as DFDC in parts,
-    and a set with `dataset.json` as DFDC's preview.
+    `List_of_testing_videos.txt` lies beside the classes, what it leaves out is for training, and FaceForensics++ in `{original,Deepfakes,...}`, as
+    copies at Kaggle have it, is divided by its official splits, beside the classes or in `splits`. Videos are the folders that hold images, however
+    deep they lie. `<dataset>/{frames/<video>/*,labels.csv}` is read as DFDC's test set, `<dataset>/{train,test}` with lists of their own as DFDC in
+    parts, and a set with `dataset.json` as DFDC's preview.
 
     Raises:
         FileNotFoundError: if folders or frames are missing.
@@ -43,7 +46,7 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     if not folder.is_dir():
         there = ", ".join(first_few(sorted(path.name for path in root.iterdir() if path.is_dir()))) if root.is_dir() else "no such folder"
         raise FileNotFoundError(f"no set {dataset} in {root} (there: {there}): expected {folder}/<class>/<video>/<number>.png")
-    if dataset == "FaceForensics++":
+    if dataset == "FaceForensics++" and not _is_faceforensics(folder):
         expected = f"{folder}/{compression}/{{train,valid,test}}/{{original,Deepfakes,...}}/<video>/<number>.png"
         as_downloaded = (folder / "original_sequences").is_dir()
         mend = f"it lies as its download script has it: read it with data.source faceforensics and data.root {folder}"
@@ -59,8 +62,11 @@ def reference(root: Path, dataset: str, compression: str = "c23") -> Clips:
     clips = _classes(folder, dataset, "")
     if (folder / CELEB_LIST).is_file():
         return _listed(clips, folder / CELEB_LIST)
-    if lacks_celeb_list(folder):
-        _log.warning("%s has no %s: all %d videos are tested on, not those of the list; put it beside the classes", folder, CELEB_LIST, len(clips))
+    if lacking := lacking_list(folder):
+        said = "%s lacks %s: all %d videos are tested on, not those that are listed for it; put what is lacking beside the classes"
+        _log.warning(said, folder, lacking, len(clips))
+    elif _is_faceforensics(folder):
+        return _divided(clips, _official_splits([folder, folder / "splits"]), folder)
     parts = {}
     for clip in clips:
         parts.setdefault(_split_of(clip.video.name), []).append(clip)
@@ -74,9 +80,17 @@ def _split_of(name: str) -> str:
     return find_split(found[2] if found else below[0] if len(below) > 1 else "") or "test"
 
 
-def lacks_celeb_list(folder: Path) -> bool:
-    """Tell whether a folder holds Celeb-DF without its `CELEB_LIST`."""
-    return all((folder / name).is_dir() for name in ("Celeb-real", "Celeb-synthesis")) and not (folder / CELEB_LIST).is_file()
+def lacking_list(folder: Path) -> str:
+    """Name the lists by which Celeb-DF or FaceForensics++ in `<class>/<video>/*` is divided, where they do not lie beside the classes; else ""."""
+    if all((folder / name).is_dir() for name in ("Celeb-real", "Celeb-synthesis")) and not (folder / CELEB_LIST).is_file():
+        return f"Celeb-DF's {CELEB_LIST}"
+    return _OFFICIAL if _is_faceforensics(folder) and not _official_splits([folder, folder / "splits"]) else ""
+
+
+def _is_faceforensics(folder: Path) -> bool:
+    """Tell whether the classes of FaceForensics++ lie in a folder without splits, as copies of one compression have them."""
+    kinds = ("Deepfakes", "Face2Face", "FaceSwap", "FaceShifter", "NeuralTextures")
+    return (folder / "original").is_dir() and any((folder / kind).is_dir() for kind in kinds)
 
 
 def celeb_df_list(path: Path) -> frozenset[str]:
@@ -122,33 +136,46 @@ def faceforensics(root: Path, compression: str = "c23", splits: Path | None = No
         BadFileError: if a list is damaged.
     """
     places = [splits] if splits else [root, root / "splits", root / "dataset" / "splits"]
-    folder = next((place for place in places if (place / "test.json").is_file()), None)
-    if folder is None:
-        raise FileNotFoundError(
-            f"no train.json, val.json and test.json in {' or '.join(map(str, places))}: put FaceForensics++'s official splits there"
-        )
+    pairs = _official_splits(places)
+    if not pairs:
+        raise FileNotFoundError(f"no splits in {' or '.join(map(str, places))}: put {_OFFICIAL} there")
     sources = {REAL: _cut_out(root / "original_sequences" / "youtube" / compression)}
     for method in folders_in(root / "manipulated_sequences"):
         frames = _cut_out(method / compression)
-        if method.name == "DeepFakeDetection":
+        if method.name == _ACTORS:
             continue
         if frames.is_dir():
             sources[_SPELLINGS.get(method.name, method.name)] = frames
         else:
             _log.warning("%s is left out: there are no frames in %s; cut them out of its videos", method.name, frames)
-    pairs = {split: official_pairs(folder / f"{split}.json") for split in SPLITS}
-    clips: Clips = {split: [] for split in SPLITS}
+    clips: list[Clip] = []
     for kind, frames in sources.items():
         expected = frames / "<video>" / "<number>.png"
-        found = {video.name: images for video in (folders_in(frames) if frames.is_dir() else []) if (images := frames_in(video))}
-        if not found:
+        videos = {video.name: images for video in (folders_in(frames) if frames.is_dir() else []) if (images := frames_in(video))}
+        if not videos:
             raise FileNotFoundError(f"no frames of {kind}: expected {expected}, cut out of the videos")
-        for split, names in pairs.items():
+        clips += [clip_of("FaceForensics++", kind, name, images) for name, images in videos.items()]
+    return _divided(clips, pairs, root)
+
+
+def _official_splits(places: Sequence[Path]) -> dict[str, frozenset[str]]:
+    """Read FaceForensics++'s official splits from the first place that has some: names of their videos; none if no place has."""
+    place = next((place for place in places if (place / "test.json").is_file()), None)
+    return {split: official_pairs(place / f"{split}.json") for split in SPLITS} if place else {}
+
+
+def _divided(clips: Sequence[Clip], splits: Mapping[str, frozenset[str]], where: Path) -> Clips:
+    """Divide FaceForensics++ by its official splits; videos in none of them are left out, and how many of theirs have no frames is said."""
+    kinds = dict.fromkeys(clip.video.manipulation for clip in clips if clip.video.manipulation != _ACTORS)
+    parts: Clips = {split: [] for split in splits}
+    for split, names in splits.items():
+        for kind in kinds:
             wanted = {name for name in names if ("_" in name) == (kind != REAL)}
-            clips[split] += [clip_of("FaceForensics++", kind, name, found[name]) for name in found if name in wanted]
-            if missing := wanted - found.keys():
-                _log.warning("%d of %d %s videos of %s.json have no frames in %s", len(missing), len(wanted), kind, split, frames)
-    return clips
+            found = {clip: name for clip in clips if clip.video.manipulation == kind and (name := PurePosixPath(clip.video.name).name) in wanted}
+            parts[split] += found
+            if missing := wanted.difference(found.values()):
+                _log.warning("%d of %d %s videos of %s.json have no frames in %s", len(missing), len(wanted), kind, split, where)
+    return parts
 
 
 def _cut_out(folder: Path) -> Path:
@@ -256,7 +283,7 @@ def _classes(folder: Path, dataset: str, above: str | None) -> list[Clip]:
         for video, frames in _videos(kind):
             name = video if above is None else f"{above}{kind.name}/{video}"
             clips.append(clip_of(dataset, REAL if is_real else _SPELLINGS.get(manipulation, manipulation), name, frames))
-    _check_classes(clips, folder, f"{folder}/<class>/<video>/<number>.png, with real and fake classes")
+    _check_classes(clips, folder, f"{folder}/<class>/<video>/<number>.png, cut out of the videos, with real and fake classes")
     return clips
 
 

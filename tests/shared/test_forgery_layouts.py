@@ -56,7 +56,7 @@ def test_reference_with_other_names_and_celeb_df_s_list(tmp_path, caplog):
     assert [path.rsplit("/", 1)[-1] for path in clips[0].frames] == ["frame b9.png", "frame b10.png"]
     assert not caplog.text
     assert len(reference(root, "CDF")["test"]) == 4
-    assert "CDF has no List_of_testing_videos.txt: all 4 videos are tested on" in caplog.text
+    assert "CDF lacks Celeb-DF's List_of_testing_videos.txt: all 4 videos are tested on" in caplog.text
     assert celeb_df_list(write_celeb_list(root)) == {"YouTube-real/00170", "Celeb-synthesis/id0_id1_0001"}, "whatever the digit says"
     parts = reference(root, "CDF")
     assert found(parts["test"]) == [("Celeb-synthesis", "Celeb-synthesis/id0_id1_0001"), (REAL, "YouTube-real/00170")]
@@ -86,6 +86,32 @@ def test_classes_as_copies_call_them(tmp_path, real, fake):
     video(tmp_path / "set" / fake / "01_02__kitchen__ABC")
     assert [clip.video.label for clip in reference(tmp_path, "set")["test"]] in ([0, 1], [1, 0])
     assert {clip.video.label for clip in reference(tmp_path, "set")["test"] if clip.video.name.endswith("ABC")} == {1}
+
+
+def test_faceforensics_without_folders_of_splits_is_divided_by_its_official_ones(tmp_path, caplog):
+    """A copy of one compression as it is shared at Kaggle, with frames cut out of its videos."""
+    source, copy = write_faceforensics(tmp_path / "source"), tmp_path / "FaceForensics++_C23"
+    (copy / "csv").mkdir(parents=True)
+    for frames in source.rglob("frames"):
+        frames.rename(copy / frames.parent.parent.name.replace("youtube", "original"))
+    video(copy / "DeepFakeDetection" / "01_02__meeting_serious__YVGY8LOK")
+    assert set(reference(tmp_path, copy.name)) == {"test"}
+    assert "FaceForensics++_C23 lacks FaceForensics++'s official train.json, val.json and test.json (dataset/splits in its repository)" in caplog.text
+    with pytest.raises(ValueError, match=r"no videos to learn from.*: put FaceForensics\+\+'s official train\.json.* beside its classes"):
+        loaded(tmp_path, source="reference", train_set=copy.name)
+    caplog.clear()
+    (source / "splits").rename(copy / "splits")
+    parts = reference(tmp_path, copy.name)
+    assert found(parts["val"]) == [
+        *((kind, f"{kind}/{name}") for kind in ("Deepfakes", "NeuralTextures") for name in ("020_021", "021_020")),
+        (REAL, "original/020"),
+        (REAL, "original/021"),
+    ]
+    assert {split: len(clips) for split, clips in parts.items()} == {"train": 18, "val": 6, "test": 6}
+    assert not caplog.records
+    assert len(loaded(tmp_path, source="reference", train_set=copy.name).train_set.frames.kinds) == 2
+    copy.rename(tmp_path / "FaceForensics++")
+    assert len(reference(tmp_path, "FaceForensics++")["train"]) == 18, "by the name of the whole set, too"
 
 
 def test_ffiw_has_its_splits_below_its_classes(tmp_path):
@@ -171,7 +197,7 @@ def test_faceforensics(tmp_path):
     assert seen(data.test_sets[0]) == [("NeuralTextures", "030_031"), ("NeuralTextures", "031_030"), (REAL, "030"), (REAL, "031")]
     assert data.val_set.kinds == ("Deepfakes",), "only what is learnt chooses a model"
     (tmp_path / "splits" / "test.json").unlink()
-    with pytest.raises(FileNotFoundError, match="official splits"):
+    with pytest.raises(FileNotFoundError, match=r"no splits in .*: put FaceForensics\+\+'s official train\.json"):
         loaded(tmp_path, source="faceforensics")
 
 
