@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from projects.comad.defects import Defect, DefectType
-from projects.comad.layouts import Catalogue, Group, Picture, Split, cad_sd_folders, check_sizes, compare, read_folders, read_loco
+from projects.comad.layouts import Catalogue, Group, Picture, Split, cad_sd_folders, check_sizes, compare, read_folders, read_loco, read_visa
 from projects.comad.traysim import LOGICAL, STRUCTURAL, Kind, Tray, draw_tray
 from shared.data.base import DataModule
 from shared.data.files import check_images, image_size, read_levels
@@ -129,7 +129,7 @@ class InspectionData(DataModule):
         num_workers: processes that read pictures.
         seed: seed of trays, and of what is held out.
         size: side in pixels that pictures are brought to, or height and width; null is 128 for trays and 224 for files.
-        category: folder of one category in the root, with `loco`; null takes the root itself, or the only one in it.
+        category: folder of one category in the root, with `loco` and `visa`; null takes the root itself, or with `loco` the only one in it.
         folders: with `folder` and `cad_sd`, the folders in the root of train, perhaps of validation, and of each kind of test pictures, such as
             good; null is train/good, validation/good and test/<kind>.
         groups: with `folder` and `cad_sd`, logical or structural for kinds whose names do not tell; others are `other`.
@@ -155,6 +155,7 @@ class InspectionData(DataModule):
         "traysim": "drawn on the spot: trays with fruit, pins, rings and grain",
         "loco": "MVTec LOCO AD: <category>/{train,validation,test,ground_truth}/ and defects_config.json",
         "cad_sd": "CAD-SD: train/good and test/{good,scratch,paint,over,lack}, numbered as in 1_scratch or not, or the folders of data.folders",
+        "visa": "VisA as it is published: split_csv/1cls.csv and <category>/Data/{Images/{Normal,Anomaly},Masks/Anomaly}/",
         "folder": "train/good, perhaps validation/good and test/<kind>, with or without ground_truth/<kind>; or good, and perhaps bad",
     }
 
@@ -192,7 +193,9 @@ class InspectionData(DataModule):
         if self.source == "traysim" and self.size[0] != self.size[1]:
             raise ValueError(f"data.size must be one number with data.source traysim, whose trays are square, got {list(self.size)}")
         if given := [name for name in ("root", "category", "folders", "groups") if self.source == "traysim" and options[name] is not None]:
-            raise ValueError(f"data.{given[0]} is not used with data.source traysim, which draws trays: add --data.source folder (or loco, cad_sd)")
+            raise ValueError(
+                f"data.{given[0]} is not used with data.source traysim, which draws trays: add --data.source folder (or loco, cad_sd, visa)"
+            )
         if not 0 < options.val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in (0, 1), got {options.val_fraction}")
         if options.on_bad_file not in get_args(OnBadFile):
@@ -245,6 +248,8 @@ class InspectionData(DataModule):
         options = self.options
         if self.source == "loco":
             return read_loco(self.root, options.category)
+        if self.source == "visa":
+            return read_visa(self.root, options.category)
         if self.source == "folder":
             return read_folders(self.root, options.folders, options.groups)
         catalogue = read_folders(self.root, options.folders or cad_sd_folders(self.root), options.groups)

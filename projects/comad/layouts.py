@@ -1,4 +1,4 @@
-"""Inspection sets as they lie on disk: MVTec LOCO AD, CAD-SD, and folders of the user's own.
+"""Inspection sets as they lie on disk: MVTec LOCO AD, CAD-SD, VisA, and folders of the user's own.
 
 catalogue = read_loco(Path("mvtec_loco_anomaly_detection"), "pushpins")
 catalogue = read_folders(Path("parts"), FOLDERS)        # train/good, validation/good, test/<kind>
@@ -6,6 +6,7 @@ catalogue = read_folders(Path("parts"), FOLDERS)        # train/good, validation
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from projects.comad.defects import CONFIG, Defect, DefectType, read_config, read_defect
-from shared.data.files import BadFileError, first_few, image_size, list_images
+from shared.data.files import BadFileError, blamed, first_few, image_size, list_images
 
 Split = Literal["train", "validation", "test"]
 
@@ -42,6 +43,9 @@ CAD_SD_NUMBERED = {
     "lack": "test/4_lacking",
 }
 """Folders of its test pictures as the authors' code reads them."""
+
+VISA_TABLE = "split_csv/1cls.csv"
+"""VisA's table of the pictures to learn from and to test, below the root."""
 
 GROUPS: dict[str, Group] = {
     "scratch": "structural", "paint": "structural", "over": "logical", "lack": "logical", "logical": "logical", "structural": "structural",
@@ -138,6 +142,51 @@ def read_loco(root: Path, category: str | None = None) -> Catalogue:
     return Catalogue(folder.name, pictures, types)
 
 
+def read_visa(root: Path, category: str | None = None) -> Catalogue:
+    """Find the pictures and masks of a product of VisA as it is published, `<category>/Data/{Images/{Normal,Anomaly},Masks/Anomaly}`.
+
+    Its table for one class says which pictures are learnt and tested; anomalous ones are of the kind `bad`, whose group is not told.
+
+    Args:
+        root: folder of the products and of the table, or of one product.
+        category: the product; None takes the root itself.
+
+    Raises:
+        FileNotFoundError: if the table, the category or its pictures are missing.
+        BadFileError: if the table is damaged, or files that it names are missing.
+        ValueError: if no category was named.
+    """
+    if category is None and (root.resolve().parent / VISA_TABLE).is_file():
+        root, category = root.resolve().parent, root.resolve().name
+    table, tree = root / VISA_TABLE, f"{root}/<category>/Data/Images/Normal/<name>.JPG"
+    if not table.is_file():
+        raise FileNotFoundError(f"no file {table}: it comes with VisA; put it there, beside {tree}, or correct data.root")
+    rows = _visa_rows(table)
+    products = sorted({product for product, *_ in rows})
+    if category is None:
+        raise ValueError(f"{root} holds several categories: choose one with data.category ({', '.join(products)})")
+    if category not in products:
+        raise FileNotFoundError(f"no category {category} in {table}: there are {', '.join(first_few(products, 20))}; correct data.category")
+    own = [row[1:] for row in rows if row[0] == category]
+    there = {path.relative_to(root).as_posix(): path for path in list_images(root / category, tree)}
+    if missing := [name for *_, image, mask in own for name in (image, mask) if name and name not in there]:
+        raise BadFileError("\n  ".join([f"{len(missing)} files that {table} names are not in {root}:", *first_few(missing), "put them there"]))
+    good = [Picture(there[image], "train" if split == "train" else "test") for split, label, image, _ in sorted(own) if label == "normal"]
+    bad = [Picture(there[image], "test", "bad", "other", (there[mask],)) for _, label, image, mask in sorted(own) if label == "anomaly"]
+    return Catalogue(category, [*good, *bad])
+
+
+def _visa_rows(table: Path) -> list[list[str]]:
+    """Read the product, split, label, picture and mask of each row of VisA's table."""
+    known = (("train", "normal", False), ("test", "normal", False), ("test", "anomaly", True))
+    with blamed(table, "take it from VisA's archive again"):
+        lines = csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines())
+        rows = [[line.get(column) or "" for column in ("object", "split", "label", "image", "mask")] for line in lines]
+        if bad := next((row for row in rows if (row[1], row[2], bool(row[4])) not in known), None):
+            raise ValueError(f"the row {','.join(bad)} is no normal picture of train or test, nor an anomaly of test with its mask")
+    return rows
+
+
 def read_folders(root: Path, folders: Mapping[str, str] | None = None, groups: Mapping[str, Group] | None = None) -> Catalogue:
     """Find pictures in folders of any names.
 
@@ -225,6 +274,8 @@ def _found(root: Path) -> dict[str, str]:
         return {"train": GOOD, **{name: name for name in _kinds(root) if name != GOOD}}
     categories = [path.name for path in (sorted(root.iterdir()) if root.is_dir() else ()) if (path / "train" / GOOD).is_dir()]
     mend = f"; choose one of its categories with data.root {root}/<category>: {', '.join(first_few(categories))}" if categories else ""
+    if (root / VISA_TABLE).is_file() or (root / "Data" / "Images").is_dir():
+        mend = "; VisA as it is published is read by data.source visa"
     raise FileNotFoundError(f"no good pictures in {root}: expected {root}/train/good and perhaps test/<kind>, or {root}/good and perhaps bad{mend}")
 
 

@@ -45,6 +45,21 @@ def _read_loco(home: Path) -> None:
             read_defect(mask, (20, 16), found.types)
 
 
+def _visa(home: Path) -> None:
+    layouts.save_picture(home / "candle/Data/Images/Normal/0000.JPG", 20, 16)
+    layouts.save_picture(home / "candle/Data/Images/Anomaly/000.JPG", 20, 16, seed=1)
+    segmentation.save(home / "candle/Data/Masks/Anomaly/000.png", segmentation.disc(20, 16))
+    rows = ("train,normal,candle/Data/Images/Normal/0000.JPG,", "test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png")
+    (home / "split_csv").mkdir()
+    (home / "split_csv/1cls.csv").write_text("object,split,label,image,mask\n" + "".join(f"candle,{row}\n" for row in rows))
+
+
+def _read_visa(home: Path) -> None:
+    from projects.comad.layouts import read_visa
+
+    read_visa(home, "candle")
+
+
 def _inspector(home: Path) -> None:
     from projects.comad.store import save_state
 
@@ -349,6 +364,7 @@ def _read_protected(home: Path) -> None:
 
 PICTURES = [
     Reader("comad-loco", _loco, _read_loco),
+    Reader("comad-visa", _visa, _read_visa, "**/*.csv"),
     Reader("comad-inspector", _inspector, _read_inspector),
     Reader("diff_cleanse-trigger", _trigger, _read_trigger),
     Reader("diff_cleanse-statistics", _statistics, _read_statistics),

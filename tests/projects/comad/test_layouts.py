@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from projects.comad.data import InspectionData
 from projects.comad.defects import CONFIG, WHOLE, DefectType, read_config, read_defect, write_config
-from projects.comad.layouts import CATEGORIES, PICTURES, Picture, check_sizes, read_folders, read_loco
+from projects.comad.layouts import CATEGORIES, PICTURES, VISA_TABLE, Picture, check_sizes, read_folders, read_loco, read_visa
 from shared.data.files import BadFileError
 
 SIZE = (30, 50)  # height and width
@@ -212,6 +213,59 @@ def test_numbers_of_pictures_other_than_the_published_are_told(loco, caplog):
     assert "screw_bag has 2 pictures of train, and was published with 360" in caplog.text
     assert set(CATEGORIES) < set(PICTURES)
     assert sum(PICTURES["pushpins"].values()) == 372 + 69 + 310
+
+
+# ---- VisA
+
+
+def write_visa(root, products=("candle", "pcb1")):
+    """Write pictures and masks of products, three normal pictures and one with two defects each, and the table that divides them."""
+    rows = ["object,split,label,image,mask"]
+    for product in products:
+        for number, split in enumerate(("test", "train", "train")):
+            save(root / product / f"Data/Images/Normal/{number:04d}.JPG", picture(number))
+            rows.append(f"{product},{split},normal,{product}/Data/Images/Normal/{number:04d}.JPG,")
+        save(root / product / "Data/Images/Anomaly/000.JPG", picture(7))
+        save(root / product / "Data/Masks/Anomaly/000.png", mask(1) + mask(3, rows=slice(20, 25)))
+        rows.append(f"{product},test,anomaly,{product}/Data/Images/Anomaly/000.JPG,{product}/Data/Masks/Anomaly/000.png")
+    (root / VISA_TABLE).parent.mkdir()
+    (root / VISA_TABLE).write_text("\n".join(rows))
+
+
+def test_visa_is_divided_by_its_table(tmp_path):
+    write_visa(tmp_path)
+    catalogue = read_visa(tmp_path, "candle")
+    assert catalogue == read_visa(tmp_path / "candle")
+    assert [(each.split, each.name, each.group) for each in catalogue.pictures] == [
+        ("test", "good/0000", "good"),
+        ("train", "good/0001", "good"),
+        ("train", "good/0002", "good"),
+        ("test", "bad/000", "other"),
+    ]
+    (defect,) = catalogue.pictures[-1].defects(catalogue.types)
+    assert int(defect.mask.sum()) == 300 + 150, "kinds of defects are numbered, and all are marked"
+    data = InspectionData(source="visa", root=str(tmp_path), category="pcb1", size=32)
+    data.prepare_data()
+    assert (data.name, len(data.train_set), len(data.val_set), len(data.test_set)) == ("pcb1", 1, 1, 2)
+
+
+def test_what_is_wrong_with_visa_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*split_csv/1cls\.csv: it comes with VisA"):
+        read_visa(tmp_path, "candle")
+    write_visa(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.category \(candle, pcb1\)"):
+        read_visa(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no category pcb9 in .*: there are candle, pcb1"):
+        read_visa(tmp_path, "pcb9")
+    for root in (tmp_path, tmp_path / "candle"):
+        with pytest.raises(FileNotFoundError, match=r"no good pictures in .*; VisA as it is published is read by data\.source visa"):
+            read_folders(root)
+    (tmp_path / "candle/Data/Masks/Anomaly/000.png").unlink()
+    with pytest.raises(BadFileError, match=r"1 files that .*1cls\.csv names are not in .*:\n  candle/Data/Masks/Anomaly/000\.png"):
+        read_visa(tmp_path, "candle")
+    (tmp_path / VISA_TABLE).write_text("object,split,label,image,mask\ncandle,train,anomaly,candle/a.JPG,candle/a.png\n")
+    with pytest.raises(BadFileError, match=r"1cls\.csv: the row candle,train,anomaly,\S+ is no normal picture"):
+        read_visa(tmp_path, "candle")
 
 
 # ---- folders
