@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from projects.drs.denoising import Denoising, denoised_branches
 from projects.drs.model import DualClassifier
 from projects.drs.module import DualSmoothing
+from projects.drs.released import read_denoiser
 from shared.distributed import gather_objects, rank
 from shared.seeding import derive_seed
 from shared.smoothing import Branch, Budget, CertificationLog, SmoothedClassifier, Smoothing
@@ -43,7 +44,7 @@ class Plan:
         sound_grid: draw noise on the grid of 8-bit images, so that the certificate holds in floating point, too.
         precision: floating type of weights and images.
         is_compiled: compile the networks first.
-        denoiser: folder of a diffusion model's pipeline, whose one step of denoising comes before the classifiers.
+        denoiser: folder of a diffusion model's pipeline, whose one step of denoising comes before the classifiers, or file of a published DnCNN.
         denoising: of each sub-image (`per_branch`) or of the whole image (`shared`), which has a certificate of its own.
         seed: seed of the noise.
 
@@ -94,7 +95,7 @@ class Plan:
         automatic = "shared" if self.is_shared else "joint" if branches == 2 else "main"
         rule: Any = automatic if self.certificate == "auto" else self.certificate
         return SmoothedClassifier(
-            net.branches() if self.denoiser is None else self._denoised(net, device, dtype),
+            net.branches() if self.denoiser is None else self._denoised(net, model.hparams.channels, device, dtype),
             net.classes,
             Smoothing((self.sigma,) * branches, rule, self.alpha),
             Budget(self.selection, self.draws, self.radii, self.tolerance),
@@ -107,9 +108,10 @@ class Plan:
             compile=self.is_compiled,
         )
 
-    def _denoised(self, net: DualClassifier, device: torch.device, dtype: torch.dtype) -> list[Branch]:
-        denoiser = DiffusionDenoiser.from_pipeline(str(self.denoiser), self.sigma).requires_grad_(False).to(device, dtype)
-        branches = denoised_branches(net, denoiser, self.denoising)
+    def _denoised(self, net: DualClassifier, channels: int, device: torch.device, dtype: torch.dtype) -> list[Branch]:
+        path = Path(str(self.denoiser)).expanduser()
+        denoiser = folded(read_denoiser(path, channels)) if path.is_file() else DiffusionDenoiser.from_pipeline(path, self.sigma)
+        branches = denoised_branches(net, denoiser.requires_grad_(False).to(device, dtype), self.denoising)
         for branch in branches:
             cast(nn.Module, branch.classifier).to(device, dtype)
         return branches

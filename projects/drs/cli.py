@@ -87,7 +87,8 @@ class Trainer(ProjectTrainer):
             sound_grid: noise on the grid of 8-bit images: the certificate then holds in floating point, too.
             precision: floating type of weights and images; another type is another classifier, which the log names.
             compiled: compile the networks (torch.compile).
-            denoiser: folder of a diffusers pipeline, one step of which denoises before the classifiers (diffusion denoised smoothing).
+            denoiser: folder of a diffusers pipeline, one step of which denoises before the classifiers (diffusion denoised smoothing), or checkpoint
+                of a DnCNN of denoised smoothing, which was trained under this sigma.
             denoising: per_branch denoises each noised sub-image; shared the whole image before it is split, with that case's smaller radius.
             batch_size: noised copies in a forward pass; results do not depend on it.
             seed: seed of the noise.
@@ -185,18 +186,18 @@ class Trainer(ProjectTrainer):
 
         return audit(self, table, sigma, draws, alpha, branches, rule)
 
-    def convert(self, model: DualSmoothing, datamodule: CertificationData, left: str, right: str) -> None:
-        """Turn two branch networks as the authors' code saves them into a run that certify works on; use with --config released.
+    def convert(self, model: DualSmoothing, datamodule: CertificationData, left: str, right: str | None = None) -> None:
+        """Turn branch networks as the authors' code saves them into a run that certify works on; use with --config released.
 
         Args:
             model: supplied.
             datamodule: supplied.
             left: checkpoint of the left branch's network, a file of tensors (.pth.tar, .pth, .safetensors).
-            right: checkpoint of the right branch's network.
+            right: checkpoint of the right branch's network; none for a classifier of whole images (--config released --config rs).
         """
         from projects.drs.released import convert
 
-        convert(self.run, model, model.net, [left, right])
+        convert(self.run, model, model.net, [left] if right is None else [left, right])
 
     def reproduce(
         self,

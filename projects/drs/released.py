@@ -1,4 +1,4 @@
-"""Reads branch weights in the layout of the authors' training code, and writes them as this project's checkpoint."""
+"""Reads branch weights in the layout of the authors' training code, writes them as this project's checkpoint, and reads published denoisers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from projects.drs.model import DualClassifier
-from shared.checkpoints import describe_mismatch, load_checkpoint, load_tensors
+from shared.backbones.denoisers import DnCNN
+from shared.checkpoints import describe_mismatch, load_checkpoint, load_tensors, unwrapped
 from shared.runs import Run, atomic
 
 
@@ -62,6 +63,42 @@ def convert(run: Run, module: L.LightningModule, net: DualClassifier, files: lis
     load_released(net, files)
     write_checkpoint(module.state_dict(), run.checkpoints / "last.ckpt")
     print(f"certify it with: lightning run projects/drs/cli.py certify --run {run.name} --data.root DATA")
+
+
+def read_denoiser(path: str | Path, channels: int) -> DnCNN:
+    """Read a denoiser of denoised smoothing's code (Salman et al. 2020): `cifar_dncnn`, `cifar_dncnn_wide`, `imagenet_dncnn`.
+
+    It saves `{"epoch", "arch", "state_dict", "optimizer"}` with weights `dncnn.0.weight`, ... (`module.dncnn.0.weight` for ImageNet) for images in
+    [0, 1]. The layers are those of `DnCNN`, but the last convolution has no bias, and normalisations add 1e-4 to the variance.
+
+    Args:
+        path: the file, such as `checkpoint.pth.tar`; plain tables of tensors will do, too.
+        channels: channels of the images.
+
+    Returns:
+        The denoiser in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read without executing code, holds no such network, or one for other images.
+    """
+    tensors = unwrapped(load_tensors(path))
+    first = tensors.get("dncnn.0.weight")
+    if first is None or first.ndim != 4:
+        few = ", ".join(list(tensors)[:2])
+        raise ValueError(f"{path} holds no DnCNN (its weights are {few}, ...): take a cifar_dncnn, cifar_dncnn_wide or imagenet_dncnn")
+    if first.shape[1] != channels:
+        raise ValueError(f"the denoiser in {path} takes {first.shape[1]} channels, the images have {channels}: take a denoiser of such images")
+    denoiser = DnCNN(channels, width=len(first), depth=sum(tensor.ndim == 4 for tensor in tensors.values()))
+    denoiser.noise[-1].register_parameter("bias", None)
+    for layer in denoiser.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 1e-4
+    found = {name.replace("dncnn.", "noise.", 1): tensor for name, tensor in tensors.items()}
+    if differences := describe_mismatch(denoiser.state_dict(), found):
+        raise ValueError(f"the weights in {path} do not fit a DnCNN of that depth and width:\n{differences}")
+    denoiser.load_state_dict(found)
+    return denoiser.eval()
 
 
 def write_checkpoint(state: dict[str, Tensor], path: Path) -> None:

@@ -9,6 +9,8 @@ from projects.drs.certification import Plan
 from projects.drs.cli import main
 from projects.drs.denoising import denoised_branches
 from projects.drs.module import DualSmoothing
+from projects.drs.released import read_denoiser
+from shared.backbones.denoisers import DnCNN
 from shared.backbones.unets import build_unet, save_pipeline
 from shared.runs import digest
 from shared.smoothing import read_table
@@ -102,3 +104,58 @@ def test_a_folder_without_a_denoiser_is_named(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["certify", "--denoiser", str(tmp_path / "none"), "--data.limit=2"])
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+class Published(nn.Module):
+    """A DnCNN of three convolutions as denoised smoothing's code lays it out."""
+
+    def __init__(self, channels=1, width=6):
+        super().__init__()
+        layers = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+        normalised = nn.BatchNorm2d(width, eps=1e-4)
+        nn.init.uniform_(normalised.running_mean)
+        nn.init.uniform_(normalised.running_var, 1e-4, 1e-3)  # small, so that eps matters
+        self.dncnn = nn.Sequential(*layers, normalised, nn.ReLU(), nn.Conv2d(width, channels, 3, padding=1, bias=False))
+
+    def forward(self, noised):
+        return noised - self.dncnn(noised)
+
+
+def published(path, network, prefix=""):
+    state = {prefix + name: tensor for name, tensor in network.state_dict().items()}
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.rand(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    torch.save({"epoch": 90, "arch": "cifar_dncnn", "state_dict": state, "optimizer": optimizer.state_dict()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_dncnns_denoise_as_they_did(tmp_path, prefix):
+    network = Published().eval()
+    images = torch.rand(3, 1, 8, 8)
+    path = published(tmp_path / "checkpoint.pth.tar", network, prefix)
+    network.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in torch.load(path)["state_dict"].items()})
+    torch.testing.assert_close(read_denoiser(path, 1)(images), network(images))
+    with pytest.raises(ValueError, match=r"checkpoint\.pth\.tar takes 1 channels, the images have 3"):
+        read_denoiser(path, 3)
+
+
+def test_certify_with_a_published_dncnn(run, tmp_path, capsys):
+    path = published(tmp_path / "checkpoint.pth.tar", Published().eval())
+    result = main(["certify", "--denoiser", path, "--denoising=shared", "--data.limit=2", "--draws=40", "--selection=10"]).result
+    assert read_rows(result.table.with_suffix(".jsonl"))[0]["denoiser"] == digest(Path(path))
+    torch.save({"arch": "memnet", "state_dict": {"feature_extractor.bn.weight": torch.ones(3)}}, tmp_path / "memnet.pth.tar")
+    with pytest.raises(SystemExit):
+        main(["certify", "--denoiser", str(tmp_path / "memnet.pth.tar"), "--data.limit=2"])
+    assert "memnet.pth.tar holds no DnCNN (its weights are feature_extractor.bn.weight" in capsys.readouterr().err
+
+
+def test_layers_of_the_published_sizes(tmp_path):
+    """17 convolutions of 64 and 128 channels: weights of 3 -> w, 15 times w -> w with two of the normalisation, w -> 3, and one bias."""
+    for width in (64, 128):
+        denoiser = DnCNN(3, width)
+        denoiser.noise[-1].register_parameter("bias", None)
+        torch.save({name.replace("noise.", "dncnn."): tensor for name, tensor in denoiser.state_dict().items()}, tmp_path / "plain.pth")
+        found = sum(parameter.numel() for parameter in read_denoiser(tmp_path / "plain.pth", 3).parameters())
+        assert found == 27 * width + width + 15 * (9 * width**2 + 2 * width) + 27 * width

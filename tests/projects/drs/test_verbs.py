@@ -174,6 +174,8 @@ def test_published_weights_become_a_run(run_folder, tmp_path, capsys):
     folder = pictures(tmp_path / "mine", 2, 32)
     result = main(["certify", str(folder), "--run", "theirs", "--draws=20", "--selection=10"]).result
     assert len(read_table(result.table)) == 2
+    main(["convert", str(files[0]), *options[:-1], "plain", "--config", "rs"])
+    assert read_table(main(["certify", str(folder), "--run", "plain", "--draws=20", "--selection=10"]).result.table)
 
 
 @pytest.mark.parametrize(
