@@ -203,7 +203,7 @@ class ManipulationData(DataModule):
         num_workers: processes that read data for each training process.
         seed: seed of every random choice in the data.
         size: side of training squares, in pixels; null is 96 for forged pictures and 512 for files.
-        train: with `lists`, a folder of Tp and Gt, a JSON or text list, or a mixture.
+        train: with `lists`, a folder of Tp and Gt, a JSON or text list, a mixture, or named sets.
         val: the same for validation; null takes an eighth of each training set, but about per_set pictures at most, divided by sources.
         test_sets: names of published sets, or lists; with `procedural`, kinds of forgeries and control. Null is what the protocol has.
         finetune: with `pscc_ft`, the set that is learnt and tested: coverage (75 and 25 scenes), casia (v2 and v1) or nist16 (404 and 160 pictures).

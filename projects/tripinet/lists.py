@@ -1,4 +1,4 @@
-"""The four forms in which users hold their pictures: a folder of pairs, a JSON list, a text list, and a mixture of these."""
+"""The forms in which users hold their pictures: a folder of pairs, a JSON list, a text list, and a mixture or named sets of these."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from projects.tripinet.pairs import Picture, by_stem, check_there, files_in, paired, rule_of
 from projects.tripinet.sources import sources_of
-from shared.data.files import BadFileError
+from shared.data.files import BadFileError, read_json
 
 _UNKNOWN = "manipulated"
 _NO_MASK = ("none", "negative", "")
-_FORMS = "a folder with Tp and Gt, a JSON list, a text list (.txt), or a mixture in JSON"
+_FORMS = "a folder with Tp and Gt, a JSON list, a text list (.txt), or a mixture or named sets in JSON"
 
 
 def read_lists(path: Path) -> dict[str, list[Picture]]:
@@ -22,7 +22,7 @@ def read_lists(path: Path) -> dict[str, list[Picture]]:
         path: a folder, a `.json` or a `.txt` file; what a file names is relative to the file's folder.
 
     Returns:
-        The pictures of each set: several for a mixture, else one named by the path's last part.
+        The pictures of each set: several for a mixture and for named sets, else one named by the path's last part.
 
     Raises:
         BadFileError: if a list is damaged.
@@ -31,13 +31,15 @@ def read_lists(path: Path) -> dict[str, list[Picture]]:
     """
     if path.is_dir():
         return {path.name: read_folder(path)}
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected {_FORMS}; correct the path")
+    _check_file(path)
     if path.suffix.lower() == ".txt":
         return {path.stem: read_text_list(path)}
     if path.suffix.lower() != ".json":
         raise BadFileError(f"{path} is no list that is known: expected {_FORMS}; name it so")
-    entries = _json(path)
+    content = _json(path)
+    if isinstance(content, dict):
+        return _named(path, content)
+    entries = _pairs(path, content)
     return _mixture(path, entries) if _is_mixture(entries) else {path.stem: _json_list(path, entries)}
 
 
@@ -64,7 +66,7 @@ def read_json_list(file: Path) -> list[Picture]:
         BadFileError: if the file is not like that.
         FileNotFoundError: if files are missing.
     """
-    return _json_list(file, _json(file))
+    return _json_list(file, _pairs(file, _json(file)))
 
 
 def read_mixture(file: Path) -> dict[str, list[Picture]]:
@@ -78,7 +80,21 @@ def read_mixture(file: Path) -> dict[str, list[Picture]]:
         FileNotFoundError: if files are missing.
         ValueError: if images and masks do not go together.
     """
-    return _mixture(file, _json(file))
+    return _mixture(file, _pairs(file, _json(file)))
+
+
+def read_named(file: Path) -> dict[str, list[Picture]]:
+    """Read `{"name": "folder", "other": "list.json", ...}`, as IMDL-BenCo names what it tests on in `test_datasets.json`.
+
+    Returns:
+        The pictures of each set, by its name.
+
+    Raises:
+        BadFileError: if the file is not like that.
+        FileNotFoundError: if files are missing.
+        ValueError: if images and masks do not go together.
+    """
+    return _named(file, _json(file))
 
 
 def read_text_list(file: Path) -> list[Picture]:
@@ -130,12 +146,18 @@ def _checked(pictures: list[Picture], file: Path) -> list[Picture]:
     return pictures
 
 
-def _json(file: Path) -> list[list[str]]:
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected {_FORMS}; correct the path")
+
+
+def _json(file: Path) -> Any:
+    _check_file(file)
+    return read_json(file, "correct it")
+
+
+def _pairs(file: Path, content: Any) -> list[list[str]]:
     example = f'{file} is not like [["image", "mask"], ["image", "Negative"], ...]'
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(f"{example}: {error}; correct it") from error
     is_pair = lambda entry: isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)  # noqa: E731
     if not isinstance(content, list):
         raise BadFileError(f"{example}: it holds {type(content).__name__}; correct it")
@@ -164,3 +186,10 @@ def _mixture(file: Path, entries: list[list[str]]) -> dict[str, list[Picture]]:
             raise BadFileError(f"{file} names {name} twice: remove one of the two")
         sets[name] = _MEMBERS[kind](file.parent / name)
     return sets
+
+
+def _named(file: Path, content: Any) -> dict[str, list[Picture]]:
+    if not isinstance(content, dict) or not content or not all(isinstance(place, str) for place in content.values()):
+        raise BadFileError(f'{file} is not like {{"name": "folder", "other": "list.json", ...}}; correct it')
+    places = {name: file.parent / place for name, place in content.items()}
+    return {name: read_folder(place) if place.is_dir() else read_json_list(place) for name, place in places.items()}

@@ -260,7 +260,7 @@ def paired(images: Sequence[Path], masks: dict[str, Path], lacking: OnBadFile = 
     if alone and (lacking == "refuse" or len(alone) == len(stems)):
         example = next(iter(masks.values()), "none")
         lines = [f"{len(alone)} of {len(stems)} images have no mask of the same stem (a mask that is there: {example}):", *first_few(alone)]
-        raise ValueError("\n  ".join([*lines, "add the masks, or remove the images"]))
+        raise ValueError("\n  ".join([*lines, "add the masks, remove the images, or name the pairs in a JSON list"]))
     if alone:
         said = "%d of %d images have no mask of the same stem and are left out: %s; rename them like their masks, or add masks"
         _log.warning(said, len(alone), len(stems), ", ".join(first_few(alone, 3)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from projects.tripinet.lists import read_folder, read_json_list, read_lists, read_mixture, read_text_list
+from projects.tripinet.lists import read_folder, read_json_list, read_lists, read_mixture, read_named, read_text_list
 from projects.tripinet.sources import sources_of
 from shared.data.files import BadFileError
 
@@ -145,6 +145,25 @@ def test_mixture(tmp_path):
         file.write_text(content if content.startswith("[[") else f"[{content[:-1]}]")
         with pytest.raises(BadFileError, match=message):
             read_lists(file)
+
+
+def test_named_sets(tmp_path):
+    """What IMDL-BenCo tests on: folders and JSON lists by the names that results go by."""
+    root = folder(tmp_path / "IML" / "CASIA1.0")
+    draw(tmp_path / "c.png")
+    (tmp_path / "coverage.json").write_text('[["c.png", "Negative"]]')
+    file = tmp_path / "test_datasets.json"
+    file.write_text(json.dumps({"CASIAv1": str(root), "coverage": "coverage.json"}))
+    sets = read_named(file)
+    assert {name: told(pictures) for name, pictures in sets.items()} == {"CASIAv1": told(read_folder(root)), "coverage": [("c.png", None, 0)]}
+    assert read_lists(file) == sets
+    for content in ("{}", '{"a": ["b.json"]}'):
+        file.write_text(content)
+        with pytest.raises(BadFileError, match=r"test_datasets\.json is not like .*list\.json"):
+            read_lists(file)
+    file.write_text('{"Columbia": "/mnt/IML/Columbia.json"}')
+    with pytest.raises(FileNotFoundError, match=r"/mnt/IML/Columbia\.json does not exist: expected a folder with Tp and Gt.*; correct the path"):
+        read_lists(file)
 
 
 def test_forms_that_are_not_known_are_named(tmp_path):
