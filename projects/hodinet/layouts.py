@@ -279,14 +279,19 @@ def _set_in(folder: str) -> str | None:
 def _side_by_side(root: Path) -> list[_Place]:
     """Find pictures that lie beside their masks and depth, by lists in the root such as `NJU2K_NLPR_train.txt`.
 
+    Lists of pictures in other folders, such as `RGB/1.jpg GT/1.png`, belong to other layouts and are passed over.
+
     Raises:
         BadFileError: if a line of such a list is damaged, or pictures of a list are missing or in lists of both splits.
     """
     lists = {path: lines for path in sorted(root.glob("*.txt")) if (lines := read_pairs(path))}
     there = {path.relative_to(root).as_posix(): path for path in list_images(root)} if lists else {}
+    beside = {name.rpartition("/")[0] for name, path in there.items() if _DEPTH.search(path.stem)}
     used: dict[str, tuple[str, Path]] = {}
     found: dict[tuple[str, Path], tuple[_Files, _Files, _Files]] = {}
     for path, lines in lists.items():
+        if not any(image.rpartition("/")[0] in beside for image, _ in lines):
+            continue
         split = "train" if "train" in _splits_in(path.stem) else "test"
         if missing := [image for image, _ in lines if image not in there]:
             raise BadFileError(f"{len(missing)} of {len(lines)} pictures that {path} names are not in {root}: {', '.join(first_few(missing, 3))}")

@@ -288,6 +288,12 @@ def test_pictures_beside_their_depth_need_lists_that_fit(tmp_path):
             read_layout(root)
 
 
+def test_lists_of_pictures_in_folders_of_their_own_are_passed_over(tmp_path):
+    write_spnet(tmp_path)
+    (tmp_path / "test.txt").write_text("TestDataset/SIP/RGB/7.jpg TestDataset/SIP/GT/7.png\nelsewhere/8.jpg elsewhere/8.png\n")
+    assert contents(read_layout(tmp_path)) == in_order(EXPECTED["spnet"])
+
+
 def test_pictures_without_depth_are_refused_skipped_or_taken_with_zeros(tmp_path, caplog):
     write(tmp_path / "SIP", stems=("1", "2", "3"))
     (tmp_path / "SIP" / "depth" / "2.png").unlink()
