@@ -163,17 +163,19 @@ def _apart(labels: Tensor, *halves: Tensor) -> list[int]:
 
 
 def check_threshold(images: ImageSet, detector: Detector) -> None:
-    """Refuse sets of too many classes for `THRESHOLD`.
+    """Refuse sets of too many classes, or of too few images, for `THRESHOLD`.
 
     Raises:
         ValueError: if of as many images as are looked at there are fewer than `FEWEST` of a class.
     """
-    classes = len(images.class_names)
-    if detector.images < FEWEST * classes:
+    classes, fewest = len(images.class_names), FEWEST * len(images.class_names)
+    if detector.images < fewest:
         raise ValueError(
             f"the threshold is that of {detector.images} images, which are too few for the set's {classes} classes (at least {FEWEST} of each): "
             "name clean images of the kind with --reference, beside which more are looked at"
         )
+    if len(images) < fewest:
+        raise ValueError(f"the set's {len(images)} images are too few for a verdict on its {classes} classes: give at least {FEWEST} of each")
 
 
 @torch.no_grad()

@@ -420,7 +420,8 @@ def detect(trainer: ProjectTrainer, data: PurificationData, path: str | None, re
     word = "poisoned" if verdict.is_poisoned else "clean"
     print(f"{word}: separability {verdict.scores.separability:.2f}, threshold {verdict.threshold:.2f}; amplify {verdict.scores.amplify:+.2f}")
     if known is None:
-        print(f"The threshold is that of {detector.images} drawn digits of 16 pixels, and so many images were looked at.")
+        looked = min(len(suspect), detector.images)
+        print(f"The threshold is that of {detector.images} drawn digits of 16 pixels; {looked} images were looked at.")
         print("Other clean sets may exceed it: name clean images of the kind with --reference.")
     print("A verdict of clean does not make a set safe to train on: attacks that are not separable in this way are not found.")
     summary = {"verdict": word, "detect/separability": round(verdict.scores.separability, 4), "detect/amplify": round(verdict.scores.amplify, 4)}

@@ -221,11 +221,14 @@ def test_published_attacks_look_through_a_resnet_whatever_the_victim(tmp_path, m
     assert built == [expected]
 
 
-@pytest.mark.parametrize(("classes", "message"), [(60, "60 classes .* name clean images of the kind with --reference"), (6, None)])
-def test_the_threshold_is_for_few_classes(tmp_path, run_folder, monkeypatch, capsys, classes, message):
+@pytest.mark.parametrize(
+    ("classes", "each", "message"),
+    [(60, 2, "60 classes .* name clean images of the kind with --reference"), (6, 2, "12 images are too few .* its 6 classes"), (6, 10, None)],
+)
+def test_the_threshold_is_for_few_classes_of_enough_images(tmp_path, run_folder, monkeypatch, capsys, classes, each, message):
     from projects.dvae import detection
 
-    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (2 * classes, 8, 8, 3), dtype=np.uint8)):
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (each * classes, 8, 8, 3), dtype=np.uint8)):
         (tmp_path / str(number % classes)).mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / str(number % classes) / f"{number}.png")
     monkeypatch.setattr(detection, "score_set", lambda *_: detection.Scores(0.1, *[0.2] * 5, classes, 0.1))
@@ -236,6 +239,7 @@ def test_the_threshold_is_for_few_classes(tmp_path, run_folder, monkeypatch, cap
         assert re.search(message, capsys.readouterr().err)
         data += ["--reference", str(tmp_path)]
     assert not main(["detect", *data]).result.verdict.is_poisoned
+    assert ("; 60 images were looked at" in capsys.readouterr().out) == (message is None)
 
 
 @pytest.mark.parametrize(
