@@ -203,17 +203,17 @@ def write_netcdf(path: Path, variables: Mapping[str, NDArray[Any]], coordinates:
 
     with atomic(path) as temporary, netcdf_file(temporary, "w", version=2) as file:
         for name, text in attributes.items():
-            setattr(file, name, text)
+            setattr(file, name, text.encode("utf-8", "backslashreplace"))  # a str would have to be ASCII, which file names and units are not
         for name, places in zip(coordinates.names, (coordinates.time, coordinates.y, coordinates.x), strict=True):
             file.createDimension(name, len(places))
             one = file.createVariable(name, "f8", (name,))
             one[:] = places
             for key, text in coordinates.attributes.get(name, {}).items():
-                setattr(one, key, text)
+                setattr(one, key, text.encode())
         for name, values in variables.items():
             if values.ndim == 4 and "member" not in file.dimensions:
                 file.createDimension("member", len(values))
             one = file.createVariable(name, "f4", ("member",) * (values.ndim - 3) + coordinates.names[max(0, 3 - values.ndim) :])
             one[:] = values
             for key, text in coordinates.attributes.get(coordinates.scalar, {}).items():
-                setattr(one, key, text)
+                setattr(one, key, text.encode())

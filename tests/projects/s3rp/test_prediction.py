@@ -126,7 +126,7 @@ def test_results_have_the_format_of_what_came_in(tmp_path, trainer, module, endi
 def test_netcdf_comes_back_with_its_coordinates(tmp_path, trainer, unpictured):
     from scipy.io import netcdf_file
 
-    with netcdf_file(tmp_path / "no2.nc", "w") as out:
+    with netcdf_file(tmp_path / "Süd.nc", "w") as out:
         for name, places, unit in (
             ("time", np.arange(3.0), "hours since 2020-01-01"),
             ("y", 10 * np.arange(4.0), "km"),
@@ -135,18 +135,19 @@ def test_netcdf_comes_back_with_its_coordinates(tmp_path, trainer, unpictured):
             out.createDimension(name, len(places))
             one = out.createVariable(name, "f8", (name,))
             one[:], one.units = places, unit
-        for name, value, unit in (("u", 1.0, "m s-1"), ("v", 0.5, "m s-1"), ("no2", 3.0, "mol m-2")):
+        for name, value, unit in (("u", 1.0, "m s-1"), ("v", 0.5, "m s-1"), ("no2", 3.0, "µg m-2")):
             one = out.createVariable(name, "f4", ("time", "y", "x"))
-            one[:], one.units = value, unit
+            one[:], one.units = value, unit.encode()
     module = PlumeSuperResolution(channels=4, boundary="open")
-    row = predict(trainer, module, str(tmp_path / "no2.nc"), Wish(members=0, horizon=1), Reading(diffusivity=1000.0)).rows[0]
-    with netcdf_file(_results(tmp_path) / "no2.nc", mmap=False) as found:
+    row = predict(trainer, module, str(tmp_path / "Süd.nc"), Wish(members=0, horizon=1), Reading(diffusivity=1000.0)).rows[0]
+    with netcdf_file(_results(tmp_path) / "Süd.nc", mmap=False) as found:
         assert found.variables["mean"].dimensions == ("time", "y", "x")
-        assert found.variables["mean"].units == b"mol m-2"
+        assert found.variables["mean"].units.decode() == "µg m-2"
+        assert found.title.decode() == "super-resolved from Süd.nc"
         np.testing.assert_allclose(found.variables["mean"].data.shape, (4, 16, 24))
         np.testing.assert_allclose(found.variables["x"].data[:2], [-3.75, -1.25])
         np.testing.assert_allclose(found.variables["time"].data, [0, 1, 2, 3])
-    assert row["unit"] == "mol m-2"
+    assert row["unit"] == "µg m-2"
 
 
 def test_what_was_made_is_not_made_again(tmp_path, trainer, module, file, unpictured, capsys, monkeypatch):
