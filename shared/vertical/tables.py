@@ -48,7 +48,7 @@ class Cells:
         """
         table, wrong = self._read(columns)
         wrong[label] = {row: "no label" for row, cell in enumerate(self.column(label)) if is_missing(cell)}
-        self._refuse(wrong)
+        self._refuse(wrong, "fill or remove these lines, turn text into numbers, or name the other columns in data.columns")
         labels, class_names = numbered(self.column(label))
         names = tuple(self.names[column] for column in columns)
         return Records(table, labels, class_names, names, tuple(f"line {line}" for line in self.lines))
@@ -60,7 +60,7 @@ class Cells:
             BadFileError: naming the lines and columns where a value is missing, not finite, or text.
         """
         table, wrong = self._read(columns)
-        self._refuse(wrong)
+        self._refuse(wrong, "fill or remove these lines, or turn text into numbers")
         return table
 
     def _read(self, columns: Sequence[int]) -> tuple[Tensor, dict[int, dict[int, str]]]:
@@ -69,12 +69,11 @@ class Cells:
         table = torch.tensor([values for values, _ in read.values()], dtype=torch.float64).T.contiguous()
         return table, {column: complaints for column, (_, complaints) in read.items()}
 
-    def _refuse(self, wrong: Mapping[int, Mapping[int, str]]) -> None:
-        """Raise an error that names the cells in which something is wrong, unless there are none."""
+    def _refuse(self, wrong: Mapping[int, Mapping[int, str]], mend: str) -> None:
+        """Raise an error that names the cells in which something is wrong and the mend, unless there are none."""
         told = sorted((self.lines[row], f"column {self.names[column]!r}: {what}") for column, rows in wrong.items() for row, what in rows.items())
         if told:
             shown = first_few([f"line {line}, {what}" for line, what in told])
-            mend = "fill or remove these lines, turn text into numbers, or name the other columns in data.columns"
             raise BadFileError("\n  ".join([f"{self.path} holds {len(told)} values that cannot be used:", *shown, mend]))
 
 

@@ -256,7 +256,7 @@ def test_files_of_parties_that_cannot_be_used_are_refused(tmp_path):
         "id,x\n,1\n": "lacks ids in line 2",
         "id\na\n": "the column id only",
         ",id,x\n0,a,1\n": r"party-0\.csv has a column without a name \(''\), as that of the row numbers .* writes: write it with index=False",
-        "id,x\na,high\n": "line 2, column 'x': the text 'high'",
+        "id,x\na,high\n": r"line 2, column 'x': the text 'high'\n  fill or remove these lines, or turn text into numbers$",
         "id,x\n": "no records",
     }.items():
         (tmp_path / "party-0.csv").write_text(text)
