@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from projects.diff_cleanse.data import labelled, stacked
+from projects.diff_cleanse.inspection import COMPONENTS
 from projects.diff_cleanse.metrics import (
     FeatureMoments,
     InceptionFeatures,
@@ -163,7 +164,8 @@ class Evaluation(L.LightningModule):
         steps: steps of the DDIM sampler; the DDPM sampler takes them all.
         triggered: measure triggered noise too.
         reference: real pictures that samples are compared with: `test` or `train`.
-        inception_weights: file of the Inception network's weights; None compares principal components of pixels.
+        inception_weights: file of the Inception network's weights; None compares 24 principal components of pixels, or
+            as many as there are training pictures.
         seed: seed of the noise.
     """
 
@@ -193,8 +195,13 @@ class Evaluation(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.data.setup()
-        self.fd_name, dimension = ("fid", 2048) if self.inception_weights else ("fd", 24)
-        features = InceptionFeatures(self.inception_weights) if self.inception_weights else PCAFeatures(stacked(self.data.train_set), dimension)
+        features: torch.nn.Module
+        if self.inception_weights:
+            self.fd_name, dimension, features = "fid", 2048, InceptionFeatures(self.inception_weights)
+        else:
+            pixels = stacked(self.data.train_set)
+            self.fd_name, dimension = "fd", min(COMPONENTS, len(pixels), pixels[0].numel())
+            features = PCAFeatures(pixels, dimension)
         self.real = FeatureMoments(features, dimension)
         self.drawn = torch.nn.ModuleList(FeatureMoments(features, dimension) for _ in self.settings)
         self.shown: list[list[Tensor]] = [[] for _ in self.settings]

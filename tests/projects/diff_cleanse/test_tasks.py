@@ -1,7 +1,9 @@
 import json
+import math
 from dataclasses import replace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +57,13 @@ def test_trojdiff_is_measured_under_its_own_samplers_and_the_benign_ones():
     assert (trojan - benign).abs().mean() > 0.1
     with pytest.raises(ValueError, match=r"sampler trojan_ddim belongs to TrojDiff: set model.attack to trojdiff, or take ddim"):
         Subject.of(model(attack="baddiffusion")).draw(Setting("trojan_ddim", 5, is_triggered=True), range(1), 0)
+
+
+def test_few_pictures_are_compared_by_as_many_components(tmp_path, run_folder):
+    np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8))
+    task = Evaluation(Subject.of(model()), DiffusionData("npz", root=str(tmp_path / "few.npz")), samples=4, steps=2, triggered=False)
+    L.Trainer(default_root_dir=run_folder, logger=False, enable_progress_bar=False, enable_checkpointing=False).test(task, verbose=False)
+    assert all(math.isfinite(row["fd"]) for row in task.rows)
 
 
 @pytest.mark.slow
