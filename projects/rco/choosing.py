@@ -54,6 +54,9 @@ def listed(epochs: Sequence[int]) -> str:
     return ", ".join(shown if len(shown) <= 12 else [*shown[:9], "...", shown[-1]])
 
 
+_FEWER = "take fewer anchors, store more states, or take them all by walk.choice one_by_one"
+
+
 def _has(route: Route) -> str:
     """Say in words which states a route has."""
     return f"the route has {len(route.epochs)} stored state{'s' if len(route.epochs) > 1 else ''}, after epochs {listed(route.epochs)}"
@@ -65,7 +68,7 @@ def _stored_from(route: Route, wanted: Iterable[int], option: str) -> list[int]:
     found = [route.epochs[bisect_left(route.epochs, epoch)] for epoch in wanted]
     if len(set(found)) < len(wanted):
         asked = f"{option} asks for {len(wanted)} distinct states, at or after epochs {listed(wanted)}"
-        raise ValueError(f"{asked}, but {_has(route)}: take fewer anchors, or store more states")
+        raise ValueError(f"{asked}, but {_has(route)}: {_FEWER}")
     return found
 
 
@@ -81,7 +84,7 @@ def _random(n: int, route: Route, seed: int) -> list[int]:
 
     earlier = route.epochs[:-1]
     if n - 1 > len(earlier):
-        raise ValueError(f"walk.anchors {n} asks for {n} distinct states, but {_has(route)}: take fewer anchors, or store more states")
+        raise ValueError(f"walk.anchors {n} asks for {n} distinct states, but {_has(route)}: {_FEWER}")
     drawn = torch.randperm(len(earlier), generator=generator(seed, "anchors"))[: n - 1].tolist()
     return [*sorted(earlier[place] for place in drawn), route.final]
 

@@ -118,7 +118,7 @@ def test_equal_intervals_take_the_first_stored_state_at_or_after_each_part_of_th
             if len(set(expected)) == n:
                 assert choose(Walk(anchors=n), route, seed=0) == expected
             else:
-                with pytest.raises(ValueError, match=rf"walk.anchors {n} asks for {n} distinct states.* has {len(route.epochs)} stored"):
+                with pytest.raises(ValueError, match=rf"walk.anchors {n} asks for {n} .* has {len(route.epochs)} stored.* one_by_one$"):
                     choose(Walk(anchors=n), route, seed=0)
 
 
