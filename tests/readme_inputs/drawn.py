@@ -47,6 +47,8 @@ INPUTS: Mapping[str, list[Input]] = {
         Input("DATA", pictures.cifar10),
         Input("left.pth.tar", pictures.branch),
         Input("right.pth.tar", pictures.branch),
+        Input("resnet110.pth.tar", pictures.branch),
+        Input("dncnn.pth.tar", pictures.denoiser),
     ],
     "dvae": [
         Input("FOLDER", pictures.classes),

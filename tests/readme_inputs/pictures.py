@@ -121,6 +121,17 @@ def branch(path: Path) -> None:
     torch.save({"epoch": 1, "arch": "cifar_resnet110", "state_dict": {f"module.1.{name}": tensor for name, tensor in weights.items()}}, path)
 
 
+def denoiser(path: Path) -> None:
+    """A denoiser of pictures in colours, saved as the authors of denoised smoothing do."""
+    import torch
+
+    from shared.backbones.denoisers import DnCNN
+
+    weights = {name.replace("noise.", "dncnn.", 1): tensor for name, tensor in DnCNN().state_dict().items()}
+    del weights["dncnn.48.bias"]
+    torch.save({"epoch": 1, "arch": "cifar_dncnn", "state_dict": weights}, path)
+
+
 def classes(folder: Path) -> None:
     """Two classes of 50 pictures."""
     write_class_folder(folder, per_class=50, height=32, width=32)
