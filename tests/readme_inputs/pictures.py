@@ -128,7 +128,7 @@ def denoiser(path: Path) -> None:
     from shared.backbones.denoisers import DnCNN
 
     weights = {name.replace("noise.", "dncnn.", 1): tensor for name, tensor in DnCNN().state_dict().items()}
-    del weights["dncnn.48.bias"]
+    del weights["dncnn.47.bias"]
     torch.save({"epoch": 1, "arch": "cifar_dncnn", "state_dict": weights}, path)
 
 
