@@ -21,6 +21,8 @@ NO_LABEL = -1
 
 OnBadFile = Literal["refuse", "skip"]
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
 
 def fit_square(image: Tensor, size: int, method: Literal["crop", "stretch"] = "crop", is_mask: bool = False) -> Tensor:
     """Bring an image to a square.
@@ -70,6 +72,7 @@ class ImageFolderDataset(Dataset):
 
     Raises:
         FileNotFoundError: if the folder is missing, or it or one of its classes holds no image.
+        ValueError: if the classes lie in train, test and so on below it.
         BadFileError: if a file cannot be read.
     """
 
@@ -197,9 +200,8 @@ class NpzDataset(Dataset):
     Arrays that `numpy.savez` wrote are read from the disk as they are used; those of `numpy.savez_compressed` are held in memory.
 
     Args:
-        path: file with the images under `key`, shape (N, H, W) or (N, H, W, C) with C 1 or 3, uint8 or float in [0, 1], and perhaps (N,)
-            whole-number labels under "labels" or "arr_1".
-        key: name of the images; None takes "arr_0" or "images".
+        path: file with the images under "arr_0" or "images", shape (N, H, W) or (N, H, W, C) with C 1 or 3, uint8 or float in [0, 1], and perhaps
+            (N,) whole-number labels under "labels" or "arr_1".
 
     Attributes:
         images: (N, H, W, C) array as stored.
@@ -210,7 +212,7 @@ class NpzDataset(Dataset):
         BadFileError: if it is damaged, holds Python objects, or an array of a wrong name, shape, type or range; says which.
     """
 
-    def __init__(self, path: str | Path, key: str | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
@@ -219,7 +221,9 @@ class NpzDataset(Dataset):
         with blamed(path):
             with zipfile.ZipFile(path) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            key = _choose(names, (key,) if key else ("arr_0", "images"))
+            key = next((name for name in ("arr_0", "images") if name in names), None)
+            if key is None:
+                raise ValueError(f"it holds {', '.join(first_few(names)) or 'nothing'}, but no array arr_0 or images: save the images as images")
             images = map_npz(path, key)
             _check_images_array(images)
             self.images = images if images.ndim == 4 else images[..., None]
@@ -236,6 +240,9 @@ class NpzDataset(Dataset):
 def _class_names(root: Path, paths: list[Path]) -> list[str]:
     names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     empty = sorted(set(names) - {path.relative_to(root).parts[0] for path in paths})
+    if names and {name.lower() for name in names} <= _SPLITS and all(len(path.relative_to(root).parts) > 2 for path in paths):
+        one = root / max(names, key=lambda name: name.lower().startswith("train"))
+        raise ValueError(f"{root} holds {' and '.join(names)} with classes in them: name one of these, such as {one}")
     if not names or empty:
         what = f"the classes {', '.join(first_few(empty))} hold no images" if names else "there are no sub-folders"
         raise FileNotFoundError(
@@ -265,13 +272,6 @@ def _check_names(root: Path, names: dict[str, set[str]]) -> None:
     if lines:
         advice = "add the missing files or remove those they would belong to; names are paths without ending"
         raise ValueError("\n  ".join([f"the folders in {root} do not match name for name:", *lines, advice]))
-
-
-def _choose(names: list[str], wanted: tuple[str, ...]) -> str:
-    for name in wanted:
-        if name in names:
-            return name
-    raise ValueError(f"it holds {', '.join(first_few(names)) or 'nothing'}, but no array {' or '.join(wanted)}; say which with key")
 
 
 def _check_images_array(images: np.ndarray) -> None:

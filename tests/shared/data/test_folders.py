@@ -82,6 +82,16 @@ def test_folders_that_are_not_there_are_named(tmp_path):
         ImageFolderDataset(tmp_path / "classes" / "cat", has_classes=True)
 
 
+def test_splits_are_not_taken_for_classes(tmp_path):
+    for split in ("train", "Val"):
+        write_class_folder(tmp_path / "whole" / split)
+    with pytest.raises(ValueError, match=r"whole holds Val and train with classes in them: name one of these, such as .*whole/train"):
+        ImageFolderDataset(tmp_path / "whole", has_classes=True)
+    save_picture(tmp_path / "trials" / "train" / "1.png", 8, 8, seed=1)
+    save_picture(tmp_path / "trials" / "test" / "1.png", 8, 8, seed=2)
+    assert ImageFolderDataset(tmp_path / "trials", has_classes=True).class_names == ["test", "train"]
+
+
 def test_bad_images_are_refused_skipped_or_met_later(tmp_path):
     write_class_folder(tmp_path)
     (tmp_path / "cat" / "1.png").write_bytes(b"broken")
@@ -207,7 +217,7 @@ def test_grey_floats_without_labels(tmp_path, order):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, "it holds mu, sigma, but no array arr_0 or images; say which with key"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, "it holds mu, sigma, but no array arr_0 or images: save the images as images"),
         ({"images": np.zeros((5, 3, 8, 8), np.uint8)}, r"shape \(5, 3, 8, 8\), expected .*transpose\(0, 2, 3, 1\)"),
         ({"images": np.zeros((8, 8), np.uint8)}, r"shape \(8, 8\), expected"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, r"shape \(0, 8, 8, 3\), expected"),
