@@ -190,7 +190,8 @@ def _complaint(path: Path, minimum_seconds: float, allow_silence: bool, decode: 
                 part = _part(sound, header, header.rate, first, min(first + step, header.samples), "mean")
                 loudest = max(loudest, float(np.abs(part).max()))
             if decode and not allow_silence and loudest == 0:
-                raise BadFileError(f"{path} is silent: all its samples are zero, so there is no voice in it (replace or remove the file)")
+                what = "all its samples are zero" if header.channels == 1 else "the mean of its channels is zero"
+                raise BadFileError(f"{path} is silent: {what}, so there is no voice in it (replace or remove the file)")
     except (BadFileError, OSError) as error:
         return str(error)
     return ""
@@ -206,8 +207,9 @@ def _opened(path: str | Path) -> Iterator[tuple[SoundFile, Info]]:
         raise FileNotFoundError(f"there is no recording {path}: correct the path")
     try:
         with soundfile.SoundFile(path) as sound:
-            if sound.format == "MP3":
-                raise BadFileError(f"cannot read {path}: parts of an MP3 file cannot be read exactly ({_mend(path)})")
+            if sound.format == "MP3" or not sound.seekable():  # GSM in WAV is not
+                name = "an MP3" if sound.format == "MP3" else f"a {sound.subtype_info}"
+                raise BadFileError(f"cannot read {path}: parts of {name} file cannot be read exactly ({_converting(path)})")
             header = Info(sound.samplerate, sound.frames, sound.channels)
             if reason := _misfit(header):
                 raise BadFileError(f"cannot read {path}: {reason}")
@@ -219,8 +221,11 @@ def _opened(path: str | Path) -> Iterator[tuple[SoundFile, Info]]:
 
 
 def _mend(path: Path) -> str:
-    is_convertible = path.suffix.lower() in UNREAD
-    return f"convert it: ffmpeg -i {path.name} -ac 1 -ar 16000 {path.stem}.wav" if is_convertible else "replace or remove the file"
+    return _converting(path) if path.suffix.lower() in UNREAD else "replace or remove the file"
+
+
+def _converting(path: Path) -> str:
+    return f"convert it: ffmpeg -i {path.name} -ac 1 -ar 16000 {path.stem}.{'flac' if path.suffix.lower() == '.wav' else 'wav'}"
 
 
 def _misfit(header: Info) -> str:

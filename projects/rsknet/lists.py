@@ -99,8 +99,8 @@ class Trials:
 def read_trials(path: Path, name: str | None = None, models: Mapping[str, tuple[str, ...]] | None = None) -> Trials:
     """Read a trial list, telling its form by what is in it: labels 1 and 0 in front (VoxCeleb), or labels of any kind at the end (Kaldi, SITW).
 
-    Fields are separated by white space, or by commas, with a header or none. Empty lines are passed over, backslashes are read as slashes, and
-    a trial that is listed twice counts twice.
+    Fields are separated by white space, or by commas, with a header or none; names may hold spaces between commas or tabs. Empty lines are passed
+    over, backslashes are read as slashes, and a trial that is listed twice counts twice.
 
     Args:
         path: the list.
@@ -321,7 +321,7 @@ def _columns(path: Path, width: int, form: str) -> tuple[list[list[str]], list[i
     """Return the columns of a list of `width` fields a line, and the number of each line that is not empty."""
     lines = read_text(path).split("\n")
     has_commas = "," in next((line for line in lines if line.strip()), "")
-    rows: Iterable[list[str]] = csv.reader(lines, skipinitialspace=True) if has_commas else map(str.split, lines)
+    rows: Iterable[list[str]] = csv.reader(lines, skipinitialspace=True) if has_commas else (_fields(line, width) for line in lines)
     cells: list[str] = []  # one flat list: half a million short ones would keep the garbage collector busy
     numbers: list[int] = []
     for number, row in enumerate(rows, start=1):
@@ -329,12 +329,17 @@ def _columns(path: Path, width: int, form: str) -> tuple[list[list[str]], list[i
             cells += row
             numbers.append(number)
         elif any(row):
-            raise BadFileError(f"{path}, line {number}: {' '.join(row)!r} is not like {form}; correct it, or use commas if names have spaces")
+            raise BadFileError(f"{path}, line {number}: {' '.join(row)!r} is not like {form}; correct it, or use commas or tabs if names have spaces")
     if not numbers:
         raise BadFileError(f"{path} is empty: expected lines like {form}")
     columns = [[cell.strip() for cell in cells[index::width]] for index in range(width)]
     is_headed = has_commas and len(numbers) > 1 and not any("/" in cell or "." in cell or cell.lower() in _TRUTH for cell in cells[:width])
     return ([column[1:] for column in columns], numbers[1:]) if is_headed else (columns, numbers)
+
+
+def _fields(line: str, width: int) -> list[str]:
+    fields = line.split()
+    return fields if len(fields) <= width else line.strip().split("\t")  # between tabs names may hold spaces
 
 
 def _label_column(path: Path, columns: Sequence[Sequence[str]], numbers: Sequence[int]) -> int:

@@ -151,6 +151,7 @@ def bad_files(folder):
     save(folder / "inf.wav", np.array([0.1] * 16000 + [math.inf]), subtype="FLOAT")
     save(folder / "loud.wav", 32768 * noise(16000), subtype="FLOAT")
     save(folder / "music.mp3", noise(8000), kind="MP3")
+    save(folder / "phone.wav", noise(8000), 8000, "GSM610")
     flac = save(folder / "cut.flac", noise(50000))
     flac.write_bytes(flac.read_bytes()[:40000])
     return {
@@ -159,6 +160,7 @@ def bad_files(folder):
         "nothing.wav": "not a recording, damaged",
         "video.m4a": "convert it: ffmpeg -i video.m4a -ac 1 -ar 16000 video.wav",
         "music.mp3": "cannot be read exactly .convert it: ffmpeg -i music.mp3",
+        "phone.wav": "a GSM 6.10 file cannot be read exactly .convert it: ffmpeg -i phone.wav -ac 1 -ar 16000 phone.flac",
         "empty.wav": "holds no samples",
         "short.wav": "is 0.019 s long, but at least 0.025 s are needed",
         "fast.wav": "sample rate of 384000 Hz is not from 4000 to 192000 Hz",
@@ -180,7 +182,7 @@ def test_all_bad_files_are_named_at_once(tmp_path):
         if name != "short.wav":
             with pytest.raises((BadFileError, FileNotFoundError), match=message):
                 read(tmp_path / name, 16000)
-    with pytest.raises(BadFileError, match=r"15 of 16 recordings cannot be used:(\n  .*){10}\n  \.\.\. and 5 more"):
+    with pytest.raises(BadFileError, match=r"16 of 17 recordings cannot be used:(\n  .*){10}\n  \.\.\. and 6 more"):
         check([tmp_path / "good.wav", *(tmp_path / name for name in expected)])
     check([tmp_path / "good.wav"])
     check([tmp_path / "nan.wav"], decode=False)
@@ -200,6 +202,9 @@ def test_silence_is_refused_on_request(tmp_path):
     check(paths)
     with pytest.raises(BadFileError, match=r"(?s)1 of 2 recordings.*silent\.wav is silent: all its samples are zero"):
         check(paths, allow_silence=False)
+    cancelling = save(tmp_path / "turned.wav", noise(16000)[:, None] * [1, -1], subtype="FLOAT")
+    with pytest.raises(BadFileError, match=r"turned\.wav is silent: the mean of its channels is zero"):
+        check([cancelling], allow_silence=False)
 
 
 def test_recordings_to_convert_first_are_named_beside_those_that_are_found(tmp_path, capsys):

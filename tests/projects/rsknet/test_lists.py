@@ -68,6 +68,13 @@ def test_a_table_may_have_a_header_and_names_with_spaces(tmp_path):
         write_trials(tmp_path / "again.txt", trials)
 
 
+def test_names_between_tabs_may_have_spaces(tmp_path):
+    path = tmp_path / "trials.txt"
+    path.write_bytes(b"0\tmy voice/1.wav\tother/2.wav\r\n1 other/1.wav other/2.wav\r\n1\tmy voice/1.wav\tmy voice/3.wav\r\n")
+    expected = [("my voice/1.wav", "other/2.wav", False), ("other/1.wav", "other/2.wav", True), ("my voice/1.wav", "my voice/3.wav", True)]
+    assert triples(read_trials(path)) == expected
+
+
 def test_models_of_several_files_stand_for_names_of_the_list(tmp_path):
     path = tmp_path / "key.lst"
     path.write_text("m1 t1.flac tgt\nm2 t1.flac imp\n")
