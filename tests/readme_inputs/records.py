@@ -40,7 +40,7 @@ def voxceleb(root: Path) -> None:
         "dev": write_speakers(root / "voxceleb1/dev/wav", ["id10001", "id10002"], samples=3 * SECONDS),
         "test": write_speakers(root / "voxceleb1/test/wav", ["id10270", "id10271"], samples=3 * SECONDS),
     }
-    write_speakers(root / "voxceleb2/dev/wav", [f"id{number:05d}" for number in range(12, 142)], files=1, samples=3 * SECONDS)
+    write_speakers(root / "voxceleb2/dev/wav", [f"id{number:05d}" for number in range(2000, 2130)], files=1, samples=3 * SECONDS)
     for file, names in (("veri_test2", ["test"]), ("list_test_all2", ["dev", "test"]), ("list_test_hard2", ["dev", "test"])):
         (root / f"{file}.txt").write_text("\n".join(pair_lines([name for part in names for name in parts[part]])) + "\n")
 
