@@ -222,7 +222,12 @@ class ProjectCLI(LightningCLI):
     def _existing_run(self) -> Run | None:
         checkpoint = self._given["ckpt_path"]
         if checkpoint and Path(checkpoint).parent.name == "checkpoints" and self._given["run"] is None:
-            return Run(Path(checkpoint).resolve().parent.parent)
+            run = Run(Path(checkpoint).resolve().parent.parent)
+            project = run.manifest().get("project")
+            if project == self.project:
+                return run
+            if project and (run.path / "manifest.json").is_file():
+                raise ValueError(f"{checkpoint} is of a run of {project}: give --ckpt_path the weights of a run of {self.project}")
         named, may_be_absent = self._given["run"], self.chosen in self._trainer_type.begins
         if self._resume or (named is not None and not may_be_absent):
             return find_run(self.project, named)
@@ -266,10 +271,7 @@ class ProjectCLI(LightningCLI):
         if self._resume and any(self._given[name] for name in self._outside) and not config.run:
             raise ValueError("--resume with a model from outside goes on in a run of its own: name that with --run NAME")
         if not self._starts_run(verb):
-            existing = self._existing_run() or find_run(self.project)
-            if existing.path.parent.name != self.project:
-                raise ValueError(f"{existing.path} is no run of {self.project}")
-            return existing
+            return self._existing_run() or find_run(self.project)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or "LOCAL_RANK" in os.environ
         name = config.run or stamp() or (several and os.environ.get("TOUCHSTONE_PARENT_RUN"))
         if several and not name:

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -122,6 +123,21 @@ def test_a_checkpoint_of_another_shape_is_described(toy, capsys, tmp_path):
     text = failed(toy, capsys, "test", "--model.width", "3")
     assert "layer.weight: the network has (1, 3), the file (1, 1)" in text
     assert "no checkpoint gone.ckpt: the run toy_paper/" in failed(toy, capsys, "test", "--ckpt_path", "gone.ckpt")
+
+
+def test_weights_of_another_project_are_named_and_those_elsewhere_are_taken(toy, run_folder, capsys, tmp_path):
+    run = toy.main(["fit", "--run", "first"]).run.path
+    other = run_folder / "other_paper" / "first"
+    shutil.copytree(run, other)
+    (other / "manifest.json").write_text((run / "manifest.json").read_text().replace("toy_paper", "other_paper"))
+    (other / "config.yaml").write_text("model: {depth: 3}\n")
+    text = failed(toy, capsys, "test", "--ckpt_path", str(other / "checkpoints" / "last.ckpt"))
+    assert "last.ckpt is of a run of other_paper: give --ckpt_path the weights of a run of toy_paper" in text
+
+    shutil.copytree(run / "checkpoints", tmp_path / "loose" / "checkpoints")
+    assert toy.main(["test", "--ckpt_path", str(tmp_path / "loose" / "checkpoints" / "last.ckpt")]).run.path == run
+    moved = shutil.copytree(run, tmp_path / "archive" / "copy")
+    assert toy.main(["test", "--ckpt_path", str(moved / "checkpoints" / "last.ckpt")]).run.path == moved
 
 
 def test_a_damaged_checkpoint_is_named(toy, capsys):
