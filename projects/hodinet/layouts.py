@@ -56,6 +56,9 @@ PICTURES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """Numbers of pictures that the sets were published with; NJU2K and STERE in several releases."""
 
+DEPTH_ENDING = re.compile(r"_depth$", re.IGNORECASE)
+"""What may stand behind the stems of depth maps, as in some releases of RGBD135."""
+
 _NAMES = {
     "NJU2K": ("njud", "njudfull", "nju2kfull", "nju2000"),
     "NLPR": ("nlprfull",),
@@ -69,7 +72,6 @@ _NAMES = {
 _STEMS = {"NJU2K": r"(?<!\d)\d{6}_left$", "NLPR": r"(?<!\d)\d{1,2}_\d\d-\d\d-\d\d$", "DUT-RGBD": r"^(dut\D*)?\d+$"}
 _IMAGES, _MASKS = ("rgb", "image", "images", "img", "imgs", "rgb_left", "imgs_right"), ("gt", "mask", "masks", "gt_right")
 _MODALITIES: dict[Modality, tuple[str, ...]] = {"depth": ("depth", "depths"), "thermal": ("t", "thermal")}
-_DEPTH = re.compile(r"_depth$", re.IGNORECASE)  # behind the stems of RGBD135 in some releases
 _SPLIT = re.compile(r"(train|test|val)(?:ing|id|idation)?(?:data)?(?:set)?")  # a word of a folder's name
 _SHORT = {"tr": "train", "te": "test"}
 _USED = ({"train"}, {"test"})  # what the name of a folder tells whose pictures are read
@@ -286,7 +288,7 @@ def _side_by_side(root: Path) -> list[_Place]:
     """
     lists = {path: lines for path in sorted(root.glob("*.txt")) if (lines := read_pairs(path))}
     there = {path.relative_to(root).as_posix(): path for path in list_images(root)} if lists else {}
-    beside = {name.rpartition("/")[0] for name, path in there.items() if _DEPTH.search(path.stem)}
+    beside = {name.rpartition("/")[0] for name, path in there.items() if DEPTH_ENDING.search(path.stem)}
     used: dict[str, tuple[str, Path]] = {}
     found: dict[tuple[str, Path], tuple[_Files, _Files, _Files]] = {}
     for path, lines in lists.items():
@@ -332,7 +334,7 @@ def _check_place(place: _Place, modality: Modality, missing_depth: MissingDepth,
 def _samples(place: _Place, root: Path, missing_depth: MissingDepth, on_bad_file: OnBadFile, with_masks: bool) -> list[Sample]:
     """Pair the files of a place, and give each its set and split."""
     images, depths, masks = place.files or (_by_stem(folder) for folder in (place.images, place.depths, place.masks))
-    depths = {stem if stem in images else _DEPTH.sub("", stem): path for stem, path in depths.items()}
+    depths = {stem if stem in images else DEPTH_ENDING.sub("", stem): path for stem, path in depths.items()}
     splits = dict.fromkeys(images, place.split) if place.files else _listed(place, root, images)
     needed = {"depth map": depths} if missing_depth == "refuse" else {}
     needed |= {"mask": masks} if place.masks and with_masks else {}

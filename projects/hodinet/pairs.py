@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from projects.hodinet.depth import ARRAY
-from projects.hodinet.layouts import MissingDepth, Modality, Sample, is_inverted, read_layout
+from projects.hodinet.layouts import DEPTH_ENDING, MissingDepth, Modality, Sample, is_inverted, read_layout
 from projects.hodinet.samples import Reading
 from shared.data.files import EXTENSIONS, BadFileError, first_few, image_size, read_levels
 from shared.data.folders import OnBadFile
@@ -60,7 +60,7 @@ def find_pairs(
         path: a picture, a folder or a pattern, see `shared.data.inputs.find_pictures`. A folder that holds one of `projects.hodinet.layouts.LAYOUTS`
             stands for the pictures and depth maps there, unless `depth` is given.
         depth: the file of depth of one picture, or a folder of maps: `<folder>/a/1.png` for the picture `a/1.jpg` below `path`, or else the only map
-            of that stem.
+            of that stem; `_depth` may stand behind the stem.
         reader: how depth is read.
         needed: False leaves depth out.
         missing: refuses pictures without a depth map, or takes zeros for it.
@@ -131,8 +131,10 @@ def _paired(pictures: Sequence[Input], folder: Path) -> list[tuple[Input, Path |
     by_path = _unambiguous([spelt(Path(name)) for name in maps], "depth maps")
     files = dict(zip((spelt(Path(name)) for name in maps), maps, strict=True))
     _unambiguous([given.name for given in pictures], "pictures")
-    stems, others = (Counter(Path(name).stem for name in group) for group in (files, (given.name for given in pictures)))
-    by_stem = {Path(name).stem: name for name in files}
+    by_path = {DEPTH_ENDING.sub("", bare): name for bare, name in by_path.items()} | by_path
+    stems = Counter(Path(bare).name for bare in by_path)
+    others = Counter(Path(given.name).stem for given in pictures)
+    by_stem = {Path(bare).name: name for bare, name in by_path.items()}
 
     def find(given: Input) -> Path | None:
         stem = Path(given.name).stem

@@ -240,7 +240,7 @@ def row(content: dict[str, Any]) -> dict[str, Any]:
 
 def is_doubtful(content: dict[str, Any]) -> bool:
     """Tell whether what was found in a picture is clearly farther than the rest, so that its depth seems to be the other way round."""
-    return content["polarity"] is not None and content["polarity"] < AGAINST
+    return content["objects"] > 0 and content["polarity"] is not None and content["polarity"] < AGAINST
 
 
 def sentence(content: dict[str, Any]) -> str:

@@ -47,6 +47,15 @@ def test_depth_is_found_by_path_or_by_stem(tmp_path):
     assert paired(tmp_path, tmp_path / "in", missing="zeros") == paired(tmp_path, tmp_path / "in", needed=False) == dict.fromkeys(found)
 
 
+def test_depth_may_be_told_behind_the_stem(tmp_path):
+    for name in ("in/1.jpg", "in/a/2.png", "in/3.png"):
+        save(tmp_path / name)
+    for name in ("maps/1_depth.png", "maps/2_Depth.PNG", "maps/3_depth.png", "maps/3.png"):
+        save(tmp_path / name, kind="depth")
+    found = {"1.jpg": "maps/1_depth.png", "3.png": "maps/3.png", "a/2.png": "maps/2_Depth.PNG"}
+    assert paired(tmp_path, tmp_path / "in", tmp_path / "maps") == found
+
+
 def test_depth_that_lies_among_the_pictures_is_not_judged(tmp_path):
     save(tmp_path / "in/1.jpg")
     save(tmp_path / "in/near/1.png", kind="depth")

@@ -201,6 +201,7 @@ def test_objects_shares_and_polarity_are_those_of_the_map():
     assert sentence(content | turned | {"invert": True}).endswith("try --invert false")
     assert describe(image, probability, 1 - depth, thermal=True)["polarity"] is None
     assert sentence(content | describe(image, probability * 0, depth)).startswith("a.png: nothing salient; ")
+    assert "--invert" not in sentence(content | describe(image, probability / 2, 1 - depth)), "nothing is found that could be farther"
 
 
 def test_what_cannot_be_judged_is_named(monkeypatch):
