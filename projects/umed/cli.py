@@ -20,7 +20,7 @@ class Trainer(ProjectTrainer):
     makes_run = frozenset({"fit", "bench", "reproduce"})
     reads = frozenset({"path"})
     resumable = frozenset({"fit", "protect", "predict", "bench", "reproduce"})
-    follow_up = MappingProxyType({"fit": "protect", "protect": "verify", "verify": "attack"})
+    follow_up = MappingProxyType({"fit": "protect"})
 
     def fit(self, model: Protector, datamodule: ProtectionData, ckpt_path: str | None = None) -> None:  # type: ignore[override]
         """Train the generators and their surrogate by turns, and measure the protected test images.

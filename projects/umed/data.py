@@ -116,7 +116,7 @@ class ProtectionData(DataModule):
         if self.source in _CLASSES and self.classes not in (1, _CLASSES[self.source]):
             raise ValueError(f"data.source {self.source} has {_CLASSES[self.source]} classes: leave data.classes out")
         if self.source != "folder" and (self.mask_values is not None or self.window is not None):
-            raise ValueError(f"data.mask_values and data.window are for data.source folder, not {self.source}")
+            raise ValueError(f"data.mask_values and data.window are for data.source folder, not {self.source}: give --data.source folder too")
         if self.source == "folder":
             mask_code(self.classes, self.mask_values)
 

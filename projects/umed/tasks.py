@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,7 +124,20 @@ def protect(trainer: ProjectTrainer, model: Protector, data: ProtectionData, fol
     if bare := [record["original"] for record in manifest["images"] if record["psnr_roi"] is None]:
         print(f"{len(bare)} of them, such as {bare[0]}, have no foreground in their masks and are published as they were")
     print("They are protected against training, not against disclosure: whoever has two releases sees where the masks are. Not for diagnosis.")
+    _suggest("verify", None if folder is None and out is None else target, data)
     return Published(target, manifest, {"images": len(images)} | {name: round(value, 3) for name, value in mean.items()})
+
+
+def _suggest(verb: str, published: Path | None, data: ProtectionData) -> None:
+    """Print the command that goes on with a protected set: with one of a user's own it has to be told where that and its originals lie."""
+    words = [verb]
+    if published is not None:
+        words.append(str(published))
+        if data.given_root is not None:
+            words += ["--data.source", data.source, "--data.root", str(data.given_root)]
+        given = {name: data.hparams[name] for name in ("mask_values", "window") if data.hparams[name] is not None}
+        words += [word for name, value in given.items() for word in (f"--data.{name}", json.dumps(value))]
+    print(f"next: lightning run projects/umed/cli.py {shlex.join(words)}")
 
 
 def published_set(trainer: ProjectTrainer, data: ProtectionData, folder: str | None) -> tuple[SegmentationSet, SegmentationSet]:
@@ -208,6 +223,7 @@ def verify(
     print(f"{word}: {figures}; {signs}; best epoch {100 * after.best:.1f}")
     summary = {"verdict": word, "verify/clean_dsc": round(100 * before.last, 2), "verify/protected_dsc": round(100 * after.last, 2)}
     summary |= {"verify/training_dsc": round(100 * after.train_dice, 2), "verify/signature_dsc": round(100 * after.signature_dice, 2)}
+    _suggest("attack", None if folder is None else Path(folder), data)
     return Verified(before, after, int(word != "protected"), summary)
 
 

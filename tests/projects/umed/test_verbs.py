@@ -1,5 +1,6 @@
 import csv
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -106,6 +107,22 @@ def test_a_users_folder_is_protected_at_its_own_size_under_its_names(run, tmp_pa
     assert len(read_manifest(tmp_path / "out")["images"]) == 4
 
 
+def test_what_is_suggested_goes_on_with_the_users_own_folder(run, tmp_path, capsys):
+    def suggested():
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+        return shlex.split(line.removeprefix("next: lightning run projects/umed/cli.py "))
+
+    root, out = write_masked_folder(tmp_path / "of mine", count=12), tmp_path / "out"
+    main(["protect", str(root), "--out", str(out), "--data.source=folder", '--data.mask_values=["255"]'])
+    command = suggested()
+    assert command == ["verify", str(out), "--data.source", "folder", "--data.root", str(root), "--data.mask_values", '["255"]']
+    result = main([*command, "--recipe=quick", "--epochs=1"]).result
+    assert result.protected.signature_dice is not None
+    assert suggested() == ["attack", *command[1:]]
+    main(["protect", "--force"])
+    assert suggested() == ["verify"]
+
+
 def test_a_folder_without_foreground_is_not_published(run, tmp_path, capsys):
     root = write_masked_folder(tmp_path / "mine", count=2)
     for path in (root / "masks").rglob("*.png"):
@@ -189,6 +206,7 @@ def test_a_killed_training_resumes_to_the_same_weights(run_folder):
         (["bench", "--exploiters=[magic]"], "--exploiters magic: choose among unet"),
         (["protect", "/nowhere/at/all"], "/nowhere/at/all"),
         (["verify", "--data.seed=5"], "protect the same source"),
+        (["protect", "/nowhere", '--data.mask_values=["#ff0000"]'], "not ellipses: give --data.source folder too"),
     ],
 )
 def test_what_is_wrong_is_named_before_any_work(run, capsys, arguments, message):
