@@ -54,6 +54,14 @@ def build_network(name: str, classes: int, channels: int) -> nn.Module:
     return build_backbone(name, num_classes=classes, in_chans=channels)
 
 
+def _check_size(name: str, network: nn.Module, given: tuple[int, ...]) -> None:
+    config = getattr(network, "pretrained_cfg", {})
+    wanted = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else given
+    if given != wanted:
+        sizes = [" x ".join(map(str, size)) for size in (wanted, given)]
+        raise ValueError(f"{name} takes images of {sizes[0]} pixels alone, not of {sizes[1]}: set data.size, or take another model.backbone")
+
+
 class DualClassifier(nn.Module):
     """A classifier of each sub-image: noise is added outside, to the sub-image; then it is embedded, normalised and classified.
 
@@ -98,6 +106,7 @@ class DualClassifier(nn.Module):
                 everything = torch.arange(channels * split.height * split.width).view(channels, split.height, split.width)
                 self.blends.append(nn.Sequential(BlockMax(source[0] >= 0), Placement(everything, mean, std)))
         self.networks = nn.ModuleList(build_network(backbone, classes, channels) for _ in range((1 if is_shared else len(split)) * ensemble))
+        _check_size(backbone, self.networks[0], tuple(source.shape[1:]))
 
     def classifier(self, branch: int) -> nn.Module:
         """Return the classifier of noised sub-images of a branch, (B, C, h, w) -> (B, K) logits; an ensemble's are averaged."""

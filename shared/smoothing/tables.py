@@ -54,7 +54,8 @@ class Table:
 def read_table(path: str | Path) -> Table:
     """Read a tab-separated certification table: Cohen's, ANCER's, ISS's, adaptive ensembles', DRS's, ours.
 
-    Both ends of line, no last newline, a cut last line, further columns, summary lines at the end, and times in seconds or as `h:mm:ss` will do.
+    Both ends of line, a byte order mark, no last newline, a cut last line, further columns, summary lines at the end, and times in seconds or as
+    `h:mm:ss` will do.
 
     Args:
         path: the file.
@@ -63,7 +64,7 @@ def read_table(path: str | Path) -> Table:
         FileNotFoundError: if there is no such file.
         ValueError: if the header lacks idx, label or predict, or no row can be read.
     """
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     names = [name.strip() for name in lines[0][1].split("\t")] if lines else []
     if missing := [name for name in ("idx", "label", "predict") if name not in names]:
@@ -78,7 +79,7 @@ def read_table(path: str | Path) -> Table:
         else:
             rows.append(row)
     if not rows:
-        raise ValueError(f"{path} has a header but no row that can be read")
+        raise ValueError(f"{path} has a header but no row that can be read{': ' + notes[0] if notes else ''}")
     names = ["index", "label", "predicted", "radius", "stated_correct", "seconds", "digits"]
     return Table(**{name: _column(rows, name) for name in names}, notes=notes)
 

@@ -155,3 +155,8 @@ def test_training_starts_from_a_whole_model_or_from_one_network(tmp_path):
         load_start(model.net, tmp_path / "other.pth")
     with pytest.raises(FileNotFoundError, match="no weights"):
         load_start(model.net, tmp_path / "none.pth")
+
+
+def test_networks_of_one_input_size_are_refused_at_another():
+    with pytest.raises(ValueError, match=r"takes images of 224 x 224 pixels alone, not of 32 x 32: set data\.size"):
+        DualClassifier(make_split("whole", 32, 32), "packed_nearest", "vit_tiny_patch16_224", 10, 3)

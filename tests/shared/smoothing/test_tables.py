@@ -8,6 +8,7 @@ VARIANTS = {
     "cohen": "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.95\t1\t0:00:15.344139\n20\t8\t-1\t0.0\t0\t1 day, 0:00:01\n",
     "old": "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.95\t1\t15.344139\n20\t8\t-1\t0.0\t0\t86401",
     "windows": "idx\tlabel\tpredict\tradius\tcorrect\ttime\r\n0\t3\t3\t0.95\t1\t0:00:15.344139\r\n20\t8\t-1\t0.0\t0\t1 day, 0:00:01\r\n",
+    "marked": "\ufeffidx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.95\t1\t0:00:15.344139\n20\t8\t-1\t0.0\t0\t1 day, 0:00:01\n",
     "cut": "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.95\t1\t0:00:15.344139\n20\t8\t-1\t0.0\t0\t1 day, 0:00:01\n40\t3\t0.9",
     "ancer": "idx\tlabel\tpredict\tradius\tradius_proxy\tcorrect\tmin_sigma\ttime\n"
     "0\t3\t3\t0.95\t1.2\t1\t.2\t15.344139\n20\t8\t-1\t0.0\t0.0\t0\t.2\t86401\n",
@@ -52,7 +53,13 @@ def test_times_and_digits():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a,b\n1,2\n", "lacks idx, label, predict"), ("", "no certification table"), ("idx\tlabel\tpredict\n", "no row")]
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "lacks idx, label, predict"),
+        ("", "no certification table"),
+        ("idx\tlabel\tpredict\n", "no row that can be read$"),
+        ("idx\tlabel\tpredict\n\n0\tcat\tdog\n", r"no row that can be read: line 3 is no row: '0\\tcat\\tdog'"),
+    ],
 )
 def test_what_is_no_table_is_said(tmp_path, text, message):
     (tmp_path / "log").write_text(text)
