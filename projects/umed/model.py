@@ -273,7 +273,13 @@ class Perturbator(nn.Module):
 
         Returns:
             (B, C, H, W) δ = δ_c + δ_t, in units of [0, 1] images, at most epsilon, and 0 outside of band and interior.
+
+        Raises:
+            ValueError: if images are no floats, or masks of another shape.
         """
+        if not images.is_floating_point() or masks.shape != (len(images), *images.shape[2:]):
+            given = f"{images.dtype} of shape {tuple(images.shape)} with masks of shape {tuple(masks.shape)}"
+            raise ValueError(f"images are (B, C, H, W) floats in [0, 1] and masks (B, H, W), got {given}")
         contour = None if self.contour is None else self._filtered(self.contour(images))
         texture = None if self.texture is None else self._filtered(self.texture(images))
         strength = None if texture is None or self.clip == "fixed" else local_texture(images, self.mode)

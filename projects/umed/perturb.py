@@ -167,5 +167,12 @@ def compose(contour: Tensor | None, texture: Tensor | None, found: Regions, stre
 
 
 def protect_images(images: Tensor, delta: Tensor) -> Tensor:
-    """Add δ, in units of [0, 1] images, to (B, C, H, W) uint8 images as they will be stored: rounded, and clipped at 0 and 255."""
+    """Add δ, in units of [0, 1] images, to (B, C, H, W) uint8 images as they will be stored: rounded, and clipped at 0 and 255.
+
+    Raises:
+        ValueError: if the images are not uint8, or the shapes differ.
+    """
+    if images.dtype != torch.uint8 or images.shape != delta.shape:
+        given = f"{images.dtype} of shape {tuple(images.shape)}, and a perturbation of shape {tuple(delta.shape)}"
+        raise ValueError(f"images are uint8 as they are stored, with a perturbation of their shape, got {given}")
     return add_on_grid(images, delta)

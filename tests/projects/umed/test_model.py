@@ -115,6 +115,14 @@ def test_perturbations_stay_in_their_place_and_bound(channels):
     torch.testing.assert_close(alone, delta, atol=1e-7, rtol=0)
 
 
+def test_images_and_masks_that_do_not_fit_are_named():
+    net = Perturbator(ContourGenerator(1, SMALL), None, 4 / 255, 1)
+    images, masks = torch.rand(2, 1, 16, 16), boxes(2, 16)
+    for wrong in (((255 * images).byte(), masks), (images, masks[:, None]), (images, masks[..., :8]), (images, masks[:1])):
+        with pytest.raises(ValueError, match=r"images are \(B, C, H, W\) floats in \[0, 1\] and masks \(B, H, W\), got"):
+            net(*wrong)
+
+
 def test_parts_can_be_left_out():
     images, masks = torch.rand(1, 1, 16, 16), boxes(1, 16)
     only_contour = Perturbator(ContourGenerator(1, SMALL), None, 4 / 255, 1)(images, masks)

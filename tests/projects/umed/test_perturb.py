@@ -135,3 +135,6 @@ def test_stored_images_change_by_at_most_epsilon_and_are_clipped():
     images = torch.tensor([0, 2, 100, 254, 255], dtype=torch.uint8).reshape(1, 1, 1, 5)
     delta = torch.tensor([-4.0, -4, 0.49, 4, 4]).reshape(1, 1, 1, 5) / 255
     assert protect_images(images, delta).flatten().tolist() == [0, 0, 100, 255, 255]
+    for wrong in (images / 255, images.short(), images.expand(-1, 3, -1, -1)):
+        with pytest.raises(ValueError, match="images are uint8 as they are stored"):
+            protect_images(wrong, delta)
