@@ -98,7 +98,7 @@ class HODINet(nn.Module):
             sides: whether to return the maps of all four stages rather than the finest one only.
 
         Raises:
-            ValueError: if an input is missing or of another shape.
+            ValueError: if an input is missing or of another shape, or depth is of whole numbers.
         """
         inputs = self._inputs(images, depth)
         height, width = next(iter(inputs.values())).shape[2:]
@@ -127,6 +127,8 @@ class HODINet(nn.Module):
                 found = "none" if maps is None else tuple(maps.shape)
                 raise ValueError(f"{name} must have the shape (B, {channels}, H, W) with sides of {STRIDE} pixels at least, not {found}")
             inputs[name] = maps
+        if depth is not None and not depth.is_floating_point():
+            raise ValueError(f"depth must be floats in [0, 1], near = 1, not {depth.dtype}: divide levels by their largest")
         first, *others = inputs.values()
         if any(other.shape[0] != first.shape[0] or other.shape[2:] != first.shape[2:] for other in others):
             shapes = " and ".join(str(tuple(maps.shape)) for maps in inputs.values())

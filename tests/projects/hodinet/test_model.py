@@ -219,5 +219,7 @@ def test_what_does_not_fit_is_named(net):
             net(*wrong)
     with pytest.raises(ValueError, match=r"depth must have the shape \(B, 1, H, W\)"):
         net(images, depth.repeat(1, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"depth must be floats in \[0, 1\], near = 1, not torch.uint8"):
+        net(images, (255 * depth).byte())
     with pytest.raises(ValueError, match=r"of one size, not \(2, 3, 64, 64\) and \(2, 1, 64, 48\)"):
         net(images, depth[..., :48])
