@@ -35,14 +35,16 @@ def predict_tiles(net: TriPINet, image: Tensor, size: int = 512, overlap: int = 
 
     Args:
         net: in evaluation mode.
-        image: the picture, uint8 or floats from 0 to 255, on any device.
+        image: the picture, uint8 or floats from 0 to 255, on any device, with sides of 32 pixels at least.
         size: side of the tiles, in pixels; those at the right and the bottom are smaller.
         overlap: pixels that two tiles share, at most half of `size`.
         batch: tiles computed at once.
 
     Raises:
-        ValueError: if sizes are no multiples of 32, or the tiles overlap by more than half or not at all.
+        ValueError: if sizes are no multiples of 32, the tiles overlap by more than half or not at all, or the picture has another shape.
     """
+    if image.ndim != 3 or image.shape[0] != 3 or min(image.shape[1:]) < ALIGNMENT:
+        raise ValueError(f"one picture has the shape (3, H, W) with sides of {ALIGNMENT} pixels at least, not {tuple(image.shape)}")
     if size % ALIGNMENT or overlap % ALIGNMENT or not 0 < overlap <= size // 2:
         raise ValueError(f"tiles have sides of multiples of {ALIGNMENT} and overlap by at most half of that, not {size} and {overlap}")
     if batch < 1:

@@ -77,5 +77,8 @@ def test_wrong_sizes_are_named(local):
     for size, overlap in ((100, 32), (128, 0), (128, 96), (128, 40)):
         with pytest.raises(ValueError, match=f"multiples of 32 and overlap by at most half of that, not {size} and {overlap}"):
             predict_tiles(local, picture(64, 64), size, overlap)
+    for wrong in (picture(64, 64)[None], picture(64, 64)[:1], picture(64, 31)):
+        with pytest.raises(ValueError, match=r"one picture has the shape \(3, H, W\) with sides of 32 pixels at least"):
+            predict_tiles(local, wrong, 64, 32)
     with pytest.raises(ValueError, match="at least one tile"):
         predict_tiles(local, picture(64, 64), 64, 32, batch=0)
