@@ -159,7 +159,9 @@ class NoFeatures(FeatureExtractor):
         return {"name": self.name}
 
     def restore(self, state: dict[str, Any]) -> Self:
-        return self._compared(state)
+        if state != self.state():
+            raise ValueError(f"the model was fitted to other features than a light inspector's: give those of {state.get('name')!r} with it")
+        return self
 
 
 class ViTFeatures(FeatureExtractor):
@@ -298,7 +300,7 @@ def cielab(images: Tensor) -> Tensor:
     Raises:
         ValueError: if the pictures are no (B, 3, H, W) uint8.
     """
-    _check(images)
+    check_pictures(images)
     levels = torch.arange(256, device=images.device) / 255
     linear = torch.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92).take(images.long())
     matrix = torch.tensor(_XYZ, device=images.device)
@@ -309,14 +311,15 @@ def cielab(images: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
-def _check(images: Tensor) -> None:
+def check_pictures(images: Tensor) -> None:
+    """Raise a `ValueError` unless pictures are (B, 3, H, W) uint8."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"pictures have shape (B, 3, H, W) and type uint8, not {tuple(images.shape)} and {str(images.dtype).removeprefix('torch.')}")
 
 
 def _pixels(images: Tensor, size: tuple[int, int], mean: Tensor, std: Tensor) -> Tensor:
     """Resize pictures, (B, 3, H, W) uint8, without regard to their proportions, and normalise them."""
-    _check(images)
+    check_pictures(images)
     pixels = images.float()
     if tuple(images.shape[2:]) != size:
         pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from projects.comad.components import to_levels
 from projects.comad.crf import DenseCRF
-from projects.comad.features import FeatureExtractor, NoFeatures
+from projects.comad.features import FeatureExtractor, NoFeatures, check_pictures
 from projects.comad.fusion import Fusion
 from projects.comad.judgement import FUSED, Judgement
 from projects.comad.light import LightSegmenter
@@ -267,7 +267,7 @@ class Inspector:
         """Segment, measure and score pictures, (B, 3, H, W) uint8 of the size that was fitted; weights of components count already.
 
         Raises:
-            ValueError: if nothing was fitted, or pictures have another size.
+            ValueError: if nothing was fitted, or pictures have another shape, type or size.
         """
         self._check_size(images)
         features = self.features(images) if self.uses_features else None
@@ -310,6 +310,7 @@ class Inspector:
         return found | {"fused": torch.stack([found[part] / scales[part] for part in found]).sum(0)}
 
     def _check_size(self, images: Tensor) -> None:
+        check_pictures(images)
         if _size(images) != self.scorer.training.size:
             raise ValueError(f"pictures have {_size(images)} pixels, those that were learnt {self.scorer.training.size}: bring them to that size")
 

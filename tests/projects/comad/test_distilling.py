@@ -142,7 +142,7 @@ def test_a_patch_memory_may_be_kept(full, light, tmp_path):
     scratched = trays("scratch", count=3)
     assert again.judgement.parts == full.judgement.parts
     torch.testing.assert_close(again.examine(scratched).scores["patches"], full.examine(scratched).scores["patches"])
-    with pytest.raises(ValueError, match="other features"):
+    with pytest.raises(ValueError, match="other features than a light inspector's: give those of 'offline' with it"):
         Inspector.load(tmp_path / "light.safetensors")
 
 

@@ -243,6 +243,9 @@ def test_what_cannot_be_is_refused(call, message):
 def test_pictures_of_another_size_are_refused(learnt):
     with pytest.raises(ValueError, match=r"\(64, 64\) pixels, those that were learnt \(128, 128\)"):
         learnt.examine(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    for wrong in (torch.zeros(3, 128, 128, dtype=torch.uint8), torch.zeros(1, 3, 128, 128), torch.zeros(1, 1, 128, 128, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"pictures have shape \(B, 3, H, W\) and type uint8, not"):
+            learnt.examine(wrong)
 
 
 def test_other_features_are_refused(learnt, tmp_path):
