@@ -324,7 +324,7 @@ class ManipulationData(DataModule):
         train, val, tests = self._split()
         tested = [picture for pictures in tests.values() for picture in pictures]
         if options.val is None:
-            val = guard(val, tested, options.on_leak, options.leak_distance)
+            val = guard(val, tested, options.on_leak, options.leak_distance, "validation")
         elif shared := leaks(val, tested, options.leak_distance):
             advice = "the best epoch and the threshold are then chosen on what is tested: divide them otherwise"
             _log.warning("%d of %d pictures of data.val share something with test pictures; %s", len(shared), len(val), advice)

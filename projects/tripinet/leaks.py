@@ -73,7 +73,9 @@ def _looks(train: Sequence[Picture], test: Sequence[Picture], distance: int | No
     return found
 
 
-def guard(train: Sequence[Picture], test: Sequence[Picture], on_leak: OnLeak = "remove", distance: int | None = None) -> list[Picture]:
+def guard(
+    train: Sequence[Picture], test: Sequence[Picture], on_leak: OnLeak = "remove", distance: int | None = None, split: str = "training"
+) -> list[Picture]:
     """Keep test pictures from being learnt.
 
     Args:
@@ -81,6 +83,7 @@ def guard(train: Sequence[Picture], test: Sequence[Picture], on_leak: OnLeak = "
         test: pictures to judge by.
         on_leak: "remove" removes the training pictures that leak, with a warning, "refuse" raises, "keep" only warns.
         distance: see `leaks`.
+        split: what the pictures to learn from are, for messages: those of validation, too, are kept from what is tested.
 
     Returns:
         The training pictures that remain.
@@ -89,7 +92,7 @@ def guard(train: Sequence[Picture], test: Sequence[Picture], on_leak: OnLeak = "
         ValueError: if there is a leak and `on_leak` is "refuse", or if nothing remains.
     """
     found = leaks(train, test, distance)
-    said = f"{len(found)} of {len(train)} training pictures share something with test pictures"
-    none_remain = f"all {len(train)} training pictures share something with test pictures: learn from another set, or set data.on_leak: keep"
+    said = f"{len(found)} of {len(train)} {split} pictures share something with test pictures"
+    none_remain = f"all {len(train)} {split} pictures share something with test pictures: learn from another set, or set data.on_leak: keep"
     leaking = {leak.train.image: f"{leak.train.image} and {leak.test.image} (same {leak.why})" for leak in found}
     return without_leaks(train, leaking, said, on_leak, "divide them otherwise, or set data.on_leak to remove", none_remain)

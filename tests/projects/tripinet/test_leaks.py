@@ -69,4 +69,6 @@ def test_what_befalls_leaks(folder, tmp_path, caplog):
         guard(train, test, "refuse")
     with pytest.raises(ValueError, match="all 2 training pictures"):
         guard(train[1:], test)
+    with pytest.raises(ValueError, match="all 2 validation pictures"):
+        guard(train[1:], test, split="validation")
     assert guard(train[:1], test, "refuse") == train[:1]
