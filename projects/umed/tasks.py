@@ -135,8 +135,8 @@ def _suggest(verb: str, published: Path | None, data: ProtectionData) -> None:
         words.append(str(published))
         if data.given_root is not None:
             words += ["--data.source", data.source, "--data.root", str(data.given_root)]
-        given = {name: data.hparams[name] for name in ("mask_values", "window") if data.hparams[name] is not None}
-        words += [word for name, value in given.items() for word in (f"--data.{name}", json.dumps(value))]
+        given = {name: data.hparams[name] for name in ("mask_values", "window", "on_bad_file") if data.hparams[name] is not None}
+        words += [word for name, value in given.items() for word in (f"--data.{name}", value if isinstance(value, str) else json.dumps(value))]
     print(f"next: lightning run projects/umed/cli.py {shlex.join(words)}")
 
 

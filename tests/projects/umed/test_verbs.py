@@ -113,9 +113,10 @@ def test_what_is_suggested_goes_on_with_the_users_own_folder(run, tmp_path, caps
         return shlex.split(line.removeprefix("next: lightning run projects/umed/cli.py "))
 
     root, out = write_masked_folder(tmp_path / "of mine", count=12), tmp_path / "out"
-    main(["protect", str(root), "--out", str(out), "--data.source=folder", '--data.mask_values=["255"]'])
+    main(["protect", str(root), "--out", str(out), "--data.source=folder", '--data.mask_values=["255"]', "--data.on_bad_file=skip"])
     command = suggested()
-    assert command == ["verify", str(out), "--data.source", "folder", "--data.root", str(root), "--data.mask_values", '["255"]']
+    given = ["--data.source", "folder", "--data.root", str(root), "--data.mask_values", '["255"]', "--data.on_bad_file", "skip"]
+    assert command == ["verify", str(out), *given]
     result = main([*command, "--recipe=quick", "--epochs=1"]).result
     assert result.protected.signature_dice is not None
     assert suggested() == ["attack", *command[1:]]
