@@ -105,8 +105,8 @@ def _frames(arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], ND
     y = y[None] if y.ndim == 3 else y
     if y.ndim != 4 or 0 in y.shape:
         raise ValueError(f"y has the shape {arrays['y'].shape}: expected coarse frames, (B, T, n, n), or (T, n, n) of one sequence")
-    if 1 in y.shape[2:]:
-        raise ValueError(f"y has the shape {arrays['y'].shape}, of one cell a row or column: give at least 2, and no axis of channels")
+    if y.shape[3] == 1:
+        raise ValueError(f"y has the shape {arrays['y'].shape}, of one cell a row: give at least 2, and no axis of channels")
     if np.isinf(y).any():
         raise ValueError("y holds infinite values: write NaN where a value is missing")
     mask = ~np.isnan(y)

@@ -253,10 +253,13 @@ def test_a_teacher_of_another_program_teaches_through_fit(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.walk.anchors=9"], "take fewer anchors, or store more states"),
+        (["--model.walk.anchors=9"], "store more states, or take them all by walk.choice one_by_one"),
         (["--model.walk.choice=explicit", "--model.walk.epochs=[30]"], "walk.epochs names 30"),
         (["--model.walk.choice=lr_drop"], "the teacher's learning rate never fell"),
-        (["--model.recording.every=4", "--model.walk.anchors=3"], "take fewer anchors, or store more states"),
+        (
+            ["--model.recording.every=4", "--model.walk.anchors=3"],
+            "store more states, or take them all by walk.choice one_by_one",
+        ),
         (["--model.loss.kind=kd+hint", "--model.loss.hint_stage=5"], "loss.hint_stage is 5"),
     ],
     ids=["anchors", "explicit", "lr_drop", "recording", "hint"],

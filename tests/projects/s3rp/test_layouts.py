@@ -106,7 +106,7 @@ def test_forecasts_take_winds_that_go_on_or_hold_the_last(arrays):
 
 
 WRONG = {
-    "channels": ({"y": np.zeros((3, 4, 4, 1), np.float32)}, r"the shape \(3, 4, 4, 1\), of one cell a row .* no axis of channels"),
+    "channels": ({"y": np.zeros((3, 4, 4, 1), np.float32)}, r"the shape \(3, 4, 4, 1\), of one cell a row: .* no axis of channels"),
     "no y": ({"y": None}, "no array y"),
     "words": ({"y": np.array(["a"])}, "y holds <U1"),
     "flat y": ({"y": np.ones((4, 4))}, "y has the shape"),
